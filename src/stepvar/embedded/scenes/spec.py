@@ -1,0 +1,106 @@
+"""What a scene is: the closed lists of attributes and the frozen records built from them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal
+
+SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "star", "ring", "cross")
+COLOURS: tuple[str, ...] = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")
+TEXTURES: tuple[str, ...] = ("plain", "striped", "checked", "dotted")
+SIZES: tuple[str, ...] = ("small", "medium", "large")
+BACKGROUNDS: tuple[str, ...] = ("sand", "grass", "water", "stone")
+RELATIONS: tuple[str, ...] = ("left of", "right of", "above", "below")
+
+CANVAS: int = 192
+"""Side in pixels of the canvas on which scenes are laid out unless told otherwise."""
+
+MAXIMUM_OBJECTS: int = 4
+
+RADIUS_FRACTIONS: dict[str, float] = {"small": 0.105, "medium": 0.15, "large": 0.21}
+"""Nominal radius (half the side of the bounding square) of each size, as a fraction of the canvas side."""
+
+Split = Literal["train", "heldout", "any"]
+Combination = tuple[str, str, str]
+
+_HELD_OUT_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One object of a scene.
+
+    `x`, `y` (centre) and `radius` (half the side of the bounding square, outline included) are pixels on a
+    canvas whose side is the scene's `canvas`.
+    """
+
+    shape: str
+    colour: str
+    texture: str
+    size: str
+    x: float
+    y: float
+    radius: float
+
+    @property
+    def combination(self) -> Combination:
+        """Shape, colour and texture: what the held-out split is defined on."""
+        return (self.shape, self.colour, self.texture)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A background and one to four objects that neither overlap nor leave the canvas."""
+
+    background: str
+    objects: tuple[SceneObject, ...]
+    canvas: int = CANVAS
+
+
+@dataclass(frozen=True)
+class Group:
+    """`count` identical objects asked for by a prompt; None leaves an attribute open."""
+
+    count: int
+    shape: str
+    colour: str | None = None
+    texture: str | None = None
+    size: str | None = None
+
+    @property
+    def combination(self) -> Combination | None:
+        """Shape, colour and texture when the prompt fixes all three, else None."""
+        if self.colour is None or self.texture is None:
+            return None
+        return (self.shape, self.colour, self.texture)
+
+
+@dataclass(frozen=True)
+class SceneSpec:
+    """What a picture must show: exactly these groups, and nothing else.
+
+    With a `relation`, the first group stands left of / right of / above / below the second one.
+    """
+
+    groups: tuple[Group, ...]
+    relation: str | None = None
+    background: str | None = None
+
+
+def _choose_held_out() -> frozenset[Combination]:
+    """Take the tenth of all combinations with the smallest digest: fixed for ever, yet without a pattern."""
+    combinations = list(product(SHAPES, COLOURS, TEXTURES))
+    ranked = sorted(combinations, key=lambda parts: hashlib.sha256("/".join(parts).encode()).digest())
+    return frozenset(ranked[: round(_HELD_OUT_SHARE * len(combinations))])
+
+
+HELD_OUT: frozenset[Combination] = _choose_held_out()
+"""Combinations of shape, colour and texture that never appear in training scenes or prompts."""
+
+
+def is_held_out(subject: SceneSpec | Scene) -> bool:
+    """Whether a spec names, or a scene shows, at least one held-out combination."""
+    parts = subject.objects if isinstance(subject, Scene) else subject.groups
+    return any(part.combination in HELD_OUT for part in parts)
