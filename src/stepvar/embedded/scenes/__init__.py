@@ -1,5 +1,18 @@
 """Procedural scenes of the embedded model: rendering, prompts and a checker that looks at pixels only."""
 
+from stepvar.embedded.scenes.grammar import (
+    CATEGORIES,
+    VOCABULARY,
+    Prompt,
+    evaluation_prompts,
+    sample,
+    sample_prompt,
+    scene_for,
+    split_words,
+    write,
+)
+from stepvar.embedded.scenes.layout import LayoutError
+from stepvar.embedded.scenes.parsing import PromptError, UnknownWordError, WordOrderError, parse
 from stepvar.embedded.scenes.render import render
 from stepvar.embedded.scenes.sampling import sample_scene
 from stepvar.embedded.scenes.spec import (
@@ -21,17 +34,31 @@ from stepvar.embedded.scenes.spec import (
 __all__ = [
     "BACKGROUNDS",
     "CANVAS",
+    "CATEGORIES",
     "COLOURS",
     "HELD_OUT",
     "RELATIONS",
     "SHAPES",
     "SIZES",
     "TEXTURES",
+    "VOCABULARY",
     "Group",
+    "LayoutError",
+    "Prompt",
+    "PromptError",
     "Scene",
     "SceneObject",
     "SceneSpec",
+    "UnknownWordError",
+    "WordOrderError",
+    "evaluation_prompts",
     "is_held_out",
+    "parse",
     "render",
+    "sample",
+    "sample_prompt",
     "sample_scene",
+    "scene_for",
+    "split_words",
+    "write",
 ]

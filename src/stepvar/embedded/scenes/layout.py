@@ -15,6 +15,9 @@ _GAP_FRACTION = 6 / CANVAS
 _MARGIN_FRACTION = 4 / CANVAS
 _RANDOM_ROUNDS = 4
 _CANDIDATES = 24
+_RELATION_ROUNDS = 80
+# Sideways offset of the centres of two related groups, at most so much of the offset along the relation.
+_LARGEST_SLANT = 0.6
 
 
 class LayoutError(ValueError):
@@ -97,3 +100,43 @@ def _place_on_grid(
         y = top + row * (cell_height + distance) + radius + down * (cell_height - 2 * radius)
         points.append((x, y))
     return points
+
+
+def place_related(
+    rng: np.random.Generator, first: list[float], second: list[float], relation: str, canvas: int
+) -> Points:
+    """Draw centres for two groups of squares so that the first stands in a relation to the second.
+
+    A straight line separates the groups, and the direction from centre to centre is clearly as asked for.
+
+    Args:
+        rng: the only source of randomness.
+        first: half sides of the squares of the first group, pixels.
+        second: half sides of the squares of the second group.
+        relation: one of `RELATIONS`.
+        canvas: side of the canvas in pixels.
+
+    Returns:
+        The centres of the first group followed by those of the second one.
+
+    Raises:
+        LayoutError: no placement was found.
+    """
+    if relation in ("right of", "below"):
+        swapped = place_related(rng, second, first, "left of" if relation == "right of" else "above", canvas)
+        return swapped[len(second) :] + swapped[: len(second)]
+    low, _, high, _ = whole_canvas(canvas)
+    distance = gap(canvas)
+    start, stop = low + 2 * max(first), high - distance - 2 * max(second)
+    for _ in range(_RELATION_ROUNDS if stop >= start else 0):
+        line = start + rng.random() * (stop - start)
+        try:
+            # Laid out from left to right; "above" swaps the axes afterwards.
+            points = place(rng, first, (low, low, line, high), distance)
+            points += place(rng, second, (line + distance, low, high, high), distance)
+        except LayoutError:
+            continue
+        along, aside = np.mean(points[len(first) :], axis=0) - np.mean(points[: len(first)], axis=0)
+        if abs(aside) <= _LARGEST_SLANT * along:
+            return points if relation == "left of" else [(y, x) for x, y in points]
+    raise LayoutError(f"The objects do not fit the canvas with one group {relation} the other.")
