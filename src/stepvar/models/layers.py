@@ -1,0 +1,89 @@
+"""What the models share: norms, modulation, rotary positions, attention without a cache.
+
+Shapes: R rows, N tokens, C width, H heads, c = C / H channels of a head, T text tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+
+def linear(layer: nn.Linear, inputs: Tensor) -> Tensor:
+    """Applies a linear layer in the layer's own number format."""
+    return layer(inputs.to(layer.weight.dtype))
+
+
+def modulated_norm(hidden: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-6) -> Tensor:
+    """AdaLN: LayerNorm(hidden) x scale + shift, in float32.
+
+    Args:
+        hidden: [R, N, C].
+        scale: [R, 1, C], the 1 of "1 + scale" already added.
+        shift: [R, 1, C].
+    """
+    hidden = hidden.float()
+    return torch.addcmul(shift, functional.layer_norm(hidden, hidden.shape[-1:], eps=eps), scale)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) x weight, computed in float32.
+
+    Args:
+        channels: Width of the last axis.
+        eps: Added to the mean square.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.eps = eps
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return functional.rms_norm(inputs.float(), self.weight.shape, self.weight.float(), self.eps)
+
+
+def rotary_tables_2d(
+    rows: Tensor, columns: Tensor, head_dim: int, theta: float = 10000.0
+) -> tuple[Tensor, Tensor]:
+    """Rotary tables of tokens in a plane: the first half of a head's channels turns with the row.
+
+    Args:
+        rows, columns: [N] positions.
+        head_dim: c, divisible by 4.
+        theta: Base of the frequencies.
+
+    Returns:
+        (cosine, sine), each [N, c / 2] in float32, one entry per pair of channels.
+
+    Source: `precompute_rope2d_freqs_grid` of FoundationVision/Infinity, models/basic.py.
+    """
+    half = head_dim // 2
+    exponents = torch.arange(0, half, 2, device=rows.device).float() / half
+    frequencies = 1.0 / theta**exponents
+    angles = torch.cat([rows.float()[:, None] * frequencies, columns.float()[:, None] * frequencies], dim=1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(inputs: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotates adjacent pairs of channels (2i, 2i + 1) by the i-th angle.
+
+    Args:
+        inputs: [R, N, H, c] in float32.
+        rotary: (cosine, sine), each [R or 1, N, c / 2].
+    """
+    cosine, sine = rotary[0].unsqueeze(2), rotary[1].unsqueeze(2)
+    even, odd = inputs.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([even * cosine - odd * sine, even * sine + odd * cosine], dim=-1).flatten(-2)
+
+
+def padding_mask(lengths: list[int], longest: int, device: torch.device) -> Tensor | None:
+    """[R, 1, 1, T] True where a row has a token; None when all rows are equally long.
+
+    Without a mask every attention backend stays usable, so equal lengths cost nothing.
+    """
+    if all(length == longest for length in lengths):
+        return None
+    sizes = torch.tensor(lengths, device=device)
+    return (torch.arange(longest, device=device) < sizes[:, None])[:, None, None, :]

@@ -1,0 +1,151 @@
+"""What will run: kept tokens, skipped scales and narrowed layers, fixed before generation starts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from stepvar.generation.schedule import Scale, ScaleSchedule
+
+
+@dataclass(frozen=True)
+class ScalePlan:
+    """What one scale will run.
+
+    Attributes:
+        scale: The scale.
+        skipped: The scale is not run at all; it adds nothing to the accumulated codes.
+        kept: Tokens that the narrowed layers run on (all of them when nothing is pruned).
+        first_layer, last_layer: Half-open range of layers that run on the kept tokens only.
+    """
+
+    scale: Scale
+    skipped: bool = False
+    kept: int = 0
+    first_layer: int = 0
+    last_layer: int = 0
+
+    @property
+    def prunes(self) -> bool:
+        return not self.skipped and self.kept < self.scale.tokens and self.first_layer < self.last_layer
+
+    def tokens(self, layer: int) -> int:
+        """Tokens that a layer runs on at this scale."""
+        if self.skipped:
+            return 0
+        narrowed = self.prunes and self.first_layer <= layer < self.last_layer
+        return self.kept if narrowed else self.scale.tokens
+
+
+@dataclass(frozen=True)
+class GenerationPlan:
+    """What every scale of a schedule will run, on a model of `depth` layers."""
+
+    scales: tuple[ScalePlan, ...]
+    depth: int
+
+    @classmethod
+    def dense(cls, schedule: ScaleSchedule, depth: int) -> GenerationPlan:
+        return cls(tuple(ScalePlan(scale, kept=scale.tokens) for scale in schedule), depth)
+
+    def __getitem__(self, index: int) -> ScalePlan:
+        return self.scales[index]
+
+    @property
+    def prunes(self) -> bool:
+        return any(entry.prunes for entry in self.scales)
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything differs from a dense run."""
+        return any(entry.prunes or entry.skipped for entry in self.scales)
+
+    def cached_tokens(self, layer: int) -> int:
+        """Tokens whose keys and values a layer stores over the whole generation."""
+        return sum(entry.tokens(layer) for entry in self.scales)
+
+
+def kept_tokens(tokens: int, ratio: float) -> int:
+    """Tokens kept of `tokens` at a pruning ratio: all but floor(ratio x tokens), at least one."""
+    return max(tokens - int(ratio * tokens + 1e-9), 1)
+
+
+def find_scale(schedule: ScaleSchedule, name: int) -> int:
+    """Resolves a scale's name: its height in tokens, or a negative number counted from the end.
+
+    Raises:
+        ValueError: When no scale, or more than one, has that name.
+    """
+    if name < 0:
+        if -name > len(schedule):
+            raise ValueError(
+                f"Scale {name} does not exist: counted from the end, the schedule has scales "
+                f"-1 to -{len(schedule)}."
+            )
+        return len(schedule) + name
+    matches = [scale.index for scale in schedule if scale.height == name]
+    if len(matches) == 1:
+        return matches[0]
+    heights = ", ".join(str(scale) for scale in schedule)
+    if not matches:
+        raise ValueError(f"No scale is {name} tokens high; the scales are {heights}.")
+    raise ValueError(
+        f"{len(matches)} scales are {name} tokens high ({heights}): name it from the end, "
+        f"{' or '.join(str(match - len(schedule)) for match in matches)}."
+    )
+
+
+def resolve_plan(
+    schedule: ScaleSchedule,
+    depth: int,
+    ratios: Mapping[int, float],
+    skip: Collection[int],
+    first_layer: int,
+    last_layer: int,
+) -> GenerationPlan:
+    """Turns ratios and skips by scale name into a plan.
+
+    A ratio of 1 has nothing left to run: such a scale is planned, and reported, as skipped.
+
+    Raises:
+        ValueError: When a name is unknown or named twice, nothing would be left to run, or the
+            request would change nothing at all.
+    """
+    skipped = {find_scale(schedule, name) for name in skip}
+    by_index: dict[int, float] = {}
+    for name, ratio in ratios.items():
+        index = find_scale(schedule, name)
+        if index in by_index or index in skipped:
+            raise ValueError(f"Scale {schedule[index]} is named twice: give it one ratio, or skip it.")
+        by_index[index] = ratio
+    skipped |= {index for index, ratio in by_index.items() if ratio == 1.0}
+    if len(skipped) == len(schedule):
+        raise ValueError("Every scale is skipped: leave at least the first one to run.")
+    if 0 in skipped:
+        raise ValueError("The first scale carries the prompt into the picture and cannot be skipped.")
+    plan = GenerationPlan(
+        tuple(
+            ScalePlan(
+                scale,
+                skipped=scale.index in skipped,
+                kept=0 if scale.index in skipped else kept_tokens(scale.tokens, by_index.get(scale.index, 0)),
+                first_layer=first_layer,
+                last_layer=last_layer,
+            )
+            for scale in schedule
+        ),
+        depth,
+    )
+    _refuse_silent_no_op(plan, by_index)
+    return plan
+
+
+def _refuse_silent_no_op(plan: GenerationPlan, ratios: Mapping[int, float]) -> None:
+    for index, ratio in ratios.items():
+        entry = plan[index]
+        if ratio > 0 and not entry.skipped and not entry.prunes:
+            raise ValueError(
+                f"Pruning {ratio:g} of scale {entry.scale} ({entry.scale.tokens} tokens) at layers "
+                f"{entry.first_layer} to {entry.last_layer} of {plan.depth} would change nothing: "
+                "raise the ratio, name a larger scale or start at an earlier layer."
+            )

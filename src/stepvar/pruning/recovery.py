@@ -1,0 +1,58 @@
+"""Rebuilding a dense token map from the kept tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stepvar.generation.schedule import Grid
+
+
+def nearest_kept(index: Tensor, grid: Grid, frame_distance: int = 1) -> Tensor:
+    """For every position, which kept token is nearest in space (StepVAR, eq. 8).
+
+    An exact Euclidean distance transform, one axis after the other, on integer keys that hold
+    squared distance and source position: ties go to the first position in row-major order. Costs
+    N x (t + h + w) integer operations, no N x K table.
+
+    Args:
+        index: [B, K] kept positions, row-major in `grid`, without repeats.
+        grid: (t, h, w).
+        frame_distance: Distance of two successive frames, in token sides.
+
+    Returns:
+        [B, N] entries 0..K-1: which of the kept tokens each position copies.
+
+    Raises:
+        ValueError: When a grid is too large for 64-bit keys.
+    """
+    frames, height, width = grid
+    tokens = frames * height * width
+    batch, kept = index.shape
+    far = 4 * (height**2 + width**2 + (frame_distance * frames) ** 2)
+    if far * tokens >= 2**62:
+        raise ValueError(f"The grid {grid} is too large for exact recovery.")
+    keys = torch.full((batch, tokens), far * tokens, dtype=torch.int64, device=index.device)
+    keys.scatter_(1, index, index)
+    keys = keys.view(batch, frames, height, width)
+    for axis, unit in ((3, 1), (2, 1), (1, frame_distance)):
+        keys = _spread(keys, axis, unit * unit * tokens)
+    source = keys.reshape(batch, tokens) % tokens
+    slots = torch.zeros(batch, tokens, dtype=torch.int64, device=index.device)
+    slots.scatter_(1, index, torch.arange(kept, device=index.device).expand(batch, kept))
+    return slots.gather(1, source)
+
+
+def _spread(keys: Tensor, axis: int, unit: int) -> Tensor:
+    """Smallest key + unit x (distance along axis)^2 over all positions of that axis."""
+    size = keys.shape[axis]
+    if size == 1:
+        return keys
+    place = torch.arange(size, device=keys.device)
+    moved = keys.movedim(axis, -1)
+    # A few target positions at a time: the table stays near-linear in memory.
+    targets = place.split(max(1, 2**22 // keys.numel()))
+    parts = [
+        (moved.unsqueeze(-2) + unit * (target[:, None] - place).square()).amin(dim=-1) for target in targets
+    ]
+    return torch.cat(parts, dim=-1).movedim(-1, axis)
