@@ -118,9 +118,9 @@ def generate(
         sampler: Draws the values.
         pruning: A pruning method's configuration; None runs everything.
         observer: Hears of every scale.
-        probe: Sees intermediate tensors: "input" and "output" of the block stack (before recovery
-            "output" holds living tokens only), "logits" (after temperature and guidance),
-            "choice" and "latent".
+        probe: Sees intermediate tensors: "input" of the first layer, "layer 0", "layer 1", ... (what
+            leaves a layer: living tokens only, before guidance), "logits" (after temperature and
+            guidance), "choice" and "latent".
 
     Returns:
         The accumulated latent, the choices and the reports.
@@ -169,7 +169,8 @@ def run_scale(
         tokens, hidden = pruner.enter(layer, tokens, hidden)
         for name, branch in session.branches(layer, cache[layer], rows):
             hidden = pruner.residual(layer, name, branch, tokens, hidden)
-        _show(probe, "output", scale, hidden)
+        if probe is not None:
+            probe(f"layer {layer}", scale, hidden)
         hidden = guidance.after_layer(scale.index, layer, hidden)
     hidden = pruner.leave(tokens, hidden)
     if guidance.mixes_logits(scale.index):

@@ -108,11 +108,13 @@ class InfinitySession:
         hidden = model.embed_tokens(self.next_input(scale), scale)
         return hidden.repeat(rows // self.images, 1, 1), tokens
 
+    def resized_latent(self, scale: Scale) -> Tensor:
+        """Accumulated codes at a scale's latent grid: [B, d, h, w], doubled sides with patchify."""
+        return resize_bilinear(self.latent, (scale.height * self.patch, scale.width * self.patch))
+
     def next_input(self, scale: Scale) -> Tensor:
-        """Accumulated codes at a scale's grid: [B, N, D]."""
-        sides = (scale.height * self.patch, scale.width * self.patch)
-        codes = functional.pixel_unshuffle(resize_bilinear(self.latent, sides), self.patch)
-        return codes.flatten(2).transpose(1, 2)
+        """Accumulated codes at a scale's token grid: [B, N, D]."""
+        return functional.pixel_unshuffle(self.resized_latent(scale), self.patch).flatten(2).transpose(1, 2)
 
     def branches(self, layer: int, memory: Memory, rows: int) -> Sequence[tuple[str, Branch]]:
         block = self.transformer.blocks[layer]
