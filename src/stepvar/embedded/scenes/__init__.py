@@ -1,5 +1,6 @@
 """Procedural scenes of the embedded model: rendering, prompts and a checker that looks at pixels only."""
 
+from stepvar.embedded.scenes.checker import CheckResult, DetectedObject, check, detect
 from stepvar.embedded.scenes.grammar import (
     CATEGORIES,
     VOCABULARY,
@@ -42,6 +43,8 @@ __all__ = [
     "SIZES",
     "TEXTURES",
     "VOCABULARY",
+    "CheckResult",
+    "DetectedObject",
     "Group",
     "LayoutError",
     "Prompt",
@@ -51,6 +54,8 @@ __all__ = [
     "SceneSpec",
     "UnknownWordError",
     "WordOrderError",
+    "check",
+    "detect",
     "evaluation_prompts",
     "is_held_out",
     "parse",

@@ -28,6 +28,12 @@ Combination = tuple[str, str, str]
 _HELD_OUT_SHARE = 0.1
 
 
+def _require(kind: str, value: str | None, allowed: tuple[str | None, ...]) -> None:
+    if value not in allowed:
+        known = ", ".join(name for name in allowed if name is not None)
+        raise ValueError(f"There is no {kind} '{value}'; there are {known}.")
+
+
 @dataclass(frozen=True)
 class SceneObject:
     """One object of a scene.
@@ -61,13 +67,25 @@ class Scene:
 
 @dataclass(frozen=True)
 class Group:
-    """`count` identical objects asked for by a prompt; None leaves an attribute open."""
+    """`count` identical objects asked for by a prompt; None leaves an attribute open.
+
+    Raises:
+        ValueError: an attribute is not one of the known ones, or the count is not positive.
+    """
 
     count: int
     shape: str
     colour: str | None = None
     texture: str | None = None
     size: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"A group holds at least one object, not {self.count}.")
+        _require("shape", self.shape, SHAPES)
+        _require("colour", self.colour, (None, *COLOURS))
+        _require("texture", self.texture, (None, *TEXTURES))
+        _require("size", self.size, (None, *SIZES))
 
     @property
     def combination(self) -> Combination | None:
@@ -82,11 +100,22 @@ class SceneSpec:
     """What a picture must show: exactly these groups, and nothing else.
 
     With a `relation`, the first group stands left of / right of / above / below the second one.
+
+    Raises:
+        ValueError: there is no group, a relation without two groups, or an unknown relation or background.
     """
 
     groups: tuple[Group, ...]
     relation: str | None = None
     background: str | None = None
+
+    def __post_init__(self) -> None:
+        _require("relation", self.relation, (None, *RELATIONS))
+        _require("background", self.background, (None, *BACKGROUNDS))
+        if not self.groups:
+            raise ValueError("A spec asks for at least one group of objects.")
+        if self.relation is not None and len(self.groups) != 2:
+            raise ValueError(f"The relation '{self.relation}' needs two groups, not {len(self.groups)}.")
 
 
 def _choose_held_out() -> frozenset[Combination]:
