@@ -1,0 +1,288 @@
+"""Loading Infinity's checkpoints, published or our own, and converting one into the other.
+
+Source of the file forms: FoundationVision/Infinity, tools/run_infinity.py and models/bsq_vae/vae.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import diffusers
+import torch
+from torch import Tensor
+
+from stepvar.models.infinity.official import (
+    BUDGETS_BY_PIXELS,
+    DERIVED,
+    TOKENIZERS,
+    ZERO_BIAS,
+    infer_config,
+    infer_tokenizer_config,
+    official_keys,
+    published_config,
+    refuse_others,
+    to_official,
+    with_one_scale_shape,
+)
+from stepvar.models.infinity.text import load_text_encoder, load_text_tokenizer
+from stepvar.models.infinity.tokenizer import InfinityTokenizer, convert_official_state
+from stepvar.models.infinity.transformer import InfinityTransformer
+from stepvar.models.loading import (
+    Checkpoint,
+    CheckpointError,
+    TensorMap,
+    build_empty,
+    fill,
+    require_same_layout,
+    saved_config,
+    staged_folder,
+)
+
+__all__ = [
+    "check_pair",
+    "convert",
+    "from_official",
+    "infer_config",
+    "load_official",
+    "load_tokenizer",
+    "load_transformer",
+    "published_config",
+    "to_official",
+]
+
+PathLike = str | os.PathLike[str]
+
+_TRANSFORMER_ROUTES = (("trainer", "gpt_fsdp"), ("trainer", "gpt_wo_ddp"), ("vae",))
+_TOKENIZER_ROUTES = (("vae",), ("trainer", "vae_local"), ("trainer", "gpt_fsdp"))
+"""Where published files and training checkpoints keep the state dict; the last one is a wrong file, but
+following it lets the error say what the file is."""
+
+
+def from_official(state: Mapping[str, Tensor], source: str = "The state dict") -> TensorMap:
+    """An official state dict, complete, under our keys; every name and shape is checked.
+
+    Args:
+        state: The official state dict.
+        source: What errors call it.
+
+    Raises:
+        CheckpointError: When it belongs to another architecture, or something is missing, unexpected or of
+            another shape.
+    """
+    config = infer_config(state, source)
+    names = _check_official(state, build_empty(InfinityTransformer, config, source), source)
+    return _rename(names, source, state)
+
+
+def load_official(transformer: InfinityTransformer, state: Mapping[str, Tensor]) -> None:
+    """Loads an official state dict into an existing transformer, strictly.
+
+    Only the unconditional text may be of another length, as in the official loader: a longer one is cut, a
+    shorter one leaves the transformer's own rows after it.
+
+    Raises:
+        CheckpointError: As for `from_official`.
+    """
+    source, text = "The state dict", "cfg_uncond"
+    state = dict(state)
+    own = transformer.unconditional_text.detach()
+    if text in state and state[text].shape[1:] == own.shape[1:]:
+        given = state[text][: len(own)]
+        state[text] = torch.cat([given.to(own), own[len(given) :]])
+    infer_config(state, source)
+    names = _check_official(state, transformer, source)
+    transformer.load_state_dict(_rename(names, source, state))
+
+
+def _check_official(
+    state: Mapping[str, Tensor], transformer: InfinityTransformer, source: str
+) -> dict[str, str]:
+    """Official key -> our key, after checking an official state dict against a transformer."""
+    expected = to_official(transformer.state_dict(), transformer.config)
+    found = {key: value for key, value in with_one_scale_shape(state).items() if key not in DERIVED}
+    # Whether the zeros were stored makes no difference.
+    expected = {key: value for key, value in expected.items() if key in found or ZERO_BIAS not in key}
+    require_same_layout(found, expected, source)
+    names = official_keys(transformer.config.depth, transformer.config.block_chunks)
+    return {theirs: ours for ours, theirs in names.items()}
+
+
+def _rename(names: Mapping[str, str], source: str, state: Mapping[str, Tensor]) -> TensorMap:
+    """A part of a checked official state dict under our keys, without the constant buffers."""
+    for key, value in state.items():
+        if key.endswith(ZERO_BIAS) and not value.is_meta and value.any():
+            raise CheckpointError(f"{source} has a key bias ({key} is not zero), which Infinity has not.")
+    return {names[key]: value for key, value in with_one_scale_shape(state).items() if key in names}
+
+
+def load_transformer(
+    path: PathLike,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    budgets: Sequence[str] | None = None,
+) -> InfinityTransformer:
+    """Loads a transformer; its size is read off the weights.
+
+    Args:
+        path: A flat state dict (.pth, .safetensors), a training checkpoint, a folder of shards with an index,
+            or a folder that `save_pretrained` wrote.
+        dtype: Number format; None keeps the file's. The modules outside the blocks that the official
+            inference runs in float32 are float32 in any case.
+        device: Where the weights go; None leaves them on the CPU, mapped from the file where possible.
+        budgets: Pixel budgets the weights were trained for; None takes them from a file name with, say,
+            "512x512" in it, or else from the published size.
+
+    Returns:
+        The transformer in evaluation mode.
+
+    Raises:
+        CheckpointError: When the file is missing, damaged, executable, or not an Infinity transformer.
+    """
+    path = Path(path).expanduser()
+    source = f"'{path}'"
+    checkpoint = Checkpoint.open(path, _TRANSFORMER_ROUTES)
+    config = saved_config(path, InfinityTransformer.__name__)
+    rename: Callable[[TensorMap], TensorMap] = dict
+    if config is None:
+        config = infer_config(checkpoint.layout, source)
+        named = next((budget for pixels, budget in BUDGETS_BY_PIXELS.items() if pixels in path.name), None)
+        config["budgets"] = list(budgets or ([named] if named else config["budgets"] or [])) or None
+        transformer = build_empty(InfinityTransformer, config, source)
+        rename = partial(_rename, _check_official(checkpoint.layout, transformer, source), source)
+    else:
+        transformer = build_empty(InfinityTransformer, config, source)
+        require_same_layout(checkpoint.layout, transformer.state_dict(), source)
+    fill(transformer, checkpoint, rename, dtype, device)
+    return transformer.eval()
+
+
+def load_tokenizer(
+    path: PathLike,
+    vae_type: int | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> InfinityTokenizer:
+    """Loads a visual tokenizer; its architecture is read off the weights.
+
+    Args:
+        path: A published file (infinity_vae_*.pth), a training checkpoint, or a folder that
+            `save_pretrained` wrote.
+        vae_type: Bits per latent position that the file must have; None accepts any.
+        dtype: Number format; None keeps the file's.
+        device: Where the weights go; None is the CPU.
+
+    Returns:
+        The tokenizer in evaluation mode.
+
+    Raises:
+        CheckpointError: When the file is missing, damaged, executable, or not an Infinity tokenizer.
+    """
+    path = Path(path).expanduser()
+    source = f"'{path}'"
+    checkpoint = Checkpoint.open(path, _TOKENIZER_ROUTES)
+    config = saved_config(path, InfinityTokenizer.__name__)
+    if config is None:
+        refuse_others(checkpoint.layout, TOKENIZERS, source)
+    layout = _tokenizer_part(checkpoint.layout)
+    config = config or infer_tokenizer_config(layout, source)
+    tokenizer = build_empty(InfinityTokenizer, config, source)
+    bits = tokenizer.config.codebook_dim
+    if vae_type is not None and bits != vae_type:
+        raise CheckpointError(
+            f"{source} has {bits} bits per latent position, but vae_type {vae_type} was asked."
+        )
+    require_same_layout(layout, tokenizer.state_dict(), source)
+    fill(tokenizer, checkpoint, _tokenizer_part, dtype, device)
+    return tokenizer.eval()
+
+
+def _tokenizer_part(state: Mapping[str, Tensor]) -> TensorMap:
+    """Encoder and decoder under our keys; whatever else a file stores, the official loader ignores too."""
+    converted = convert_official_state(state)[0]
+    return {key: value for key, value in converted.items() if key.startswith(("encoder.", "decoder."))}
+
+
+def check_pair(transformer: InfinityTransformer, tokenizer: InfinityTokenizer) -> None:
+    """Checks that a transformer's tokens are the tokenizer's.
+
+    Raises:
+        CheckpointError: When bits or pixels per token differ.
+    """
+    wanted = (transformer.config.bits, transformer.config.pixels_per_token)
+    offered = (tokenizer.bits_per_token, tokenizer.token_stride)
+    if wanted == offered:
+        return
+    sides = [f"{bits} bits per token of {pixels} x {pixels} pixels" for bits, pixels in (wanted, offered)]
+    kind = transformer.config.tokenizer_type
+    remedy = f"give the tokenizer it was trained with, vae_type {kind}" if kind else "give another tokenizer"
+    raise CheckpointError(f"The transformer draws {sides[0]}, but the tokenizer has {sides[1]}; {remedy}.")
+
+
+def convert(
+    transformer_path: PathLike,
+    tokenizer_path: PathLike,
+    text_encoder: PathLike | None,
+    output_dir: PathLike,
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Writes a folder that `InfinityPipeline.from_pretrained` loads.
+
+    Nothing is half-written: the folder appears under its name when it is complete.
+
+    Args:
+        transformer_path: As for `load_transformer`.
+        tokenizer_path: As for `load_tokenizer`.
+        text_encoder: Folder of the T5 text encoder and its tokenizer, e.g. flan-t5-xl, whose encoder is
+            stored in float16 as the official code runs it; None leaves both out.
+        output_dir: The new folder.
+        dtype: Number format of the transformer; None keeps the file's. The tokenizer keeps its own.
+
+    Returns:
+        The new folder.
+
+    Raises:
+        CheckpointError: When an input cannot be used, the inputs do not fit each other, or the folder exists.
+    """
+    with staged_folder(output_dir) as folder:
+        # Without a change of format nothing is read yet, so a wrong pair is refused at once.
+        transformer = load_transformer(transformer_path)
+        tokenizer = load_tokenizer(tokenizer_path)
+        check_pair(transformer, tokenizer)
+        components: dict[str, tuple[str | None, str | None]] = {
+            "transformer": ("stepvar", InfinityTransformer.__name__),
+            "vae": ("stepvar", InfinityTokenizer.__name__),
+            "text_encoder": (None, None),
+            "tokenizer": (None, None),
+        }
+        if text_encoder is not None:
+            components |= _save_text_encoder(text_encoder, transformer, folder)
+        if dtype is not None:
+            transformer = load_transformer(transformer_path, dtype)
+        transformer.save_pretrained(folder / "transformer")
+        tokenizer.save_pretrained(folder / "vae")
+        index = {"_class_name": "InfinityPipeline", "_diffusers_version": diffusers.__version__, **components}
+        (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+    return Path(output_dir).expanduser()
+
+
+def _save_text_encoder(
+    path: PathLike, transformer: InfinityTransformer, folder: Path
+) -> dict[str, tuple[str, str]]:
+    """Saves text encoder and tokenizer beside the other components; returns their entries in the index."""
+    encoder, tokenizer = load_text_encoder(path), load_text_tokenizer(path)
+    given, wanted = encoder.config.d_model, transformer.config.text_channels
+    if given != wanted:
+        raise CheckpointError(
+            f"The text encoder '{path}' gives {given} channels, but the transformer reads {wanted}; "
+            "give the one it was trained with, flan-t5-xl for the published sizes."
+        )
+    encoder.save_pretrained(folder / "text_encoder")
+    tokenizer.save_pretrained(folder / "tokenizer")
+    # transformers 5 calls the generic class by a new name; the old one is known to all versions.
+    name = type(tokenizer).__name__
+    name = "PreTrainedTokenizerFast" if name == "TokenizersBackend" else name
+    return {"text_encoder": ("transformers", type(encoder).__name__), "tokenizer": ("transformers", name)}
