@@ -122,8 +122,9 @@ def test_other_archives_are_refused(tmp_path):
         ([torch.ones(1)], "holds a list"),
         (torch.ones(1), "holds a Tensor"),
         ({}, "holds no tensors"),
-        ({"epoch": 3, "model": {"weight": torch.ones(1)}}, "epoch, model is no dense tensor"),
-        ({"weight": torch.eye(3).to_sparse()}, "weight is no dense tensor"),
+        ({"epoch": 3, "model": {"weight": torch.ones(1)}}, "epoch, model is no named tensor"),
+        ({3: torch.ones(1)}, "3 is no named tensor"),
+        ({"weight": torch.eye(3).to_sparse()}, "weight is no named tensor"),
     ],
 )
 def test_content_that_is_no_state_dict(tmp_path, content, words):

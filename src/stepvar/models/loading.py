@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -184,10 +183,10 @@ def read_tensors(file: Path, routes: Routes = ()) -> TensorMap:
         raise CheckpointError(f"'{file}' holds a {type(state).__name__}, not a state dict; {_USABLE}.")
     if not state:
         raise CheckpointError(f"'{file}' holds no tensors; {_USABLE}.")
-    others = [str(key) for key, value in state.items() if not _is_dense(value)]
+    others = [str(key) for key, value in state.items() if not (isinstance(key, str) and _is_dense(value))]
     if others:
         raise CheckpointError(
-            f"'{file}' is not a plain state dict ({_listing(others)} is no dense tensor); "
+            f"'{file}' is not a plain state dict ({_listing(others)} is no named tensor); "
             "save the state dict alone."
         )
     return dict(state)
@@ -219,7 +218,7 @@ def _read(file: Path) -> Any:
     if is_safetensors or file.suffix == ".safetensors":
         try:
             return load_file(file)
-        except SafetensorError as error:
+        except Exception as error:  # besides its own type, whatever a damaged header leads to
             raise CheckpointError(f"'{file}' is truncated or damaged ({error}); fetch it again.") from error
     if not head.startswith((b"PK\x03\x04", b"\x80")):
         raise CheckpointError(f"'{file}' is not a checkpoint; {_USABLE}.")
@@ -353,6 +352,11 @@ def staged_folder(output: str | os.PathLike[str]) -> Iterator[Path]:
     staged.mkdir()
     try:
         yield staged
+        # safetensors writes files that only their owner may read; give all the folder's own permissions.
+        permissions = staged.stat().st_mode & 0o666
+        for file in staged.rglob("*"):
+            if file.is_file():
+                file.chmod(permissions)
         if output.exists():
             output.rmdir()
         staged.rename(output)

@@ -349,6 +349,7 @@ def test_damaged_tokenizer(tmp_path):
         "encoder.conv_in.conv.bias": "1 missing",
         "encoder.down.1.block.0.conv1.conv.weight": "is missing",
         "decoder.up.0.upsample.conv.conv.weight": "1 unexpected",
+        "encoder.down.99999999999999.block.7.conv1.conv.weight": "is missing",
     }.items():
         state = small_tokenizer().state_dict()
         if state.pop(key, None) is None:

@@ -59,6 +59,7 @@ def test_a_whole_pipeline_folder(tmp_path):
     assert encoder.encoder.block[0].layer[1].DenseReluDense.wo.weight.dtype == torch.float32
     assert PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer").model_max_length == 512
     assert sorted(child.name for child in tmp_path.iterdir()) == ["out", "text"]
+    assert len({file.stat().st_mode for file in folder.rglob("*") if file.is_file()}) == 1
 
 
 def test_without_text_encoder_in_another_number_format(tmp_path):

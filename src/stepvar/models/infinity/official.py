@@ -281,13 +281,13 @@ def infer_tokenizer_config(state: Mapping[str, Tensor], source: str = "The state
     }
     for side, levels in (("encoder", "down"), ("decoder", "up")):
         matches = (re.match(rf"{side}\.{levels}\.(\d+)\.block\.(\d+)\.conv1\.", key) for key in state)
-        places = {(int(match[1]), int(match[2])) for match in matches if match} or {(0, 0)}
-        convolutions = [
-            f"{side}.{levels}.{level}.block.0.conv1.conv.weight" for level in range(max(places)[0] + 1)
-        ]
+        places = [match.groups() for match in matches if match]
+        # Counted rather than read off the largest number, which a damaged file could make any size.
+        level_count = max(len({level for level, _ in places}), 1)
+        convolutions = [f"{side}.{levels}.{level}.block.0.conv1.conv.weight" for level in range(level_count)]
         channels = [_sides(state, key, source, 4)[0] for key in convolutions]
         config[f"{side}_multipliers"] = [count // base for count in channels]
-        config[f"{side}_blocks"] = max(block for _, block in places) + 1
+        config[f"{side}_blocks"] = len({block for _, block in places})
     config["stride"] = 2 ** sum(key.endswith("downsample.conv.conv.weight") for key in state)
     # The official code builds stride 8 for transformers whose tokens are 2 x 2 positions, and only for them.
     config["patchify"] = config["stride"] == 8

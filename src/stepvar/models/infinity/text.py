@@ -194,8 +194,9 @@ def load_text_encoder(
                 path, torch_dtype=dtype, local_files_only=True, output_loading_info=True
             )
     except Exception as error:  # transformers raises almost any type for a damaged folder
-        reason = str(error).strip().partition("\n")[0]
-        raise CheckpointError(f"The text encoder in '{path}' cannot be loaded: {reason}") from error
+        raise CheckpointError(
+            f"The text encoder in '{path}' cannot be loaded ({_first_line(error)}); fetch it again."
+        ) from error
     if kind != "t5":
         raise CheckpointError(
             f"'{path}' holds a model of type {kind!r}, not T5; give the folder of flan-t5-xl."
@@ -225,10 +226,16 @@ def load_text_tokenizer(path: str | os.PathLike[str], max_length: int = 512) -> 
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, legacy=True, local_files_only=True)
     except Exception as error:  # as above
-        reason = str(error).strip().partition("\n")[0]
-        raise CheckpointError(f"The text tokenizer in '{path}' cannot be loaded: {reason}") from error
+        raise CheckpointError(
+            f"The text tokenizer in '{path}' cannot be loaded ({_first_line(error)}); give a folder with a "
+            "tokenizer.json, or install sentencepiece and protobuf."
+        ) from error
     tokenizer.model_max_length = max_length
     return tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".")
 
 
 def _transformers_folder(path: str | os.PathLike[str]) -> Path:
