@@ -1,3 +1,60 @@
-"""stepvar: fast next-scale-prediction image generators."""
+"""stepvar: fast next-scale-prediction image generators, with structure-texture guided pruning."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stepvar.embedded import load_embedded
+    from stepvar.generation.report import Report, Summary
+    from stepvar.generation.schedule import Scale, ScaleSchedule
+    from stepvar.models.infinity.checkpoints import convert
+    from stepvar.models.infinity.pipeline import InfinityPipeline
+    from stepvar.models.infinity.tokenizer import InfinityTokenizer
+    from stepvar.models.infinity.transformer import InfinityTransformer
+    from stepvar.presets import PRESETS
+    from stepvar.pruning.stepvar import StepVAR
 
 __version__ = "0.1.0"
+
+# torch takes seconds to import, diffusers and transformers more: each name loads what it needs.
+_HOMES = {
+    "InfinityPipeline": "stepvar.models.infinity.pipeline",
+    "InfinityTokenizer": "stepvar.models.infinity.tokenizer",
+    "InfinityTransformer": "stepvar.models.infinity.transformer",
+    # diffusers looks up the base class of a saved component on the library that the component names.
+    "ModelMixin": "diffusers",
+    "PRESETS": "stepvar.presets",
+    "Report": "stepvar.generation.report",
+    "Scale": "stepvar.generation.schedule",
+    "ScaleSchedule": "stepvar.generation.schedule",
+    "StepVAR": "stepvar.pruning.stepvar",
+    "Summary": "stepvar.generation.report",
+    "convert": "stepvar.models.infinity.checkpoints",
+    "load_embedded": "stepvar.embedded",
+}
+
+__all__ = [
+    "PRESETS",
+    "InfinityPipeline",
+    "InfinityTokenizer",
+    "InfinityTransformer",
+    "Report",
+    "Scale",
+    "ScaleSchedule",
+    "StepVAR",
+    "Summary",
+    "convert",
+    "load_embedded",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'stepvar' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from stepvar.generation.schedule import Scale
@@ -32,13 +31,13 @@ class Tokens:
 
     Attributes:
         scale: The scale they belong to.
-        rotary: (cosine, sine) tables, each [rows or 1, N, head_dim / 2], or None for models whose
-            positions are not rotary. Row n belongs to the n-th living token.
+        positions: [rows or 1, N, ...] what the model's attention needs to know of the place of each
+            living token, a rotary table for example; None where it needs nothing.
         index: [rows, K] row-major positions in the scale's grid; None while all are alive.
     """
 
     scale: Scale
-    rotary: tuple[Tensor, Tensor] | None = None
+    positions: Tensor | None = None
     index: Tensor | None = None
 
     @property
@@ -48,8 +47,6 @@ class Tokens:
 
     def narrow(self, index: Tensor) -> Tokens:
         """Keeps the tokens at `index` [rows, K] (positions among the living ones), in that order."""
-        rotary = None
-        if self.rotary is not None:
-            rotary = (gather_tokens(self.rotary[0], index), gather_tokens(self.rotary[1], index))
-        positions = index if self.index is None else torch.gather(self.index, 1, index)
-        return replace(self, rotary=rotary, index=positions)
+        positions = None if self.positions is None else gather_tokens(self.positions, index)
+        places = index if self.index is None else self.index.gather(1, index)
+        return replace(self, positions=positions, index=places)

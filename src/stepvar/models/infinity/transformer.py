@@ -21,7 +21,7 @@ from stepvar.generation.attention import Memory
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.generation.tokens import Tokens
 from stepvar.models.infinity.sizes import SizeTable
-from stepvar.models.layers import RMSNorm, linear, modulated_norm, rotary_tables_2d, rotate
+from stepvar.models.layers import RMSNorm, linear, modulated_norm, rotary_table_2d, rotate
 
 LARGEST_LOG_SCALE = math.log(100)
 """Cosine attention's learned log scale is clamped here."""
@@ -71,7 +71,7 @@ class SelfAttention(nn.Module):
         self.log_scale = nn.Parameter(torch.full((1, heads, 1, 1), math.log(4)))
         self.output = nn.Linear(width, width)
 
-    def forward(self, hidden: Tensor, rotary: tuple[Tensor, Tensor], memory: Memory) -> Tensor:
+    def forward(self, hidden: Tensor, rotary: Tensor, memory: Memory) -> Tensor:
         """hidden [R, N, C] -> [R, N, C]; new keys and values go to `memory`."""
         bias = torch.cat([self.query_bias, torch.zeros_like(self.query_bias), self.value_bias])
         qkv = functional.linear(hidden.to(self.qkv.weight.dtype), self.qkv.weight, bias)
@@ -146,7 +146,7 @@ class InfinityBlock(nn.Module):
         self, hidden: Tensor, tokens: Tokens, modulation: Sequence[Tensor], memory: Memory
     ) -> Tensor:
         normed = modulated_norm(hidden, modulation[2], modulation[4])
-        return modulation[0] * self.self_attention(normed, tokens.rotary, memory)
+        return modulation[0] * self.self_attention(normed, tokens.positions, memory)
 
     def attend_text(self, hidden: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         norm = self.cross_norm
@@ -246,8 +246,8 @@ class InfinityTransformer(ModelMixin, ConfigMixin):
         """Number format of the matrix products and of the KV cache."""
         return self.blocks[0].self_attention.qkv.weight.dtype
 
-    def rotary(self, scale: Scale, position_grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Rotary tables (cosine, sine) of a scale, each [1, N, c / 2].
+    def rotary(self, scale: Scale, position_grid: tuple[int, int]) -> Tensor:
+        """Rotary table of a scale, [1, N, c / 2] complex.
 
         A token lies at the row and column of the position grid that its own grid maps to, rounded
         half to even in float32, so that the same place has the same position at every scale.
@@ -258,8 +258,8 @@ class InfinityTransformer(ModelMixin, ConfigMixin):
             for size, full in zip((scale.height, scale.width), position_grid, strict=True)
         ]
         rows, columns = torch.meshgrid(*axes, indexing="ij")
-        tables = rotary_tables_2d(rows.flatten(), columns.flatten(), self.config.width // self.config.heads)
-        return tables[0][None], tables[1][None]
+        head_dim = self.config.width // self.config.heads
+        return rotary_table_2d(rows.flatten(), columns.flatten(), head_dim)[None]
 
     def embed_text(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """Text features [..., E] -> (normalised [..., E], projected for cross-attention [..., C])."""

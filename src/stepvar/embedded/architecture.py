@@ -1,0 +1,84 @@
+"""Sizes of the embedded model: a small Infinity with its own small text encoder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast, T5EncoderModel
+
+    from stepvar.models.infinity.transformer import InfinityTransformer
+
+GRIDS: tuple[tuple[int, int], ...] = tuple((side, side) for side in (1, 2, 3, 4, 6, 9, 13, 18, 24))
+"""Scale schedule: 1,216 tokens, each of the last scale standing for 8 x 8 pixels."""
+
+PIXELS_PER_TOKEN = 8
+BITS = 16
+TEXT_CHANNELS = 128
+TEXT_LENGTH = 32
+
+
+def build_word_tokenizer() -> PreTrainedTokenizerFast:
+    """A word-level tokenizer over the scenes' vocabulary; punctuation and case are dropped."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    from stepvar.embedded.scenes import VOCABULARY
+
+    special = ["<pad>", "</s>", "<unk>"]
+    words = {word: index for index, word in enumerate([*special, *VOCABULARY])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Lowercase(), normalizers.Replace(Regex(r"[^\w\s]"), " ")]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", words["</s>"])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=TEXT_LENGTH,
+    )
+
+
+def build_text_encoder(vocabulary: int) -> T5EncoderModel:
+    """A two-layer T5 encoder with fresh weights."""
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(
+        vocab_size=vocabulary,
+        d_model=TEXT_CHANNELS,
+        d_kv=32,
+        d_ff=512,
+        num_layers=2,
+        num_heads=4,
+        dropout_rate=0.0,
+        feed_forward_proj="gated-gelu",
+        pad_token_id=0,
+        eos_token_id=1,
+        is_encoder_decoder=False,
+        use_cache=False,
+    )
+    return T5EncoderModel(config)
+
+
+def build_transformer() -> InfinityTransformer:
+    """The small Infinity with fresh weights."""
+    from stepvar.models.infinity.transformer import InfinityTransformer
+
+    return InfinityTransformer(
+        depth=8,
+        width=192,
+        heads=3,
+        bits=BITS,
+        text_channels=TEXT_CHANNELS,
+        text_length=TEXT_LENGTH,
+        pool_heads=4,
+        levels=len(GRIDS),
+        tokenizer_type="scenes",
+        grids=GRIDS,
+        pixels_per_token=PIXELS_PER_TOKEN,
+    )

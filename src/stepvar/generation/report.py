@@ -1,0 +1,161 @@
+"""What a run cost and kept: for people, as JSON, and before it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from stepvar.generation.progress import ScaleReport
+from stepvar.pruning.plan import GenerationPlan
+
+
+@dataclass(frozen=True)
+class ScaleCost:
+    """Planned cost of one scale.
+
+    Attributes:
+        flops: Floating-point operations of the transformer, all rows, a multiply-add as two.
+        cache_bytes: Keys and values it adds to the cache, all layers and rows.
+        rows: Batch rows, unconditional copies included.
+    """
+
+    flops: int
+    cache_bytes: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a plan will run, before anything runs.
+
+    Attributes:
+        plan: Tokens kept and scales skipped.
+        costs: One a scale.
+        dense_costs: The same without pruning.
+        backend: Attention implementation.
+    """
+
+    plan: GenerationPlan
+    costs: tuple[ScaleCost, ...]
+    dense_costs: tuple[ScaleCost, ...]
+    backend: str = "torch scaled_dot_product_attention"
+
+    @property
+    def flops(self) -> int:
+        return sum(cost.flops for cost in self.costs)
+
+    @property
+    def dense_flops(self) -> int:
+        return sum(cost.flops for cost in self.dense_costs)
+
+    @property
+    def cache_bytes(self) -> int:
+        return sum(cost.cache_bytes for cost in self.costs)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that leave the embedding of scales that run, pruned ones not counted."""
+        return sum(entry.kept for entry in self.plan.scales)
+
+    @property
+    def dense_tokens(self) -> int:
+        return sum(entry.scale.tokens for entry in self.plan.scales)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "tokens": self.tokens,
+            "dense_tokens": self.dense_tokens,
+            "flops": self.flops,
+            "dense_flops": self.dense_flops,
+            "cache_bytes": self.cache_bytes,
+            "attention": self.backend,
+            "scales": [
+                {
+                    "scale": str(entry.scale),
+                    "tokens": entry.scale.tokens,
+                    "kept": entry.kept,
+                    "skipped": entry.skipped,
+                    "pruned_layers": [entry.first_layer, entry.last_layer] if entry.prunes else None,
+                    "rows": cost.rows,
+                    "flops": cost.flops,
+                    "cache_bytes": cost.cache_bytes,
+                }
+                for entry, cost in zip(self.plan.scales, self.costs, strict=True)
+            ],
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{'scale':>9} {'tokens':>7} {'kept':>7} {'GFLOP':>10} {'KV MiB':>8}"]
+        for entry, cost in zip(self.plan.scales, self.costs, strict=True):
+            kept = "skipped" if entry.skipped else f"{entry.kept}"
+            lines.append(
+                f"{entry.scale!s:>9} {entry.scale.tokens:>7} {kept:>7} "
+                f"{cost.flops / 1e9:>10.2f} {cost.cache_bytes / 2**20:>8.2f}"
+            )
+        lines.append(
+            f"{'total':>9} {self.dense_tokens:>7} {self.tokens:>7} "
+            f"{self.flops / 1e9:>10.2f} {self.cache_bytes / 2**20:>8.2f}"
+        )
+        saved = self.dense_flops / max(self.flops, 1)
+        lines.append(f"{saved:.2f} x fewer transformer FLOPs than dense; attention: {self.backend}.")
+        return "\n".join(lines)
+
+
+@dataclass
+class Report:
+    """How a generation ran.
+
+    Attributes:
+        scales: One report a scale.
+        stages: Seconds of "text", "scales" and "decode".
+        cache_bytes: Size of the KV cache.
+        peak_bytes: Largest memory: of the device on CUDA, of the process elsewhere.
+        seeds: One an image, None where a generator was passed.
+        settings: What the picture depends on, ready for its metadata.
+        choices: Sampled values by index of the scale.
+    """
+
+    scales: list[ScaleReport]
+    stages: dict[str, float]
+    cache_bytes: int
+    peak_bytes: int
+    seeds: Sequence[int | None]
+    settings: dict[str, Any] = field(default_factory=dict)
+    choices: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.stages.values())
+
+    @property
+    def kept_tokens(self) -> int:
+        return sum(report.plan.kept for report in self.scales)
+
+    @property
+    def total_tokens(self) -> int:
+        return sum(report.plan.scale.tokens for report in self.scales)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "seconds": self.seconds,
+            "stages": self.stages,
+            "tokens": {"kept": self.kept_tokens, "total": self.total_tokens},
+            "cache_bytes": self.cache_bytes,
+            "peak_bytes": self.peak_bytes,
+            "seeds": list(self.seeds),
+            "settings": self.settings,
+            "scales": [
+                {
+                    "scale": str(report.plan.scale),
+                    "tokens": report.plan.scale.tokens,
+                    "kept": report.plan.kept,
+                    "skipped": report.plan.skipped,
+                    "rows": report.rows,
+                    "seconds": report.seconds,
+                }
+                for report in self.scales
+            ],
+        }

@@ -1,0 +1,369 @@
+"""Text to image with Infinity."""
+
+# No postponed annotations here: diffusers reads the component types off the constructor.
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, T5EncoderModel
+
+from stepvar.generation.guidance import Guidance, per_scale
+from stepvar.generation.loop import generate, plan_generation
+from stepvar.generation.progress import Observer, Stopwatch
+from stepvar.generation.report import Report, Summary
+from stepvar.generation.sampling import BitSampler, SamplingSettings
+from stepvar.generation.schedule import ScaleSchedule
+from stepvar.models.infinity.checkpoints import check_pair
+from stepvar.models.infinity.cost import scale_costs
+from stepvar.models.infinity.session import InfinitySession, TextCondition
+from stepvar.models.infinity.text import encode_prompts
+from stepvar.models.infinity.tokenizer import InfinityTokenizer
+from stepvar.models.infinity.transformer import InfinityTransformer
+from stepvar.models.pipeline import (
+    OUTPUT_TYPES,
+    ImageOutput,
+    NextScalePipeline,
+    as_prompts,
+    check_plan,
+    describe,
+    make_generators,
+    peak_memory,
+    reset_peak_memory,
+    rows_per_scale,
+    to_output,
+)
+from stepvar.pruning.base import PruningMethod
+
+logger = logging.getLogger(__name__)
+
+PerScale = float | Sequence[float]
+
+
+@dataclass(frozen=True)
+class _Request:
+    """Checked inputs of one call: nothing has been computed yet."""
+
+    prompts: list[str]
+    negatives: list[str] | None
+    schedule: ScaleSchedule
+    guidance: Guidance
+    sampling: SamplingSettings
+    method: PruningMethod | None
+    generators: list[torch.Generator]
+    seeds: list[int | None]
+
+
+class InfinityPipeline(NextScalePipeline):
+    """Draws pictures from prompts.
+
+    Args:
+        transformer: Predicts bits.
+        vae: The visual tokenizer the transformer was trained with.
+        text_encoder, tokenizer: T5's encoder and its tokenizer; may be left out when prompts come
+            as embeddings.
+        guidance_scale, temperature, top_k, top_p: Defaults of `__call__`.
+
+    Raises:
+        ValueError: When transformer and tokenizer do not belong together.
+
+    Source of the defaults: FoundationVision/Infinity, scripts/infer.sh and tools/run_infinity.py.
+    """
+
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
+    _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        transformer: InfinityTransformer,
+        vae: InfinityTokenizer,
+        text_encoder: T5EncoderModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        guidance_scale: float = 3.0,
+        temperature: float = 0.5,
+        top_k: int = 900,
+        top_p: float = 0.97,
+    ) -> None:
+        super().__init__()
+        check_pair(transformer, vae)
+        self.register_modules(
+            transformer=transformer, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer
+        )
+        self.register_to_config(
+            guidance_scale=guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        aspect_ratio: float | None = None,
+        pixel_budget: str | None = None,
+        guidance_scale: PerScale | None = None,
+        guidance_layers: Sequence[int] = (0,),
+        temperature: PerScale | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        num_images_per_prompt: int = 1,
+        seed: int | Sequence[int] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        pruning: PruningMethod | str | None = None,
+        prompt_embeds: Sequence[Tensor] | None = None,
+        negative_prompt_embeds: Sequence[Tensor] | None = None,
+        output_type: str = "pil",
+        observer: Observer | None = None,
+    ) -> ImageOutput:
+        """Draws pictures.
+
+        Args:
+            prompt: One prompt, or several of any length.
+            negative_prompt: What to steer away from: one for all, or one a prompt.
+            height, width: Pixels; must be a size of the model's scale schedules.
+            aspect_ratio: Width / height, instead of a size; the nearest schedule is taken.
+            pixel_budget: Which schedule length, "1M" for example; by default what the weights were
+                trained for.
+            guidance_scale: Classifier-free guidance, one number or one a scale; 1 is off.
+            guidance_layers: 0 guides the logits; -m guides after layer depth - m. May be combined.
+            temperature: Divides the logits, one number or one a scale.
+            top_k: 1 takes the likelier bit; 0 and 2 or more change nothing.
+            top_p: Drops the rarer value of a bit at probability <= 1 - top_p; 0 is off.
+            num_images_per_prompt: Pictures of each prompt.
+            seed: One an image, or one number s for s, s + 1, ...
+            generator: One an image, instead of seeds.
+            pruning: `StepVAR(...)` or another method, a preset's name, or None for a dense run.
+            prompt_embeds: One [T_i, E] a prompt, instead of prompts.
+            negative_prompt_embeds: One [T_i, E] a prompt, instead of negative prompts.
+            output_type: "pil", "np", "pt", or "latent" for the accumulated codes.
+            observer: Hears of every scale.
+
+        Returns:
+            The pictures, and a report of what ran.
+
+        Raises:
+            ValueError: When an input is wrong; nothing has been computed then.
+        """
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"Unknown output_type {output_type!r}; known are {', '.join(OUTPUT_TYPES)}.")
+        prompts = [""] * len(prompt_embeds) if prompt_embeds is not None else as_prompts(prompt or "")
+        if num_images_per_prompt < 1:
+            raise ValueError(f"num_images_per_prompt is {num_images_per_prompt}; it must be 1 or more.")
+        schedule = self.schedule(height, width, aspect_ratio, pixel_budget)
+        generators, seeds = make_generators(len(prompts) * num_images_per_prompt, seed, generator)
+        request = _Request(
+            prompts,
+            self._negatives(negative_prompt, len(prompts)),
+            schedule,
+            self._guidance(guidance_scale, guidance_layers, len(schedule)),
+            self._sampling(temperature, top_k, top_p, len(schedule)),
+            self._method(pruning, schedule),
+            generators,
+            seeds,
+        )
+        embeds = (prompt_embeds, negative_prompt_embeds)
+        latent, report = self._generate(request, num_images_per_prompt, embeds, observer)
+        return self._decode(latent, report, output_type)
+
+    def summary(
+        self,
+        pruning: PruningMethod | str | None = None,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        aspect_ratio: float | None = None,
+        pixel_budget: str | None = None,
+        guidance_scale: PerScale | None = None,
+        images: int = 1,
+        text_tokens: int = 16,
+    ) -> Summary:
+        """What a call with these arguments will run: tokens kept, skips, FLOPs and KV bytes a scale.
+
+        Args:
+            images: Pictures in the batch.
+            text_tokens: Length of a prompt in tokens, for the cost of cross-attention.
+
+        Raises:
+            ValueError: As `__call__` would.
+        """
+        schedule = self.schedule(height, width, aspect_ratio, pixel_budget)
+        method = self._method(pruning, schedule)
+        guidance = self._guidance(guidance_scale, (0,), len(schedule))
+        rows = rows_per_scale(guidance, schedule, images, 2 if guidance.active else 1)
+        depth = len(self.transformer.blocks)
+        plan, dense = plan_generation(method, schedule, depth), plan_generation(None, schedule, depth)
+        costs = scale_costs(self.transformer, plan, rows, text_tokens)
+        return Summary(plan, costs, scale_costs(self.transformer, dense, rows, text_tokens))
+
+    def schedule(
+        self,
+        height: int | None = None,
+        width: int | None = None,
+        aspect_ratio: float | None = None,
+        pixel_budget: str | None = None,
+    ) -> ScaleSchedule:
+        """The scale schedule of a size or an aspect ratio.
+
+        Raises:
+            ValueError: When there is none, or both are given.
+        """
+        table = self.transformer.size_table
+        trained = self.transformer.config.budgets
+        if height is not None or width is not None:
+            if aspect_ratio is not None or pixel_budget is not None:
+                raise ValueError("Give height and width, or aspect_ratio and pixel_budget, not both.")
+            if height is None or width is None:
+                raise ValueError("Give both height and width, in pixels.")
+            schedule = table.at_size(height, width)
+        else:
+            budget = pixel_budget or (trained or list(table.budgets))[-1]
+            ratio = 1.0 if aspect_ratio is None else aspect_ratio
+            if not ratio > 0:
+                raise ValueError(f"aspect_ratio is {ratio:g}; it is width / height and must be positive.")
+            schedule = table.at_aspect(1.0 / ratio, budget)
+        pixels = table.pixels(schedule)
+        if trained and pixels not in table.all_pixels(trained):
+            logger.warning(
+                "The weights were trained for %s pixels; %dx%d may look poor.",
+                " and ".join(trained), pixels[1], pixels[0],
+            )  # fmt: skip
+        return schedule
+
+    def _method(self, pruning: PruningMethod | str | None, schedule: ScaleSchedule) -> PruningMethod | None:
+        method = self.resolve_pruning(pruning)
+        check_plan(plan_generation(method, schedule, len(self.transformer.blocks)), method)
+        return method
+
+    def _negatives(self, negative: str | Sequence[str] | None, prompts: int) -> list[str] | None:
+        if negative is None or negative == "":
+            return None
+        negatives = as_prompts(negative, "negative prompt")
+        if len(negatives) == 1:
+            negatives *= prompts
+        if len(negatives) != prompts:
+            raise ValueError(
+                f"{prompts} prompts need one negative prompt, or {prompts}; got {len(negatives)}."
+            )
+        return negatives
+
+    def _guidance(self, scale: PerScale | None, layers: Sequence[int], scales: int) -> Guidance:
+        weights = per_scale(self.config.guidance_scale if scale is None else scale, scales, "guidance_scale")
+        depth = len(self.transformer.blocks)
+        for layer in layers:
+            if layer > 0 or depth + layer <= 0:
+                raise ValueError(
+                    f"guidance_layers has {layer}; use 0 for the logits, or -1 to -{depth - 1} for a layer."
+                )
+        inner = frozenset(depth + layer for layer in layers if layer < 0)
+        return Guidance(weights, inner, at_logits=0 in layers)
+
+    def _sampling(
+        self, temperature: PerScale | None, top_k: int | None, top_p: float | None, scales: int
+    ) -> SamplingSettings:
+        config = self.config
+        values = per_scale(config.temperature if temperature is None else temperature, scales, "temperature")
+        for value in values:
+            if not value > 0:
+                raise ValueError(f"temperature is {value:g}; it must be positive (top_k=1 takes the best).")
+        top_k = config.top_k if top_k is None else top_k
+        top_p = config.top_p if top_p is None else top_p
+        if top_k < 0 or not 0.0 <= top_p <= 1.0:
+            raise ValueError(f"top_k is {top_k} and top_p is {top_p:g}; use 0 or more, and 0 to 1.")
+        return SamplingSettings(values, top_k, top_p)
+
+    def _generate(
+        self,
+        request: _Request,
+        repeats: int,
+        embeds: tuple[Sequence[Tensor] | None, Sequence[Tensor] | None],
+        observer: Observer | None,
+    ) -> tuple[Tensor, Report]:
+        device = self._execution_device
+        reset_peak_memory(device)
+        watch = Stopwatch(device)
+        watch.mark()
+        condition = self._condition(request, repeats, embeds, device)
+        watch.mark()
+        session = InfinitySession(self.transformer, condition, request.schedule, self.vae.config.patchify)
+        bits = self.transformer.config.bits
+        sampler = BitSampler(request.sampling, request.schedule, bits, request.generators, device)
+        result = generate(
+            session,
+            guidance=request.guidance,
+            sampler=sampler,
+            pruning=request.method,
+            observer=observer,
+        )
+        watch.mark()
+        stages = {"text": watch.seconds(0), "scales": watch.seconds(1)}
+        report = Report(
+            result.scales,
+            stages,
+            result.cache_bytes,
+            0,
+            request.seeds,
+            self._settings(request),
+            result.choices,
+        )
+        return result.latent, report
+
+    def _condition(
+        self,
+        request: _Request,
+        repeats: int,
+        embeds: tuple[Sequence[Tensor] | None, Sequence[Tensor] | None],
+        device: torch.device,
+    ) -> TextCondition:
+        positive = embeds[0] if embeds[0] is not None else self._encode(request.prompts, device)
+        positive = [text for text in positive for _ in range(repeats)]
+        if not request.guidance.active:
+            return TextCondition(tuple(positive))
+        if embeds[1] is not None or request.negatives is not None:
+            negative = embeds[1] if embeds[1] is not None else self._encode(request.negatives or [], device)
+            negative = [text for text in negative for _ in range(repeats)]
+            if len(negative) != len(positive):
+                raise ValueError(f"{len(positive)} images need as many negatives; got {len(negative)}.")
+        else:
+            negative = [self.transformer.unconditional_text[: len(text)] for text in positive]
+        return TextCondition(tuple(positive), tuple(negative))
+
+    def _encode(self, prompts: Sequence[str], device: torch.device) -> list[Tensor]:
+        if self.text_encoder is None or self.tokenizer is None:
+            raise ValueError("This pipeline has no text encoder: pass prompt_embeds, or load one.")
+        return encode_prompts(
+            self.tokenizer, self.text_encoder, prompts, self.transformer.config.text_length, device
+        )
+
+    def _settings(self, request: _Request) -> dict[str, Any]:
+        height, width = self.transformer.size_table.pixels(request.schedule)
+        return describe(
+            {
+                "model": self.config.get("_name_or_path") or type(self).__name__,
+                "prompts": request.prompts,
+                "negative_prompts": request.negatives,
+                "width": width,
+                "height": height,
+                "guidance_scale": request.guidance.weights,
+                "temperature": request.sampling.temperature,
+                "top_k": request.sampling.top_k,
+                "top_p": request.sampling.top_p,
+                "pruning": request.method,
+                "dtype": str(self.transformer.compute_dtype).removeprefix("torch."),
+            }
+        )
+
+    def _decode(self, latent: Tensor, report: Report, output_type: str) -> ImageOutput:
+        device = latent.device
+        watch = Stopwatch(device)
+        watch.mark()
+        images = latent if output_type == "latent" else to_output(self.vae.decode(latent), output_type)
+        watch.mark()
+        report.stages["decode"] = watch.seconds(0)
+        report.peak_bytes = peak_memory(device)
+        self.maybe_free_model_hooks()
+        return ImageOutput(images=images, report=report)

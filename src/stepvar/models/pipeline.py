@@ -1,0 +1,154 @@
+"""What the pipelines of all models share: inputs, seeds, reports, pictures."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import BaseOutput
+from PIL import Image
+from torch import Tensor
+
+from stepvar.generation.guidance import Guidance
+from stepvar.generation.report import Report
+from stepvar.generation.schedule import ScaleSchedule
+from stepvar.presets import resolve_pruning
+from stepvar.pruning.base import PruningMethod
+from stepvar.pruning.plan import GenerationPlan
+
+MAXIMUM_SEED = 2**63 - 1
+
+
+@dataclass
+class ImageOutput(BaseOutput):
+    """Result of a pipeline that draws pictures.
+
+    Attributes:
+        images: PIL pictures, or an array [B, H, W, 3] / tensor [B, 3, H, W] in 0..1 on request.
+        report: What ran, what it kept, how long it took.
+    """
+
+    images: list[Image.Image] | np.ndarray | Tensor
+    report: Report
+
+
+class NextScalePipeline(DiffusionPipeline):
+    """Base of the pipelines: one generation loop, one way to pass pruning, seeds and sizes."""
+
+    def resolve_pruning(self, pruning: PruningMethod | str | None) -> PruningMethod | None:
+        """See `stepvar.presets.resolve_pruning`."""
+        return resolve_pruning(pruning, type(self).__name__)
+
+
+def as_prompts(prompt: str | Sequence[str], name: str = "prompt") -> list[str]:
+    """A prompt or several, as a list without empty ones.
+
+    Raises:
+        ValueError: When there is none, or one is empty or no text.
+    """
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts:
+        raise ValueError(f"No {name} was given.")
+    for index, entry in enumerate(prompts):
+        if not isinstance(entry, str) or not entry.strip():
+            which = f"{name} {index + 1}" if len(prompts) > 1 else f"The {name}"
+            raise ValueError(f"{which} is empty: describe the picture in words.")
+    return prompts
+
+
+def make_generators(
+    images: int,
+    seed: int | Sequence[int] | None,
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+) -> tuple[list[torch.Generator], list[int | None]]:
+    """One generator an image, and the seeds they were made from.
+
+    A single seed s gives the images s, s + 1, ...; without seed or generator fresh seeds are drawn,
+    and reported, so that every picture can be made again.
+
+    Raises:
+        ValueError: When the numbers do not fit, or a seed is out of range.
+    """
+    if generator is not None:
+        given = [generator] if isinstance(generator, torch.Generator) else list(generator)
+        if len(given) == 1 and images > 1:
+            raise ValueError(f"{images} images need {images} generators, so that each is its own; got one.")
+        if len(given) != images:
+            raise ValueError(f"{images} images need {images} generators; got {len(given)}.")
+        return given, [None] * images
+    if seed is None:
+        first = int(torch.seed() % 2**31)
+        seeds = [first + index for index in range(images)]
+    elif isinstance(seed, int):
+        seeds = [seed + index for index in range(images)]
+    else:
+        seeds = [int(value) for value in seed]
+    if len(seeds) != images:
+        raise ValueError(f"{images} images need {images} seeds; got {len(seeds)}.")
+    for value in seeds:
+        if not 0 <= value <= MAXIMUM_SEED:
+            raise ValueError(f"The seed {value} is out of range: use 0 to {MAXIMUM_SEED}.")
+    return [torch.Generator().manual_seed(value) for value in seeds], list(seeds)
+
+
+def rows_per_scale(guidance: Guidance, schedule: ScaleSchedule, images: int, copies: int) -> list[int]:
+    """Batch rows that each scale computes."""
+    return [guidance.rows(scale.index, images, copies) for scale in schedule]
+
+
+def check_plan(plan: GenerationPlan, method: PruningMethod | None) -> None:
+    """Raises ValueError when a pruning method would not change anything although it names scales."""
+    if method is not None and not plan.changes and not getattr(method, "ratios", None):
+        raise ValueError(
+            "Pruning was asked for, but it names no scale to prune or skip: "
+            "give ratios such as {-1: 0.5}, or scales to skip, or pass pruning=None."
+        )
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Starts a new measurement of the peak memory where the device can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Peak memory in bytes: of the device on CUDA, of this process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def to_output(pixels: Tensor, kind: str) -> list[Image.Image] | np.ndarray | Tensor:
+    """Pixels [B, 3, H, W] in -1..1 as "pil" pictures, "np" array or "pt" tensor in 0..1."""
+    scaled = (pixels.float() + 1.0) / 2.0
+    if kind == "pt":
+        return scaled
+    if kind == "np":
+        return scaled.permute(0, 2, 3, 1).cpu().numpy()
+    # Truncation, as the official code converts.
+    bytes_ = (scaled * 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(picture) for picture in bytes_]
+
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+def describe(value: Any) -> Any:
+    """A setting in a form that JSON can hold."""
+    if isinstance(value, (str, int, float, bool)) or value is None:
+        return value
+    if isinstance(value, dict):
+        return {str(key): describe(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [describe(entry) for entry in value]
+    if hasattr(value, "__dataclass_fields__"):
+        fields = {name: describe(getattr(value, name)) for name in value.__dataclass_fields__}
+        return {"method": type(value).__name__, **fields}
+    return str(value)
