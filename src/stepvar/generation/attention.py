@@ -14,6 +14,25 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, scale: float | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """Softmax attention of query [R, H, N, c] to key and value [R, H, M, c]; returns [R, H, N, c].
+
+    Args:
+        scale: Of the products; 1 / sqrt(c) by default.
+        mask: [R or 1, 1, 1, M], True where a key may be seen; None keeps every fast kernel usable.
+    """
+    if query.device.type == "cpu" and query.requires_grad:
+        # torch's CPU kernel has a slow backward: written out, training steps take half the time.
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        products = (query * scale) @ key.transpose(-1, -2)
+        if mask is not None:
+            products = products.masked_fill(~mask, torch.finfo(products.dtype).min)
+        return products.float().softmax(dim=-1).to(value.dtype) @ value
+    return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+
+
 class Memory(Protocol):
     """What a self-attention layer attends to besides its own tokens."""
 
@@ -47,7 +66,7 @@ class LayerCache:
         self.values[:rows, :, start:stop].copy_(value)
         self.length = stop
         keys, values = self.keys[:rows, :, :stop], self.values[:rows, :, :stop]
-        return functional.scaled_dot_product_attention(query, keys, values, scale=scale)
+        return attention(query, keys, values, scale)
 
 
 class KVCache:
@@ -94,9 +113,5 @@ class BlockCausal:
         outputs, stop = [], 0
         for part in query.split(self.lengths, dim=2):
             stop += part.shape[2]
-            outputs.append(
-                functional.scaled_dot_product_attention(
-                    part, key[:, :, :stop], value[:, :, :stop], scale=scale
-                )
-            )
+            outputs.append(attention(part, key[:, :, :stop], value[:, :, :stop], scale))
         return torch.cat(outputs, dim=2)

@@ -17,7 +17,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from stepvar.generation.attention import Memory
+from stepvar.generation.attention import Memory, attention
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.generation.tokens import Tokens
 from stepvar.models.infinity.sizes import SizeTable
@@ -55,7 +55,7 @@ class AttentivePool(nn.Module):
         value = value + self.value_bias
         key, value = (part.unflatten(-1, (heads, head_dim)).transpose(1, 2) for part in (key, value))
         query = self.query.transpose(0, 1)[None].expand(rows, -1, -1, -1).to(key.dtype)
-        pooled = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        pooled = attention(query, key, value, mask=mask)
         return linear(self.output, pooled.flatten(1))
 
 
@@ -105,7 +105,7 @@ class CrossAttention(nn.Module):
     def forward(self, hidden: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """hidden [R, N, C] -> [R, N, C]."""
         query = linear(self.query, hidden).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        attended = attention(query, key, value, mask=mask)
         return self.output(attended.transpose(1, 2).flatten(2))
 
 

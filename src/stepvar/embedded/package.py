@@ -1,0 +1,47 @@
+"""From training checkpoints to the folder that ships inside the package."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from stepvar.embedded.train_transformer import EmbeddedModel
+from stepvar.models.infinity.pipeline import InfinityPipeline
+from stepvar.models.infinity.tokenizer import InfinityTokenizer
+
+DEFAULTS = {"guidance_scale": 3.0, "temperature": 0.7, "top_k": 0, "top_p": 0.9}
+"""Sampling settings of the shipped model, chosen by its scene score."""
+
+
+def assemble(tokenizer_folder: Path, checkpoint: Path) -> InfinityPipeline:
+    """A pipeline of the averaged weights of a run.
+
+    Args:
+        tokenizer_folder: What `InfinityTokenizer.save_pretrained` wrote.
+        checkpoint: What `TransformerTrainer.save` wrote.
+    """
+    model = EmbeddedModel()
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    model.load_state_dict(state["average"])
+    model.eval()
+    visual = InfinityTokenizer.from_pretrained(tokenizer_folder).eval()
+    pipeline = InfinityPipeline(model.transformer, visual, model.text_encoder, model.words, **DEFAULTS)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def package(pipeline: InfinityPipeline, folder: Path) -> int:
+    """Writes a pipeline in bfloat16; returns its size in bytes.
+
+    The folder is replaced only when the new one is whole.
+    """
+    for part in (pipeline.transformer, pipeline.vae, pipeline.text_encoder):
+        part.to(torch.bfloat16)
+    fresh = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(fresh, ignore_errors=True)
+    pipeline.save_pretrained(fresh)
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
