@@ -168,8 +168,11 @@ def make_scorer(
         return structure_weight * parts[0] + (1.0 - structure_weight) * parts[1]
 
     def random(inputs: ScoringInput) -> Tensor:
-        shape, generator = inputs.features.shape[:2], inputs.generator
-        return torch.rand(shape, generator=generator, device=generator.device).to(inputs.features.device)
+        batch, tokens, _ = inputs.features.shape
+        generator = inputs.generator
+        # One draw for all images, so that none depends on the batch it is in.
+        drawn = torch.rand(1, tokens, generator=generator, device=generator.device)
+        return drawn.to(inputs.features.device).expand(batch, -1)
 
     scorers: dict[str, Scorer] = {
         "structure+texture": fused,

@@ -1,0 +1,25 @@
+"""What all tests share: tiny models, made once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+# Test modules are imported one by one, without packages, so the helper beside this file must be findable.
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def transformer():
+    """A tiny transformer with random weights and the published table of sizes; tests must not change it."""
+    from tiny_models import make_transformer
+
+    return make_transformer()
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """The folder of Infinity's golden data."""
+    return Path(__file__).parent / "golden" / "infinity"
