@@ -76,12 +76,12 @@ class TokenizerTraining:
     device: str = "cpu"
     threads: int = 2
     workers: int = 1
-    batch: int = 12
-    crop: int = 96
-    full_share: float = 0.25
+    batch: int = 16
+    crop: int = 64
+    full_share: float = 0.15
     learning_rate: float = 2e-3
     warmup_steps: int = 100
-    truncated_share: float = 0.25
+    truncated_share: float = 0.15
     truncated_pixels: int = 5
     gradient_weight: float = 1.0
     frequency_weight: float = 0.3
@@ -93,16 +93,28 @@ class TokenizerTraining:
 
 
 def build_tokenizer() -> InfinityTokenizer:
-    """Build the embedded tokenizer with random weights: stride 8, 16 bits, 2.6 M parameters."""
-    return InfinityTokenizer(
+    """Build the embedded tokenizer with random weights: stride 8, 16 bits, 2.6 M parameters.
+
+    torch's default initialisation shrinks the signal at every convolution, which costs such a small
+    budget most of its first minutes; so variance is kept, and residual branches start small.
+    """
+    tokenizer = InfinityTokenizer(
         codebook_dim=16,
-        base_channels=16,
-        encoder_multipliers=(1, 2, 4, 8),
-        decoder_multipliers=(1, 2, 4, 8),
+        base_channels=32,
+        encoder_multipliers=(1, 2, 4),
+        decoder_multipliers=(1, 2, 4),
         encoder_blocks=1,
         decoder_blocks=2,
         norm_groups=8,
+        pixel_block=2,
     )
+    for name, module in tokenizer.named_modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+            torch.nn.init.zeros_(module.bias)
+            if ".conv2." in name or ".conv_out." in name:
+                module.weight.data.mul_(0.2)
+    return tokenizer
 
 
 def schedule_for(side: int) -> list[tuple[int, int]]:
@@ -121,7 +133,8 @@ class TokenizerTrainer:
         self.folder = Path(config.output)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.device = torch.device(config.device)
-        self.model = build_tokenizer().to(self.device)
+        # Channels-last convolutions are twice as fast in bfloat16.
+        self.model = build_tokenizer().to(self.device, memory_format=torch.channels_last)
         self.average = build_tokenizer().to(self.device).eval().requires_grad_(False)
         self.average.load_state_dict(self.model.state_dict())
         self.optimizer = torch.optim.AdamW(
@@ -176,7 +189,7 @@ class TokenizerTrainer:
             group["lr"] = self._learning_rate()
         schedule = schedule_for(target.shape[-1])
         with torch.autocast(self.device.type, torch.bfloat16):
-            features = self.model.encoder(target).float()
+            features = self.model.encoder(target.contiguous(memory_format=torch.channels_last)).float()
             code = self.model.quantize(features, schedule)
             latent, target = self._truncate(code, target, schedule)
             picture = self.model.decoder(latent).float()
