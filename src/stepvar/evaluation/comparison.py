@@ -1,0 +1,157 @@
+"""Dense and pruned from one seed: how close the pictures are, and what each cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stepvar.evaluation.fidelity import psnr, ssim
+from stepvar.evaluation.speed import MethodSpeed
+from stepvar.evaluation.timing import Samples, interleaved, machine
+
+if TYPE_CHECKING:
+    from stepvar.generation.progress import Observer, ScaleReport
+    from stepvar.generation.report import Report
+    from stepvar.models.pipeline import NextScalePipeline
+    from stepvar.pruning.base import PruningMethod
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One picture and what it cost.
+
+    Attributes:
+        pixels: uint8 [H, W, 3].
+        speed: Its plan and the times of its runs.
+    """
+
+    pixels: NDArray[np.uint8]
+    speed: MethodSpeed
+
+    @property
+    def report(self) -> Report:
+        """Of its last run."""
+        return self.speed.samples.results[-1]
+
+    @property
+    def seconds(self) -> float:
+        return self.speed.seconds
+
+    @property
+    def stages(self) -> list[tuple[str, float]]:
+        """Median time of the text, of every scale that ran, and of the decoder."""
+        speed = self.speed
+        scales = [
+            (str(entry.plan.scale), seconds)
+            for entry, seconds in zip(self.report.scales, speed.scale_seconds(), strict=True)
+            if not entry.plan.skipped
+        ]
+        return [("text", speed.stage("text")), *scales, ("decode", speed.stage("decode"))]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A dense and a pruned picture of one prompt and seed.
+
+    Attributes:
+        prompt, seed: What both share.
+        dense, pruned: The pictures.
+        machine: What the times depend on.
+    """
+
+    prompt: str
+    seed: int
+    dense: Drawing
+    pruned: Drawing
+    machine: dict[str, Any]
+
+    @property
+    def psnr(self) -> float | None:
+        """In dB; None when the pictures are identical."""
+        return psnr(self.dense.pixels, self.pruned.pixels)
+
+    @property
+    def ssim(self) -> float:
+        return ssim(self.dense.pixels, self.pruned.pixels)
+
+    @property
+    def speedup(self) -> float:
+        return self.dense.seconds / self.pruned.seconds
+
+    @property
+    def changed_scales(self) -> list[ScaleReport]:
+        """Scales that the plan prunes or skips."""
+        return [report for report in self.pruned.report.scales if report.plan.prunes or report.plan.skipped]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "prompt": self.prompt,
+            "seed": self.seed,
+            "psnr": self.psnr,
+            "ssim": self.ssim,
+            "speedup": self.speedup,
+            "dense": self.dense.speed.as_json(),
+            "pruned": self.pruned.speed.as_json(),
+            "peak_bytes": self.pruned.report.peak_bytes,
+            "settings": self.pruned.report.settings,
+            "machine": self.machine,
+        }
+
+
+def kept_mask(report: ScaleReport) -> NDArray[np.bool_]:
+    """Which tokens of a scale ran for the first picture of a batch, bool [rows, columns]."""
+    scale = report.plan.scale
+    mask = np.full(scale.tokens, not report.plan.skipped)
+    if report.kept_index is not None:
+        mask[:] = False
+        mask[report.kept_index[0].cpu().numpy()] = True
+    return mask.reshape(scale.height, scale.width)
+
+
+def compare(
+    pipeline: NextScalePipeline,
+    prompt: str,
+    pruning: PruningMethod | str,
+    seed: int,
+    repeats: int = 3,
+    observer: Observer | None = None,
+    size: dict[str, Any] | None = None,
+    sampling: dict[str, Any] | None = None,
+) -> Comparison:
+    """Draws a prompt dense and pruned from one seed.
+
+    Args:
+        pipeline: The model, on its device.
+        prompt: What to draw.
+        pruning: What to prune, as the pipeline takes it.
+        seed: Of both pictures.
+        repeats: Measured rounds; one more before them warms up.
+        observer: Hears of every scale of every run.
+        size: Keyword arguments of the pipeline that set the size.
+        sampling: Keyword arguments of the pipeline that set guidance, temperature and so on.
+    """
+    size, sampling = size or {}, sampling or {}
+    guidance = {key: sampling[key] for key in ("guidance_scale",) if key in sampling}
+    pixels: dict[str, NDArray[np.uint8]] = {}
+
+    def run(name: str, method: PruningMethod | str | None) -> Report:
+        result = pipeline(prompt, seed=seed, pruning=method, observer=observer, **size, **sampling)
+        pixels[name] = np.asarray(result.images[0])
+        return result.report
+
+    device = pipeline._execution_device
+    samples: dict[str, Samples[Report]] = interleaved(
+        {"dense": lambda: run("dense", None), "pruned": lambda: run("pruned", pruning)}, repeats, device
+    )
+    dense = MethodSpeed(pipeline.summary(None, **size, **guidance), samples["dense"])
+    pruned = MethodSpeed(pipeline.summary(pruning, **size, **guidance), samples["pruned"], dense)
+    return Comparison(
+        prompt,
+        seed,
+        Drawing(pixels["dense"], dense),
+        Drawing(pixels["pruned"], pruned),
+        machine(device),
+    )

@@ -1,0 +1,144 @@
+"""What pruning and skipping bring: dense, skip only, prune only and both, measured in turn."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from stepvar.evaluation.timing import Samples, Spread, interleaved, machine
+
+if TYPE_CHECKING:
+    from stepvar.generation.progress import Observer
+    from stepvar.generation.report import Report, Summary
+    from stepvar.models.pipeline import NextScalePipeline
+    from stepvar.pruning.base import PruningMethod
+
+METHODS: dict[str, str | None] = {"dense": None, "skip": "skip", "prune": "prune", "both": "paper"}
+"""What is measured: name -> preset. "both" is the paper's plan, two scales pruned and two skipped."""
+
+
+@dataclass(frozen=True)
+class MethodSpeed:
+    """Measurements of one plan.
+
+    Attributes:
+        summary: What it planned: tokens, FLOPs.
+        samples: Its runs, with their reports.
+        dense: The dense plan's runs and summary, to compare with; itself for the dense plan.
+    """
+
+    summary: Summary
+    samples: Samples[Report]
+    dense: MethodSpeed | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Median time of a call, end to end."""
+        return self.samples.median
+
+    def stage(self, name: str) -> float:
+        """Median time of "text", "scales" or "decode"."""
+        return statistics.median(report.stages[name] for report in self.samples.results)
+
+    def scale_seconds(self) -> list[float]:
+        """Median time of every scale; 0 where it is skipped."""
+        runs = [[scale.seconds for scale in report.scales] for report in self.samples.results]
+        return [statistics.median(times) for times in zip(*runs, strict=True)]
+
+    @property
+    def transformer_speedup(self) -> float:
+        """Dense time of all scales over this plan's."""
+        return (self.dense or self).stage("scales") / self.stage("scales")
+
+    @property
+    def flops_ratio(self) -> float:
+        """Dense FLOPs of the transformer over this plan's: the speed-up that they promise."""
+        return (self.dense or self).summary.flops / self.summary.flops
+
+    def as_json(self) -> dict[str, Any]:
+        summary = self.summary
+        scales = [
+            {
+                "scale": str(entry.scale),
+                "tokens": entry.scale.tokens,
+                "kept": entry.kept,
+                "skipped": entry.skipped,
+                "flops": cost.flops,
+                "seconds": 0.0 if entry.skipped else seconds,
+            }
+            for entry, cost, seconds in zip(
+                summary.plan.scales, summary.costs, self.scale_seconds(), strict=True
+            )
+        ]
+        return {
+            "seconds": self.seconds,
+            "speedup": (self.dense or self).seconds / self.seconds,
+            "tokens": summary.tokens,
+            "flops": summary.flops,
+            "flops_ratio": self.flops_ratio,
+            "transformer_speedup": self.transformer_speedup,
+            "transformer_share_of_promise": self.transformer_speedup / self.flops_ratio,
+            "spread": Spread.of(self.samples.seconds).as_json(),
+            "stages": {name: self.stage(name) for name in ("text", "scales", "decode")},
+            "scales": scales,
+        }
+
+
+def measure_speed(
+    pipeline: NextScalePipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    repeats: int = 5,
+    methods: dict[str, PruningMethod | str | None] | None = None,
+    observer: Observer | None = None,
+    size: dict[str, Any] | None = None,
+    sampling: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Measures plans in turn, in one process.
+
+    Args:
+        pipeline: The model, on its device.
+        prompts, seeds: One of each a picture; all pictures are one batch.
+        repeats: Measured rounds; one more before them warms up.
+        methods: Plans by name, "dense" among them; by default `METHODS`.
+        observer: Hears of every scale of every run.
+        size: Keyword arguments of the pipeline that set the size.
+        sampling: Keyword arguments of the pipeline that set guidance, temperature and so on.
+
+    Returns:
+        A JSON document: "methods" by name, and what the measurement depends on.
+    """
+    size, sampling = size or {}, sampling or {}
+    chosen = dict(METHODS) if methods is None else methods
+    guidance = {key: sampling[key] for key in ("guidance_scale",) if key in sampling}
+    summaries = {
+        name: pipeline.summary(pruning, images=len(prompts), **size, **guidance)
+        for name, pruning in chosen.items()
+    }
+
+    def run(pruning: PruningMethod | str | None) -> Report:
+        return pipeline(
+            list(prompts), seed=list(seeds), pruning=pruning, observer=observer, **size, **sampling
+        ).report
+
+    device = pipeline._execution_device
+    contestants = {name: (lambda pruning=pruning: run(pruning)) for name, pruning in chosen.items()}
+    samples = interleaved(contestants, repeats, device)
+    dense = MethodSpeed(summaries["dense"], samples["dense"])
+    speeds = {name: MethodSpeed(summaries[name], samples[name], dense) for name in chosen}
+    settings = samples["dense"].results[0].settings
+    return {
+        "methods": {name: speed.as_json() for name, speed in speeds.items()},
+        "repeats": repeats,
+        "images": len(prompts),
+        "prompts": list(prompts),
+        "seeds": list(seeds),
+        "model": settings["model"],
+        "width": settings["width"],
+        "height": settings["height"],
+        "dtype": settings["dtype"],
+        "attention": dense.summary.backend,
+        **machine(device),
+    }
