@@ -1,0 +1,48 @@
+"""The commands of `stepvar`, put together."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from stepvar.cli.bench import bench
+from stepvar.cli.compare import compare
+from stepvar.cli.convert import conformance, convert
+from stepvar.cli.evaluate import evaluate
+from stepvar.cli.generate import generate, summary
+
+app = typer.Typer(
+    name="stepvar",
+    help="Fast next-scale-prediction image generation, with structure-texture guided token pruning.",
+    no_args_is_help=True,
+    add_completion=False,
+    # rich would triple the time of --help.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+for _command in (generate, compare, summary, bench, convert, conformance):
+    app.command()(_command)
+app.add_typer(evaluate, name="evaluate")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        import stepvar
+
+        typer.echo(stepvar.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _stepvar(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """What comes before a command."""
+
+
+__all__ = ["app"]

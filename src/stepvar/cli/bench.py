@@ -1,0 +1,111 @@
+"""`stepvar bench`: what pruning and skipping bring, measured in turn."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from stepvar.cli import display
+from stepvar.cli.errors import explain_errors
+from stepvar.cli.groups import with_option_groups
+from stepvar.cli.models import (
+    check_prompts,
+    note_other_aspect,
+    open_pipeline,
+    quiet_libraries,
+    require_prompts,
+)
+from stepvar.cli.options import (
+    EXAMPLE_PROMPT,
+    ExamplePrompt,
+    FixedSeed,
+    Json,
+    ModelChoice,
+    SamplingChoice,
+    SizeChoice,
+)
+
+
+@explain_errors
+@with_option_groups
+def bench(
+    model: ModelChoice,
+    size: SizeChoice,
+    sampling: SamplingChoice,
+    prompt: ExamplePrompt = EXAMPLE_PROMPT,
+    repeats: Annotated[int, typer.Option(min=1, max=10000, help="Measured rounds; times are medians.")] = 5,
+    number: Annotated[int, typer.Option("-n", "--number", min=1, max=4096, help="Pictures in a batch.")] = 1,
+    seed: FixedSeed = 0,
+    json: Json = False,
+) -> None:
+    """Measure what pruning and skipping bring.
+
+    Dense, skip only, prune only and both run in turn, after one round that is not counted.
+    """
+    require_prompts([prompt])
+    dimensions, settings = size.arguments(), sampling.arguments()
+    with quiet_libraries():
+        pipeline = open_pipeline(model)
+        check_prompts(pipeline, sampling.texts([prompt]))
+        note_other_aspect(pipeline, dimensions)
+        from stepvar.evaluation.speed import METHODS, measure_speed
+
+        summary = pipeline.summary(**dimensions)
+        runs = len(METHODS) * (repeats + 1)
+        seeds = [seed + index for index in range(number)]
+        with display.scale_progress("measuring", summary, runs) as observer:
+            document = measure_speed(
+                pipeline, [prompt] * number, seeds, repeats, None, observer, dimensions, settings
+            )
+    if json:
+        display.print_json(document)
+    else:
+        typer.echo(_describe(document))
+
+
+def _describe(document: dict[str, Any]) -> str:
+    methods = document["methods"]
+    header = ("method", "time", "q1 to q3", "speed-up", "tokens", "transformer", "its speed-up", "its FLOPs")
+    rows = [
+        (
+            name,
+            display.seconds(method["seconds"]),
+            f"{display.seconds(method['spread']['q1'])} to {display.seconds(method['spread']['q3'])}",
+            f"{method['speedup']:.2f} x",
+            f"{method['tokens']:,}",
+            display.seconds(method["stages"]["scales"]),
+            f"{method['transformer_speedup']:.2f} x",
+            f"{method['flops_ratio']:.2f} x",
+        )
+        for name, method in methods.items()
+    ]
+    stages = [
+        (stage, *(display.seconds(method["stages"][stage]) for method in methods.values()))
+        for stage in ("text", "scales", "decode")
+    ]
+    scales = [
+        (
+            f"scale {entry['scale']}",
+            *(
+                "skipped"
+                if method["scales"][index]["skipped"]
+                else display.seconds(method["scales"][index]["seconds"])
+                for method in methods.values()
+            ),
+        )
+        for index, entry in enumerate(methods["dense"]["scales"])
+    ]
+    rounds = f"median of {document['repeats']} rounds in turn"
+    return "\n".join(
+        [
+            display.table(header, rows),
+            "",
+            display.table(("stage", *methods), [stages[0], *scales, stages[1], stages[2]]),
+            "",
+            f"{document['width']} x {document['height']} pixels, {document['images']} at a time, "
+            f"{document['dtype']}, {rounds}",
+            f"{document['device_name']} ({document['device']}, {document['threads']} threads), "
+            f"torch {document['torch']}, {document['attention']}",
+        ]
+    )

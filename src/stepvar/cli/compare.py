@@ -1,0 +1,107 @@
+"""`stepvar compare`: dense and pruned from one seed, in one picture."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stepvar.cli import display
+from stepvar.cli.errors import explain_errors
+from stepvar.cli.groups import with_option_groups
+from stepvar.cli.models import (
+    check_prompts,
+    note_other_aspect,
+    open_pipeline,
+    quiet_libraries,
+    require_prompts,
+)
+from stepvar.cli.options import (
+    Json,
+    ModelChoice,
+    Output,
+    PlanChoice,
+    Prompt,
+    SamplingChoice,
+    Seed,
+    SizeChoice,
+)
+from stepvar.cli.outputs import Destination, encode_png, slug, versions, write_files
+
+if TYPE_CHECKING:
+    from stepvar.evaluation.comparison import Comparison
+
+Repeats = Annotated[int, typer.Option(min=1, max=1000, help="Measured rounds; times are medians.")]
+
+
+@explain_errors
+@with_option_groups
+def compare(
+    prompt: Prompt,
+    model: ModelChoice,
+    plan: PlanChoice,
+    size: SizeChoice,
+    sampling: SamplingChoice,
+    seed: Seed = None,
+    repeats: Repeats = 3,
+    output: Output = None,
+    json: Json = False,
+) -> None:
+    """Draw a prompt dense and pruned, in one picture.
+
+    Both share the seed; masks of the kept tokens, difference and times stand beside them. The plan is the
+    paper's unless another is given.
+    """
+    require_prompts([prompt])
+    dimensions, settings = size.arguments(), sampling.arguments()
+    pruning = plan.method(default="paper")
+    destination = Destination.parse(output)
+    own_seed = secrets.randbelow(2**31) if seed is None else seed
+    with quiet_libraries():
+        pipeline = open_pipeline(model)
+        check_prompts(pipeline, sampling.texts([prompt]))
+        note_other_aspect(pipeline, dimensions)
+        [path] = destination.names([f"{slug(prompt)}-{own_seed}-compare"])
+        from stepvar.evaluation.comparison import compare as run
+        from stepvar.evaluation.figure import draw_comparison
+
+        summary = pipeline.summary(pruning, **dimensions)
+        with display.scale_progress("comparing", summary, 2 * (repeats + 1)) as observer:
+            comparison = run(pipeline, prompt, pruning, own_seed, repeats, observer, dimensions, settings)
+        document = comparison.as_json()
+        figure = encode_png(draw_comparison(comparison), {**document, "versions": versions()})
+        write_files({path: figure})
+    if json:
+        display.print_json({**document, "file": str(path), "versions": versions()})
+    else:
+        typer.echo(_describe(comparison, path))
+
+
+def _describe(comparison: Comparison, path: Path) -> str:
+    dense, pruned = comparison.dense, comparison.pruned
+    spent = dict(pruned.stages)
+    counts = {str(entry.plan.scale): entry.plan for entry in pruned.report.scales}
+    rows: list[display.Row] = []
+    for name, seconds in dense.stages:
+        plan = counts.get(name)
+        rows.append(
+            (
+                name if plan is None else f"scale {name}",
+                "" if plan is None else f"{plan.scale.tokens:,}",
+                "" if plan is None else display.kept_share(plan.kept, plan.scale.tokens, plan.skipped),
+                display.seconds(seconds),
+                display.seconds(spent[name]) if name in spent else "",
+            )
+        )
+    totals = (f"{dense.report.total_tokens:,}", f"{pruned.report.kept_tokens:,}")
+    rows += [(), ("total", *totals, display.seconds(dense.seconds), display.seconds(pruned.seconds))]
+    close = "identical pictures" if comparison.psnr is None else f"PSNR {comparison.psnr:.2f} dB"
+    return "\n".join(
+        [
+            display.table(("stage", "tokens", "kept", "dense", "pruned"), rows),
+            f"{comparison.speedup:.2f} x faster; {close}, SSIM {comparison.ssim:.4f}; seed {comparison.seed}",
+            str(path),
+        ]
+    )

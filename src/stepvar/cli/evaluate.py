@@ -1,0 +1,110 @@
+"""`stepvar evaluate`: how often a model draws what its prompt says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stepvar.cli import display
+from stepvar.cli.errors import InputError, explain_errors
+from stepvar.cli.groups import with_option_groups
+from stepvar.cli.models import open_pipeline, quiet_libraries
+from stepvar.cli.options import FixedSeed, Json, ModelChoice, PlanChoice, SamplingChoice, SizeChoice
+
+if TYPE_CHECKING:
+    from stepvar.evaluation.scenes import SceneScores
+
+evaluate = typer.Typer(help="Measure how often prompts are met.", no_args_is_help=True)
+
+Count = Annotated[int, typer.Option("-n", "--number", min=1, max=1_000_000, help="Prompts.")]
+Batch = Annotated[int, typer.Option(min=1, max=4096, help="Pictures drawn at a time.")]
+Reconstructions = Annotated[
+    bool,
+    typer.Option("--reconstructions", help="Judge the visual tokenizer alone, the ceiling."),
+]
+
+
+@evaluate.callback()
+def _evaluate() -> None:
+    """What comes before the name of a benchmark."""
+
+
+@evaluate.command()
+@explain_errors
+@with_option_groups
+def scenes(
+    model: ModelChoice,
+    plan: PlanChoice,
+    size: SizeChoice,
+    sampling: SamplingChoice,
+    number: Count = 300,
+    seed: FixedSeed = 0,
+    batch: Batch = 8,
+    reconstructions: Reconstructions = False,
+    json: Json = False,
+) -> None:
+    """Judge pictures of random scenes.
+
+    The prompts cover GenEval's six categories; the pictures are judged from pixels alone.
+    """
+    dimensions, settings, pruning = size.arguments(), sampling.arguments(), plan.method()
+    if reconstructions and (settings or pruning not in (None, "none")):
+        raise InputError("--reconstructions runs no transformer: leave pruning and sampling options out.")
+    if seed < 0:
+        raise InputError(f"The seed {seed} is out of range: use 0 or more.")
+    with quiet_libraries():
+        pipeline = open_pipeline(model)
+        from stepvar.evaluation.scenes import evaluate_generation, evaluate_reconstructions
+
+        with display.progress_bar("judging", float(number)) as move:
+            advance = None if move is None else lambda done: move(float(done), "")
+            if reconstructions:
+                scores = evaluate_reconstructions(pipeline, number, seed, batch, advance, dimensions)
+            else:
+                everything = {**dimensions, **settings}
+                scores = evaluate_generation(pipeline, number, seed, pruning, batch, advance, everything)
+    document = {
+        **scores.as_json(),
+        "seed": seed,
+        "pruning": _plan_name(plan),
+        "reconstructions": reconstructions,
+    }
+    if json:
+        display.print_json(document)
+    else:
+        typer.echo(_describe(scores))
+
+
+def _plan_name(plan: PlanChoice) -> str:
+    if plan.ratios is None and plan.skip is None:
+        return plan.pruning or "none"
+    parts = {"ratios": plan.ratios, "skip": plan.skip}
+    return " ".join(f"{name} {value}" for name, value in parts.items() if value is not None)
+
+
+def _describe(scores: SceneScores) -> str:
+    document = scores.as_json()
+    low, high = document["interval"]
+    rows = [(name, _percent(score)) for name, score in document["categories"].items()]
+    rows += [(), ("overall", _percent(document["overall"]))]
+    aspects = [(name, _percent(score)) for name, score in document["aspects"].items()]
+    splits = [
+        (f"{label} ({document[key]['n']} prompts)", _percent(document[key]["overall"]))
+        for label, key in (("combinations seen in training", "seen"), ("held-out combinations", "held_out"))
+    ]
+    return "\n".join(
+        [
+            display.table(("category", "score"), rows),
+            f"95 % interval {_percent(low)} to {_percent(high)}, {document['n']} prompts, "
+            f"{display.seconds(document['seconds_per_image'])} a picture",
+            "",
+            display.table(("aspect", "right"), aspects),
+            "",
+            display.table(("prompts", "score"), splits),
+        ]
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"

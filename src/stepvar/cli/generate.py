@@ -1,0 +1,227 @@
+"""`stepvar generate` and `stepvar summary`: pictures from prompts, and what drawing them costs."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stepvar.cli import display
+from stepvar.cli.errors import explain_errors
+from stepvar.cli.groups import with_option_groups
+from stepvar.cli.models import (
+    check_prompts,
+    note_other_aspect,
+    open_pipeline,
+    quiet_libraries,
+    require_prompts,
+)
+from stepvar.cli.options import (
+    Json,
+    ModelChoice,
+    Number,
+    Output,
+    PlanChoice,
+    SamplingChoice,
+    Seed,
+    SizeChoice,
+)
+from stepvar.cli.outputs import Destination, encode_png, slug, versions, write_files
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from stepvar.generation.report import Report
+    from stepvar.models.pipeline import NextScalePipeline
+
+Prompts = Annotated[list[str], typer.Argument(help="What the pictures show, one prompt or several.")]
+Batch = Annotated[int, typer.Option(min=1, max=4096, help="Pictures drawn at a time: more take more memory.")]
+
+_FRESH_SEEDS = 2**31
+
+
+@explain_errors
+@with_option_groups
+def generate(
+    prompt: Prompts,
+    model: ModelChoice,
+    plan: PlanChoice,
+    size: SizeChoice,
+    sampling: SamplingChoice,
+    seed: Seed = None,
+    number: Number = 1,
+    batch: Batch = 4,
+    output: Output = None,
+    json: Json = False,
+) -> None:
+    """Draw pictures of prompts.
+
+    Each picture is written as PNG with its settings inside, by default named after its prompt and seed.
+    """
+    require_prompts(prompt)
+    dimensions = size.arguments()
+    settings = {**dimensions, **sampling.arguments(), "pruning": plan.method()}
+    destination = Destination.parse(output)
+    first = secrets.randbelow(_FRESH_SEEDS) if seed is None else seed
+    prompts = [entry for entry in prompt for _ in range(number)]
+    jobs = [(entry, first + index) for index, entry in enumerate(prompts)]
+    suggestions = [f"{slug(entry)}-{own_seed}" for entry, own_seed in jobs]
+    with quiet_libraries():
+        pipeline = open_pipeline(model)
+        check_prompts(pipeline, sampling.texts(prompt))
+        note_other_aspect(pipeline, dimensions)
+        paths = destination.names(suggestions)
+        drawn = _draw(pipeline, jobs, paths, batch, settings)
+    if json:
+        display.print_json(drawn.as_json())
+    else:
+        typer.echo(drawn.describe())
+
+
+@dataclass
+class _Drawn:
+    """Everything that one command drew, in batches.
+
+    Attributes:
+        jobs: Prompt and seed of each picture.
+        paths: File of each picture.
+        reports: One a batch.
+    """
+
+    jobs: Sequence[tuple[str, int]]
+    paths: Sequence[Path]
+    reports: list[Report] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        document = self._merged()
+        document["images"] = [
+            {"file": str(path), "prompt": prompt, "seed": seed}
+            for path, (prompt, seed) in zip(self.paths, self.jobs, strict=True)
+        ]
+        document["versions"] = versions()
+        return document
+
+    def _merged(self) -> dict[str, Any]:
+        """The reports of all batches as one: times add up, tokens are those of one picture."""
+        merged, *others = [report.as_json() for report in self.reports]
+        for other in others:
+            merged["seconds"] += other["seconds"]
+            merged["peak_bytes"] = max(merged["peak_bytes"], other["peak_bytes"])
+            merged["cache_bytes"] = max(merged["cache_bytes"], other["cache_bytes"])
+            merged["seeds"] += other["seeds"]
+            merged["settings"]["prompts"] += other["settings"]["prompts"]
+            for stage, spent in other["stages"].items():
+                merged["stages"][stage] += spent
+            for scale, more in zip(merged["scales"], other["scales"], strict=True):
+                scale["seconds"] += more["seconds"]
+        return merged
+
+    def describe(self) -> str:
+        """The report as a table, and the files."""
+        merged = self._merged()
+        rows: list[display.Row] = [("text", "", "", display.seconds(merged["stages"]["text"]))]
+        rows += [
+            (
+                f"scale {scale['scale']}",
+                f"{scale['tokens']:,}",
+                display.kept_share(scale["kept"], scale["tokens"], scale["skipped"]),
+                "" if scale["skipped"] else display.seconds(scale["seconds"]),
+            )
+            for scale in merged["scales"]
+        ]
+        rows.append(("decode", "", "", display.seconds(merged["stages"]["decode"])))
+        kept, total = merged["tokens"]["kept"], merged["tokens"]["total"]
+        rows += [(), ("total", f"{total:,}", f"{kept:,}", display.seconds(merged["seconds"]))]
+        lines = [
+            display.table(("stage", "tokens", "kept", "time"), rows),
+            f"{kept / total:.0%} of the tokens kept; peak memory {display.size(merged['peak_bytes'])}",
+        ]
+        lines += [f"{path} (seed {seed})" for path, (_, seed) in zip(self.paths, self.jobs, strict=True)]
+        return "\n".join(lines)
+
+
+def _draw(
+    pipeline: NextScalePipeline,
+    jobs: Sequence[tuple[str, int]],
+    paths: Sequence[Path],
+    batch: int,
+    settings: dict[str, Any],
+) -> _Drawn:
+    """Draws all pictures, and writes each batch as soon as it is done."""
+    drawn = _Drawn(jobs, paths)
+    batches = range(0, len(jobs), batch)
+    plain = {key: value for key, value in settings.items() if key not in _SAMPLING_ONLY}
+    summary = pipeline.summary(**plain)
+    with display.scale_progress("drawing", summary, len(batches)) as observer:
+        for start in batches:
+            part = jobs[start : start + batch]
+            result = pipeline(
+                [prompt for prompt, _ in part],
+                seed=[seed for _, seed in part],
+                observer=observer,
+                **settings,
+            )
+            drawn.reports.append(result.report)
+            _write(result.images, part, paths[start : start + batch], result.report)
+    return drawn
+
+
+_SAMPLING_ONLY = ("negative_prompt", "temperature", "top_k", "top_p")
+"""Arguments of a call that its summary does not depend on."""
+
+
+def _write(
+    images: Sequence[Image], jobs: Sequence[tuple[str, int]], paths: Sequence[Path], report: Report
+) -> None:
+    shared = {
+        key: value for key, value in report.settings.items() if key not in ("prompts", "negative_prompts")
+    }
+    negatives = report.settings.get("negative_prompts")
+    scales = [
+        {"scale": str(entry.plan.scale), "kept": entry.plan.kept, "skipped": entry.plan.skipped}
+        for entry in report.scales
+    ]
+    contents = {}
+    for index, (image, (prompt, seed), path) in enumerate(zip(images, jobs, paths, strict=True)):
+        own = {
+            "prompt": prompt,
+            "negative_prompt": negatives[index] if negatives else None,
+            "seed": seed,
+            **shared,
+            "scales": scales,
+            "versions": versions(),
+        }
+        contents[path] = encode_png(image, own)
+    write_files(contents)
+
+
+@explain_errors
+@with_option_groups
+def summary(
+    model: ModelChoice,
+    plan: PlanChoice,
+    size: SizeChoice,
+    guidance: Annotated[
+        str | None, typer.Option(metavar="X[,X...]", help="Guidance, one number or one a scale; 1 is off.")
+    ] = None,
+    number: Annotated[int, typer.Option("-n", "--number", min=1, help="Pictures in a batch.")] = 1,
+    json: Json = False,
+) -> None:
+    """Tell what a plan would run, without running it.
+
+    Tokens, FLOPs and cache bytes of every scale.
+    """
+    sampling = SamplingChoice(guidance=guidance).arguments()
+    settings = {**size.arguments(), **sampling, "pruning": plan.method()}
+    with quiet_libraries():
+        pipeline = open_pipeline(model)
+        note_other_aspect(pipeline, size.arguments())
+        told = pipeline.summary(images=number, **settings)
+    if json:
+        display.print_json(told.as_json())
+    else:
+        typer.echo(str(told))

@@ -1,0 +1,267 @@
+"""Opening a model for a command: the embedded one, or a folder that is checked before it is loaded."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from stepvar.cli.errors import InputError, one_line
+from stepvar.cli.options import ModelChoice
+
+if TYPE_CHECKING:
+    import torch
+
+    from stepvar.models.pipeline import NextScalePipeline
+
+_REMEDY = "give a folder that 'stepvar convert' or save_pretrained wrote"
+
+_LIBRARIES = ("diffusers", "transformers")
+"""Libraries besides our own whose classes a pipeline folder may name."""
+
+_ASPECT_TOLERANCE = 0.1
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keeps the libraries' warnings and bars off the terminal; our own warnings become notes on stderr."""
+    # Commands read local files only; this keeps the libraries from asking a hub about them.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    notes, ours = _Notes(), logging.getLogger("stepvar")
+    ours.addHandler(notes)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _silence()
+            yield
+    finally:
+        ours.removeHandler(notes)
+
+
+class _Notes(logging.Handler):
+    """Shows each warning of ours once, as a note."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.shown: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = one_line(record.getMessage())
+        if message not in self.shown:
+            self.shown.add(message)
+            typer.echo(f"Note: {message}", err=True)
+
+
+def _silence() -> None:
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+
+
+def open_pipeline(choice: ModelChoice) -> NextScalePipeline:
+    """Loads the model that the options ask for, onto its device.
+
+    Raises:
+        InputError, CheckpointError: When it cannot be used.
+    """
+    device = choice.resolve_device()
+    dtype = choice.resolve_dtype(device)
+    if choice.model is None:
+        pipeline = _open_embedded(dtype)
+    else:
+        pipeline = open_folder(choice.model, dtype)
+    pipeline.set_progress_bar_config(disable=True)
+    if choice.offload:
+        pipeline.enable_model_cpu_offload(device=device)
+        return pipeline
+    return pipeline.to(device)
+
+
+def _open_embedded(dtype: torch.dtype) -> NextScalePipeline:
+    from stepvar.embedded import WEIGHTS, load_embedded
+
+    if not WEIGHTS.is_dir():
+        raise InputError(
+            "This installation has no embedded model (its weights are missing): install the package again, "
+            "or name a model with --model DIR."
+        )
+    return load_embedded(dtype)
+
+
+def open_folder(folder: Path, dtype: torch.dtype) -> NextScalePipeline:
+    """Loads a pipeline folder after checking every part of it; nothing in it is executed.
+
+    The class is the one that the folder's index names.
+
+    Raises:
+        InputError, CheckpointError: When something is missing, damaged, executable, or of another model.
+    """
+    index = _read_index(folder)
+    kind = _pipeline_class(folder, index)
+    parts = {name: _check_part(folder, name, index.get(name)) for name in _part_names(kind)}
+    given: dict[str, Any] = {}
+    if parts.get("text_encoder") == "T5EncoderModel":
+        from stepvar.models.infinity.text import load_text_encoder
+
+        # transformers itself goes on with random numbers where weights are missing.
+        given["text_encoder"] = load_text_encoder(folder / "text_encoder", dtype)
+    try:
+        pipeline = kind.from_pretrained(folder, torch_dtype=dtype, local_files_only=True, **given)
+        _try_text(pipeline)
+        pipeline.summary()
+    except (MemoryError, InputError):
+        raise
+    except Exception as error:  # the libraries raise almost any type for a damaged folder
+        raise InputError(
+            f"'{folder}' cannot be loaded ({type(error).__name__}: {one_line(str(error))}); {_REMEDY}."
+        ) from error
+    return pipeline
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    file = folder / "model_index.json"
+    if not folder.exists():
+        raise InputError(f"There is no folder '{folder}'; {_REMEDY}.")
+    if not folder.is_dir():
+        raise InputError(f"'{folder}' is a file; convert it with 'stepvar convert', and give the folder.")
+    if not file.is_file():
+        raise InputError(f"'{folder}' is no pipeline folder (it has no model_index.json); {_REMEDY}.")
+    try:
+        index = json.loads(file.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"'{file}' is damaged ({one_line(str(error))}); {_REMEDY}.") from error
+    if not isinstance(index, dict):
+        raise InputError(f"'{file}' is damaged (it holds a {type(index).__name__}); {_REMEDY}.")
+    return index
+
+
+def _pipeline_class(folder: Path, index: Mapping[str, Any]) -> type[NextScalePipeline]:
+    import stepvar
+    from stepvar.models.pipeline import NextScalePipeline
+
+    name = index.get("_class_name")
+    found = getattr(stepvar, name, None) if isinstance(name, str) and name in stepvar.__all__ else None
+    if isinstance(found, type) and issubclass(found, NextScalePipeline):
+        return found
+    known = [entry for entry in stepvar.__all__ if entry.endswith("Pipeline")]
+    raise InputError(f"'{folder}' holds a {name!r}; known pipelines are {', '.join(known)}.")
+
+
+def _part_names(kind: type[NextScalePipeline]) -> Sequence[str]:
+    parameters = inspect.signature(kind.__init__).parameters.values()
+    required = [entry.name for entry in parameters if entry.default is inspect.Parameter.empty]
+    return [name for name in required if name != "self"] + list(kind._optional_components)
+
+
+def _check_part(folder: Path, name: str, entry: Any) -> str | None:
+    """Checks one component of a pipeline folder; returns its class's name, None where it is left out."""
+    if not isinstance(entry, list) or len(entry) != 2:
+        raise InputError(f"'{folder / 'model_index.json'}' does not say what {name!r} is; {_REMEDY}.")
+    library, kind = entry
+    if library is None and kind is None:
+        return None
+    if not isinstance(library, str) or not isinstance(kind, str):
+        raise InputError(f"'{folder / 'model_index.json'}' does not say what {name!r} is; {_REMEDY}.")
+    ours = library == "stepvar" or library.startswith("stepvar.models.")
+    if not ours and library not in _LIBRARIES:
+        raise InputError(
+            f"'{folder}' names code of {library!r} for its {name!r}, which was not run; {_REMEDY}."
+        )
+    if not (folder / name).is_dir():
+        raise InputError(f"'{folder}' lacks its part {name!r}; {_REMEDY}.")
+    if ours:
+        _check_our_part(folder / name, library, kind)
+    return kind
+
+
+def _check_our_part(path: Path, library: str, kind: str) -> None:
+    """Checks names, shapes and formats of a component's weights against its configuration."""
+    from stepvar.models.loading import Checkpoint, build_empty, require_same_layout, saved_config
+
+    try:
+        found = getattr(import_module(library), kind)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"'{path}' is a {kind!r}, which this version does not know.") from error
+    config = saved_config(path, kind)
+    if config is None:
+        raise InputError(f"'{path}' has no configuration of {kind}; {_REMEDY}.")
+    checkpoint = Checkpoint.open(path)
+    # A quantised copy and the like would be read as the plain file's replacement.
+    require_same_layout(checkpoint.layout, build_empty(found, config, f"'{path}'").state_dict(), f"'{path}'")
+
+
+def _try_text(pipeline: NextScalePipeline) -> None:
+    """Runs the text encoder on two tokens: a damaged configuration shows only then."""
+    import torch
+
+    encoder, tokenizer = getattr(pipeline, "text_encoder", None), getattr(pipeline, "tokenizer", None)
+    if encoder is None or tokenizer is None:
+        return
+    with torch.no_grad():
+        encoder(input_ids=torch.zeros(1, 2, dtype=torch.long, device=encoder.device))
+    largest = max(tokenizer.get_vocab().values())
+    # T5's own table is padded, never shorter than its tokenizer's.
+    if largest >= encoder.config.vocab_size:
+        raise InputError(
+            f"The tokenizer has {largest + 1} words, but the text encoder only {encoder.config.vocab_size}; "
+            f"{_REMEDY}."
+        )
+
+
+def require_prompts(prompts: Sequence[str]) -> None:
+    """Refuses, before anything is loaded, prompts that no model can read.
+
+    Raises:
+        InputError: When one is empty, or no text.
+    """
+    for prompt in prompts:
+        if not prompt.strip():
+            raise InputError("The prompt is empty: describe the picture in words.")
+        try:
+            prompt.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(f"The prompt {prompt!r} is not valid UTF-8 text.") from error
+
+
+def note_other_aspect(pipeline: NextScalePipeline, size: Mapping[str, Any]) -> None:
+    """Tells on stderr when the nearest schedule is far from the aspect ratio that was asked for."""
+    asked = size.get("aspect_ratio")
+    if asked is None:
+        return
+    height, width = pipeline.transformer.size_table.pixels(pipeline.schedule(**size))
+    if abs(width / height / asked - 1.0) > _ASPECT_TOLERANCE:
+        typer.echo(f"Note: this model's nearest to that aspect ratio is {width}x{height} pixels.", err=True)
+
+
+def check_prompts(pipeline: NextScalePipeline, prompts: Sequence[str]) -> None:
+    """Refuses prompts that are longer than the model reads, which a pipeline would cut.
+
+    Raises:
+        InputError: Naming both lengths.
+    """
+    tokenizer = getattr(pipeline, "tokenizer", None)
+    if tokenizer is None or getattr(pipeline, "text_encoder", None) is None:
+        raise InputError(
+            "The model has no text encoder: convert it with 'stepvar convert --text-encoder DIR'."
+        )
+    longest = pipeline.transformer.config.text_length
+    for prompt in prompts:
+        length = len(tokenizer(prompt, verbose=False).input_ids)
+        if length > longest:
+            raise InputError(
+                f"The prompt has {length} tokens, but the model reads at most {longest}: shorten it by "
+                f"{length - longest} ({prompt[:60]!r}...)."
+            )

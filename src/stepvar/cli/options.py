@@ -1,0 +1,190 @@
+"""The options that commands share: which model, which plan, which size, how to sample."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stepvar.cli.errors import InputError
+from stepvar.cli.values import parse_aspect, parse_numbers, parse_ratios, parse_scales, parse_size
+
+if TYPE_CHECKING:
+    import torch
+
+    from stepvar.pruning.base import PruningMethod
+
+EXAMPLE_PROMPT = "two yellow stars above a striped blue ring on sand"
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+Prompt = Annotated[str, typer.Argument(help="What the picture shows.")]
+ExamplePrompt = Annotated[str, typer.Argument(help="What the pictures show; any prompt takes the same time.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else, on stdout.")]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE|DIR", help="A .png file, or a folder for named files."),
+]
+Seed = Annotated[
+    int | None, typer.Option(help="Seed of the first picture; the others count on. Default: a fresh one.")
+]
+FixedSeed = Annotated[int, typer.Option(help="Seed of the first picture; the others count on.")]
+Number = Annotated[int, typer.Option("-n", "--number", min=1, help="Pictures of each prompt.")]
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which model, where it runs and in which number format."""
+
+    model: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A folder that 'stepvar convert' wrote. Default: embedded."),
+    ] = None
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORMAT", help="float32, bfloat16 or float16. Default: float32; on CUDA bfloat16."
+        ),
+    ] = None
+    device: Annotated[str, typer.Option(help="cpu, cuda (cuda:1, ...) or auto.")] = "auto"
+    offload: Annotated[
+        bool, typer.Option("--offload", help="Keep on the GPU only the part that is working.")
+    ] = False
+
+    def resolve_device(self) -> str:
+        """The device as torch names it.
+
+        Raises:
+            InputError: When there is no such device here.
+        """
+        import torch
+
+        present = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        device = ("cuda" if present else "cpu") if self.device == "auto" else self.device
+        if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
+            raise InputError(
+                f"Unknown --device {self.device!r}; known are cpu, cuda, cuda:1 and so on, auto."
+            )
+        if device != "cpu" and int(device.partition(":")[2] or 0) >= present:
+            found = f"{present} CUDA device{'s'[: present != 1]}"
+            raise InputError(f"--device {device} is not there, this machine has {found}; use --device cpu.")
+        if self.offload and device == "cpu":
+            raise InputError(
+                "--offload moves parts between CPU and GPU, and there is no GPU in use: leave it out."
+            )
+        return device
+
+    def resolve_dtype(self, device: str) -> torch.dtype:
+        """The number format to load weights in."""
+        import torch
+
+        if self.dtype is None:
+            # The embedded model stays in float32 everywhere, so that its pictures are the same everywhere.
+            return torch.bfloat16 if device != "cpu" and self.model is not None else torch.float32
+        if self.dtype not in DTYPES:
+            raise InputError(f"Unknown --dtype {self.dtype!r}; known are {', '.join(DTYPES)}.")
+        return getattr(torch, self.dtype)
+
+
+@dataclass(frozen=True)
+class PlanChoice:
+    """What to prune and what to skip."""
+
+    pruning: Annotated[
+        str | None,
+        typer.Option(metavar="PRESET", help="paper, prune, skip or none."),
+    ] = None
+    ratios: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SCALE=SHARE,...",
+            help="Share of tokens to prune, by the scale's height in tokens (or -1 for the last).",
+        ),
+    ] = None
+    skip: Annotated[
+        str | None, typer.Option(metavar="SCALE,...", help="Scales not to run at all, named likewise.")
+    ] = None
+
+    def method(self, default: str | None = None) -> PruningMethod | str | None:
+        """What to pass as `pruning=`.
+
+        Args:
+            default: A preset's name for when nothing was asked.
+
+        Raises:
+            InputError: When a preset and a plan of one's own were given together.
+        """
+        if self.ratios is None and self.skip is None:
+            return self.pruning or default
+        if self.pruning is not None:
+            raise InputError(
+                f"--pruning {self.pruning} is a whole plan: give it, or --ratios and --skip, not both."
+            )
+        ratios = parse_ratios(self.ratios) if self.ratios is not None else {}
+        skip = parse_scales(self.skip) if self.skip is not None else ()
+        from stepvar.pruning.stepvar import StepVAR
+
+        return StepVAR(ratios=ratios, skip=skip)
+
+
+@dataclass(frozen=True)
+class SizeChoice:
+    """How large the pictures are."""
+
+    size: Annotated[str | None, typer.Option(metavar="WIDTHxHEIGHT", help="In pixels, such as 1024x768.")] = (
+        None
+    )
+    aspect: Annotated[
+        str | None, typer.Option(metavar="WIDTH:HEIGHT", help="Instead of a size, such as 4:3.")
+    ] = None
+    budget: Annotated[
+        str | None, typer.Option(metavar="PIXELS", help="With --aspect: how many pixels, such as 1M.")
+    ] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for a pipeline's call, its summary and its schedule."""
+        arguments: dict[str, Any] = {}
+        if self.size is not None:
+            if self.aspect is not None or self.budget is not None:
+                raise InputError("Give --size, or --aspect and --budget, not both.")
+            arguments["height"], arguments["width"] = parse_size(self.size)
+        if self.aspect is not None:
+            arguments["aspect_ratio"] = parse_aspect(self.aspect)
+        if self.budget is not None:
+            arguments["pixel_budget"] = self.budget
+        return arguments
+
+
+@dataclass(frozen=True)
+class SamplingChoice:
+    """How pictures are drawn from what the model predicts; what is not given is the model's default."""
+
+    negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What to steer away from.")] = None
+    guidance: Annotated[
+        str | None, typer.Option(metavar="X[,X...]", help="Guidance, one number or one a scale; 1 is off.")
+    ] = None
+    temperature: Annotated[
+        str | None, typer.Option(metavar="X[,X...]", help="Above 0, one number or one a scale.")
+    ] = None
+    top_k: Annotated[int | None, typer.Option(min=0, help="1 takes the likelier bit; 0 is off.")] = None
+    top_p: Annotated[float | None, typer.Option(help="Drops bits rarer than 1 - X; 0 is off.")] = None
+
+    def texts(self, prompts: Sequence[str]) -> list[str]:
+        """Everything that the text encoder will read."""
+        return [*prompts] if self.negative is None else [*prompts, self.negative]
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for a pipeline's call."""
+        if self.negative is not None and not self.negative.strip():
+            raise InputError("--negative is empty: say what to steer away from, or leave it out.")
+        given = {"negative_prompt": self.negative, "top_k": self.top_k, "top_p": self.top_p}
+        arguments = {name: value for name, value in given.items() if value is not None}
+        if self.guidance is not None:
+            arguments["guidance_scale"] = parse_numbers(self.guidance, "--guidance")
+        if self.temperature is not None:
+            arguments["temperature"] = parse_numbers(self.temperature, "--temperature")
+        return arguments

@@ -1,0 +1,147 @@
+"""Where pictures go: names, checks before any work, files that appear only when they are whole."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stepvar.cli.errors import InputError
+from stepvar.cli.interrupts import unwinding
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SUFFIX = ".png"
+_LONGEST_NAME = 60
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where the pictures of one command go.
+
+    Attributes:
+        folder: The folder; it may be new, but its parent is not.
+        stem: Name of the file without its ending; None names each file by its picture.
+    """
+
+    folder: Path
+    stem: str | None = None
+
+    @classmethod
+    def parse(cls, output: Path | None) -> Destination:
+        """Reads -o, and checks before any work that it can be written to.
+
+        Raises:
+            InputError: When it cannot.
+        """
+        if output is None:
+            destination = cls(Path())
+        elif output.is_dir():
+            destination = cls(output)
+        elif output.suffix.lower() == SUFFIX:
+            destination = cls(output.parent, output.name[: -len(SUFFIX)])
+        elif output.suffix or output.exists():
+            raise InputError(f"'{output}' is no {SUFFIX} file: name one, or a folder.")
+        else:
+            destination = cls(output)
+        destination._check(output)
+        return destination
+
+    def _check(self, output: Path | None) -> None:
+        folder = self.folder if self.folder.exists() else self.folder.parent
+        if not folder.is_dir():
+            raise InputError(f"There is no folder '{folder}' to write '{output}' to: create it first.")
+        if self.stem is not None and not self.folder.exists():
+            raise InputError(f"There is no folder '{self.folder}' to write '{output}' to: create it first.")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            shown = "The current folder" if output is None else f"'{folder}'"
+            raise InputError(f"{shown} cannot be written to: name another place with -o.")
+        target = None if self.stem is None else self.folder / f"{self.stem}{SUFFIX}"
+        if target is not None and target.exists() and not target.is_file():
+            raise InputError(f"'{target}' exists and is no ordinary file: name another place with -o.")
+
+    def names(self, suggestions: list[str]) -> list[Path]:
+        """One path a picture; asked-for names are used as they are, suggested ones never overwrite a file."""
+        if self.stem is not None:
+            if len(suggestions) == 1:
+                return [self.folder / f"{self.stem}{SUFFIX}"]
+            width = len(str(len(suggestions)))
+            numbers = range(1, len(suggestions) + 1)
+            return [self.folder / f"{self.stem}-{number:0{width}}{SUFFIX}" for number in numbers]
+        paths: list[Path] = []
+        for suggestion in suggestions:
+            paths.append(_free_path(self.folder, suggestion, paths))
+        return paths
+
+
+def _free_path(folder: Path, name: str, taken: Collection[Path]) -> Path:
+    path, number = folder / f"{name}{SUFFIX}", 1
+    while path in taken or path.exists():
+        number += 1
+        path = folder / f"{name}-{number}{SUFFIX}"
+    return path
+
+
+def slug(prompt: str) -> str:
+    """A prompt as part of a file name."""
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")
+    return words[:_LONGEST_NAME].rstrip("-") or "picture"
+
+
+def encode_png(image: Image, settings: Mapping[str, Any]) -> bytes:
+    """A picture as PNG that carries its settings as JSON under "stepvar"."""
+    from PIL.PngImagePlugin import PngInfo
+
+    metadata = PngInfo()
+    metadata.add_text("stepvar", json.dumps(settings))
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", pnginfo=metadata)
+    return buffer.getvalue()
+
+
+def versions() -> dict[str, str]:
+    """Versions that a picture may depend on."""
+    import diffusers
+    import torch
+    import transformers
+
+    import stepvar
+
+    modules = (stepvar, torch, diffusers, transformers)
+    return {module.__name__: str(module.__version__) for module in modules}
+
+
+def write_files(contents: Mapping[Path, bytes]) -> None:
+    """Writes files that get their names only when all of them are whole.
+
+    Raises:
+        OSError: When one cannot be written; then none is.
+    """
+    staged: dict[Path, Path] = {}
+    with unwinding():
+        try:
+            for index, (path, content) in enumerate(contents.items()):
+                path.parent.mkdir(exist_ok=True)
+                partial = path.parent / f".stepvar-{os.getpid()}-{index}.partial"
+                staged[path] = partial
+                _write(partial, path, content)
+            for path, partial in staged.items():
+                partial.replace(path)
+        except BaseException:
+            for partial in staged.values():
+                partial.unlink(missing_ok=True)
+            raise
+
+
+def _write(partial: Path, path: Path, content: bytes) -> None:
+    try:
+        partial.write_bytes(content)
+    except OSError as error:
+        # The user knows the file by its final name.
+        raise OSError(error.errno, error.strerror, str(path)) from error
