@@ -70,11 +70,12 @@ def rotate(inputs: Tensor, rotary: Tensor) -> Tensor:
     One complex product: about twenty times faster on a CPU than four real ones and a stack.
 
     Args:
-        inputs: [R, N, H, c] in float32.
+        inputs: [R, N, ..., c] in float32.
         rotary: [R or 1, N, c / 2] complex64.
     """
     pairs = torch.view_as_complex(inputs.unflatten(-1, (-1, 2)).contiguous())
-    return torch.view_as_real(pairs * rotary.unsqueeze(2)).flatten(-2)
+    table = rotary.view(*rotary.shape[:2], *(1,) * (pairs.dim() - 3), rotary.shape[-1])
+    return torch.view_as_real(pairs * table).flatten(-2)
 
 
 def padding_mask(lengths: list[int], longest: int, device: torch.device) -> Tensor | None:

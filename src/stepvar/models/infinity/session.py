@@ -85,6 +85,7 @@ class InfinitySession:
         self.text = [block.cross_attention.project(projected) for block in model.blocks]
         shared = model.shared_modulations(self.pooled)
         self.modulations = [block.modulations(shared) for block in model.blocks]
+        self.constants = [block.self_attention.constants() for block in model.blocks]
         self.head_modulation = model.head_modulations(self.pooled)
 
     def allocate_cache(self, plan: GenerationPlan) -> KVCache:
@@ -117,12 +118,16 @@ class InfinitySession:
         return functional.pixel_unshuffle(self.resized_latent(scale), self.patch).flatten(2).transpose(1, 2)
 
     def branches(self, layer: int, memory: Memory, rows: int) -> Sequence[tuple[str, Branch]]:
-        block = self.transformer.blocks[layer]
-        modulation = [part[:rows] for part in self.modulations[layer]]
-        key, value = (part[:rows] for part in self.text[layer])
-        mask = None if self.mask is None else self.mask[:rows]
+        block, constants = self.transformer.blocks[layer], self.constants[layer]
+        modulation, (key, value), mask = self.modulations[layer], self.text[layer], self.mask
+        if rows < self.images * self.copies:
+            modulation = tuple(part[:rows] for part in modulation)
+            key, value, mask = key[:rows], value[:rows], None if mask is None else mask[:rows]
         return (
-            ("self_attention", lambda hidden, tokens: block.attend_self(hidden, tokens, modulation, memory)),
+            (
+                "self_attention",
+                lambda hidden, tokens: block.attend_self(hidden, tokens, modulation, memory, constants),
+            ),
             ("cross_attention", lambda hidden, tokens: block.attend_text(hidden, key, value, mask)),
             ("feed_forward", lambda hidden, tokens: block.feed(hidden, modulation)),
         )

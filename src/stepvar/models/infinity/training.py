@@ -78,7 +78,8 @@ def teacher_forced_logits(
     shared = transformer.shared_modulations(pooled)
     for block in transformer.blocks:
         modulation = block.modulations(shared)
-        stream = stream + block.attend_self(stream, tokens, modulation, memory)
+        constants = block.self_attention.constants()
+        stream = stream + block.attend_self(stream, tokens, modulation, memory, constants)
         key, value = block.cross_attention.project(projected)
         stream = stream + block.attend_text(stream, key, value, text_mask)
         stream = stream + block.feed(stream, modulation)

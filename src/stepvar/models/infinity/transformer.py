@@ -71,15 +71,23 @@ class SelfAttention(nn.Module):
         self.log_scale = nn.Parameter(torch.full((1, heads, 1, 1), math.log(4)))
         self.output = nn.Linear(width, width)
 
-    def forward(self, hidden: Tensor, rotary: Tensor, memory: Memory) -> Tensor:
-        """hidden [R, N, C] -> [R, N, C]; new keys and values go to `memory`."""
+    def constants(self) -> tuple[Tensor, Tensor]:
+        """What does not depend on the input: bias [3 C] and scales of queries and keys [2, H, 1]."""
         bias = torch.cat([self.query_bias, torch.zeros_like(self.query_bias), self.value_bias])
+        scale = self.log_scale.float().clamp_max(LARGEST_LOG_SCALE).exp().view(1, -1, 1)
+        return bias, torch.cat([scale, torch.ones_like(scale)])
+
+    def forward(
+        self, hidden: Tensor, rotary: Tensor, memory: Memory, constants: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """hidden [R, N, C] -> [R, N, C]; new keys and values go to `memory`."""
+        bias, scales = constants
         qkv = functional.linear(hidden.to(self.qkv.weight.dtype), self.qkv.weight, bias)
-        query, key, value = qkv.unflatten(-1, (3, self.heads, -1)).unbind(2)
-        scale = self.log_scale.float().clamp_max(LARGEST_LOG_SCALE).exp().view(1, 1, -1, 1)
-        query = rotate(functional.normalize(query.float(), dim=-1) * scale, rotary).to(value.dtype)
-        key = rotate(functional.normalize(key.float(), dim=-1), rotary).to(value.dtype)
-        heads_first = (part.transpose(1, 2) for part in (query, key, value))
+        qkv = qkv.unflatten(-1, (3, self.heads, -1))
+        # Queries and keys go through norm, scale and rotation together: half the calls.
+        directions = functional.normalize(qkv[:, :, :2].float(), dim=-1) * scales
+        query, key = rotate(directions, rotary).to(qkv.dtype).unbind(2)
+        heads_first = (part.transpose(1, 2) for part in (query, key, qkv[:, :, 2]))
         attended = memory.attend(*heads_first, scale=1.0)
         return self.output(attended.transpose(1, 2).flatten(2))
 
@@ -143,10 +151,15 @@ class InfinityBlock(nn.Module):
         return gate1, gate2, scale1 + 1.0, scale2 + 1.0, shift1, shift2
 
     def attend_self(
-        self, hidden: Tensor, tokens: Tokens, modulation: Sequence[Tensor], memory: Memory
+        self,
+        hidden: Tensor,
+        tokens: Tokens,
+        modulation: Sequence[Tensor],
+        memory: Memory,
+        constants: tuple[Tensor, Tensor],
     ) -> Tensor:
         normed = modulated_norm(hidden, modulation[2], modulation[4])
-        return modulation[0] * self.self_attention(normed, tokens.positions, memory)
+        return modulation[0] * self.self_attention(normed, tokens.positions, memory, constants)
 
     def attend_text(self, hidden: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         norm = self.cross_norm
