@@ -49,10 +49,12 @@ def _spread(keys: Tensor, axis: int, unit: int) -> Tensor:
     if size == 1:
         return keys
     place = torch.arange(size, device=keys.device)
-    moved = keys.movedim(axis, -1)
+    moved = keys.movedim(axis, -1).contiguous()
+    spread = torch.empty_like(moved)
     # A few target positions at a time: the table stays near-linear in memory.
-    targets = place.split(max(1, 2**22 // keys.numel()))
-    parts = [
-        (moved.unsqueeze(-2) + unit * (target[:, None] - place).square()).amin(dim=-1) for target in targets
-    ]
-    return torch.cat(parts, dim=-1).movedim(-1, axis)
+    step = max(1, 2**20 // keys.numel())
+    for start in range(0, size, step):
+        targets = place[start : start + step, None]
+        table = moved.unsqueeze(-2) + unit * (targets - place).square()
+        spread[..., start : start + step] = table.amin(dim=-1)
+    return spread.movedim(-1, axis)
