@@ -17,14 +17,21 @@ def run_case(folder: Path) -> CaseReport:
         folder: Holds case.json and tensors.safetensors.
 
     Raises:
-        CaseError: When the folder is no golden case, or of a model that has no runner.
+        CaseError: When the folder is no golden case, contradicts itself, or is of a model that has no
+            runner.
+        CheckpointError: When its weights are missing or damaged.
     """
     case = Case.load(folder)
     repository = str(case.info.get("official_repo", "")).split(" ")[0]
     if repository == "FoundationVision/Infinity":
         from stepvar.conformance.infinity import run
 
-        return run(case)
+        try:
+            return run(case)
+        except (LookupError, TypeError, RuntimeError) as error:
+            raise CaseError(
+                f"{folder} cannot be run, its case.json and its tensors do not fit together: {error!r}."
+            ) from error
     raise CaseError(
         f"{folder} was made by {repository or 'an unnamed repository'}; "
         "cases of FoundationVision/Infinity can be run."

@@ -42,12 +42,14 @@ class Case:
             CaseError: When either is missing or unreadable.
         """
         try:
-            info = json.loads((folder / "case.json").read_text())
+            info = json.loads((folder / "case.json").read_text(encoding="utf-8"))
             tensors = load_file(folder / "tensors.safetensors")
-        except (OSError, json.JSONDecodeError, SafetensorError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise CaseError(
-                f"{folder} is not a readable golden case; it needs case.json and tensors.safetensors ({error})."
+                f"{folder} is not a readable golden case (case.json and tensors.safetensors): {error}."
             ) from error
+        if not isinstance(info, dict):
+            raise CaseError(f"{folder / 'case.json'} describes no case: it holds a {type(info).__name__}.")
         return cls(folder, info, tensors)
 
     @property

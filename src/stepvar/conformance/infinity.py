@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stepvar.conformance.case import Case, Comparison
 from stepvar.conformance.report import CaseReport
-from stepvar.generation.guidance import Guidance
+from stepvar.generation.guidance import Guidance, per_scale
 from stepvar.generation.loop import generate
 from stepvar.generation.sampling import bit_probabilities
 from stepvar.generation.schedule import Scale, ScaleSchedule
@@ -54,11 +54,12 @@ class _ReplaySampler:
         self.comparison = comparison
         self.call = call
         self.patchify = patchify
+        self.temperatures = per_scale(call["tau_list"], len(call["scale_schedule"]), "tau_list")
         seed = next((call[name] for name in ("g_seed", "seed", "generator_seed") if name in call), None)
         self.generator = torch.Generator().manual_seed(int(seed or 0))
 
     def temperature(self, scale: Scale) -> float:
-        return self.call["tau_list"][scale.index]
+        return self.temperatures[scale.index]
 
     def sample(self, logits: Tensor, scale: Scale) -> Tensor:
         probability = bit_probabilities(logits, self.call["top_k"], self.call["top_p"])
@@ -74,6 +75,7 @@ class _ReplaySampler:
     def _token_bits(self, stored: Tensor) -> Tensor:
         """[B, 1, H, W, d] at latent resolution -> [B, N, D]."""
         return tokens_from_latent_bits(stored.squeeze(1).bool(), self.patchify).flatten(1, 2)
+
 
 def _draw(probability: Tensor, generator: torch.Generator) -> Tensor:
     """One multinomial call over all bits, as the official sampler makes it."""
@@ -119,7 +121,7 @@ def _schedule(call: dict[str, Any]) -> ScaleSchedule:
 def _guidance(call: dict[str, Any], scales: int, depth: int) -> Guidance:
     entries = call["cfg_insertion_layer"]
     layers = frozenset(depth + entry for entry in entries if entry < 0)
-    weights = tuple(float(weight) for weight in call["cfg_list"][:scales])
+    weights = per_scale(call["cfg_list"], scales, "cfg_list")
     # The official code carries the unconditional rows to the end, and so do the stored tensors.
     return Guidance(weights, layers, at_logits=0 in entries, release=False)
 
@@ -128,7 +130,9 @@ def _condition(
     comparison: Comparison, call: dict[str, Any], transformer: InfinityTransformer
 ) -> TextCondition:
     positive = comparison.take("input.kv_compact").float().split(call["lens"])
-    if all(weight == 1 for weight in call["cfg_list"]):
+    weights = call["cfg_list"] if isinstance(call["cfg_list"], list) else [call["cfg_list"]]
+    # The official code looks at the whole list, also at entries beyond the schedule.
+    if all(weight == 1 for weight in weights):
         return TextCondition(tuple(positive))
     if "input.neg_kv_compact" in comparison.case.tensors:
         negative = comparison.take("input.neg_kv_compact").float().split(call["negative_lens"])
