@@ -38,6 +38,12 @@ def test_without_guidance_no_second_copy_is_made(transformer):
     assert guided.result.cache_bytes == 2 * drawing.result.cache_bytes
 
 
+def test_guidance_that_is_mixed_in_nowhere_costs_nothing(transformer):
+    drawing = draw(transformer, guidance=3.0, layers=(), at_logits=False)
+    assert [report.rows for report in drawing.reports] == [1] * 6
+    assert drawing.fingerprint() == draw(transformer, guidance=1.0).fingerprint()
+
+
 def test_weight_one_everywhere_equals_a_run_that_carries_the_second_copy(transformer):
     lone = draw(transformer, guidance=1.0)
     carried = draw(transformer, guidance=[1.0] * 5 + [1.0 + 1e-12], release=False)

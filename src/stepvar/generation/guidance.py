@@ -48,8 +48,8 @@ class Guidance:
 
     @property
     def active(self) -> bool:
-        """Whether any scale needs an unconditional copy."""
-        return any(weight != 1.0 for weight in self.weights)
+        """Whether any scale mixes anything, and so needs an unconditional copy."""
+        return (self.at_logits or bool(self.layers)) and any(weight != 1.0 for weight in self.weights)
 
     def rows(self, scale: int, images: int, copies: int) -> int:
         """Rows to compute at a scale, of a batch of `images` in `copies` (1 or 2) copies."""
