@@ -88,9 +88,7 @@ def test_a_hundred_thousand_tokens_take_seconds_and_little_memory(grid):
     before, start = peak_mebibytes(), time.process_time()
     found = nearest_kept(kept, grid, 2)
     assert time.process_time() - start < 10
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400 * 1024, (
-        "an N x K table has 20 GB"
-    )
+    assert peak_mebibytes() - before < 200, "a table of all pairs has 20,000"
     some = torch.randint(tokens, (50,), generator=generator)
     sides, weights = torch.tensor([grid[1] * grid[2], grid[2], 1]), torch.tensor([4, 1, 1])
     here, there = (part[:, None] // sides % torch.tensor(grid) for part in (some, kept[0]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from stepvar.generation.schedule import Scale
@@ -19,10 +20,12 @@ def gather_tokens(values: Tensor, index: Tensor) -> Tensor:
     Returns:
         [rows, K, ...].
     """
-    if values.shape[0] == 1 and index.shape[0] != 1:
-        values = values.expand(index.shape[0], *values.shape[1:])
-    shape = index.shape + (1,) * (values.dim() - 2)
-    return values.gather(1, index.view(shape).expand(*index.shape, *values.shape[2:]))
+    # Picking whole rows of a flat table is several times faster than `gather` on an expanded index.
+    flat = index
+    if values.shape[0] != 1:
+        flat = index + values.shape[1] * torch.arange(len(index), device=index.device)[:, None]
+    picked = values.flatten(0, 1).index_select(0, flat.flatten())
+    return picked.view(*index.shape, *values.shape[2:])
 
 
 @dataclass(frozen=True)

@@ -57,16 +57,20 @@ def principal_component(features: Tensor, iterations: int, generator: torch.Gene
         [B, C, 1] unit vectors (zero where all tokens are equal); the sign is arbitrary.
     """
     batch, _, channels = features.shape
-    start = torch.randn(channels, min(BLOCK, channels), generator=generator, device=generator.device)
+    start = torch.randn(min(BLOCK, channels), channels, generator=generator, device=generator.device)
     block = start.to(features).expand(batch, -1, -1)
     mean = features.mean(dim=1, keepdim=True)
+
+    def project(vectors: Tensor) -> Tensor:
+        # Vectors as rows [B, q, C]: several times faster on a CPU than as columns.
+        return vectors @ features.transpose(1, 2) - vectors @ mean.transpose(1, 2)
+
     for _ in range(iterations):
-        projection = features @ block - mean @ block
-        block = features.transpose(1, 2) @ projection
-        block = _unit_norm(block - mean.transpose(1, 2) * projection.sum(dim=1, keepdim=True))
-    basis = torch.linalg.qr(block).Q
-    projection = features @ basis - mean @ basis
-    return basis @ _leading_vector(projection.transpose(1, 2) @ projection)
+        projection = project(block)
+        block = _unit_norm(projection @ features - projection.sum(dim=2, keepdim=True) * mean)
+    basis = torch.linalg.qr(block.transpose(1, 2)).Q
+    projection = project(basis.transpose(1, 2))
+    return basis @ _leading_vector(projection @ projection.transpose(1, 2))
 
 
 def _leading_vector(matrix: Tensor) -> Tensor:
