@@ -87,7 +87,8 @@ def _encode_shard(tokenizer: InfinityTokenizer, file: Path, shard: int, batch: i
         some = enumerate(pairs[start : start + batch], shard * SHARD + start)
         pictures = [render(scene, canvas, seed) for seed, (_, scene) in some]
         images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-        parts.append(tokenizer.encode_features(images.to(tokenizer.device)).half().cpu())
+        with torch.autocast(tokenizer.device.type, dtype=torch.bfloat16):
+            parts.append(tokenizer.encode_features(images.to(tokenizer.device)).half().cpu())
     lines = [json.dumps(asdict(prompt.spec)) for prompt, _ in pairs]
     file.with_suffix(".jsonl").write_text("\n".join(lines))
     partial = file.with_suffix(".partial")
