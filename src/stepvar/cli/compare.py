@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stepvar.cli import display
-from stepvar.cli.errors import explain_errors
+from stepvar.cli.errors import InputError, explain_errors
 from stepvar.cli.groups import with_option_groups
 from stepvar.cli.models import (
     check_prompts,
@@ -57,6 +57,8 @@ def compare(
     require_prompts([prompt])
     dimensions, settings = size.arguments(), sampling.arguments()
     pruning = plan.method(default="paper")
+    if pruning == "none":
+        raise InputError("--pruning none leaves nothing to compare: take a preset, or --ratios and --skip.")
     destination = Destination.parse(output)
     own_seed = secrets.randbelow(2**31) if seed is None else seed
     with quiet_libraries():

@@ -9,7 +9,7 @@ import typer
 
 from stepvar.cli import display
 from stepvar.cli.errors import InputError, explain_errors, one_line
-from stepvar.cli.interrupts import unwinding
+from stepvar.cli.interrupts import Unwinding
 from stepvar.cli.models import quiet_libraries
 from stepvar.cli.options import DTYPES, Json
 
@@ -43,7 +43,7 @@ def convert(
         raise InputError(f"Unknown --dtype {dtype!r}; known are {', '.join(DTYPES)}.")
     import torch
 
-    with quiet_libraries(), unwinding():
+    with quiet_libraries(), Unwinding():
         from stepvar.models.infinity.checkpoints import convert as run
 
         folder = run(transformer, tokenizer, text_encoder, output, dtype and getattr(torch, dtype))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from stepvar.cli.interrupts import unwinding
+from stepvar.cli.interrupts import Unwinding
 
 if TYPE_CHECKING:
     from stepvar.generation.progress import Observer, ScaleReport
@@ -92,7 +92,7 @@ def progress_bar(label: str, total: float) -> Iterator[Callable[[float, str], No
         TextColumn("{task.fields[note]}"),
     )
     # The bar hides the cursor, which must come back after Ctrl-C.
-    with unwinding(), Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Unwinding(), Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(label, total=total, note="")
         yield lambda amount, note: bar.update(task, advance=amount, note=note)
 

@@ -36,6 +36,7 @@ _OUT_OF_MEMORY_WORDS = (
     "can't allocate memory",
     "cannot allocate memory",
     "out of memory",
+    "failed to map segment",
 )
 
 Parameters = ParamSpec("Parameters")
@@ -87,7 +88,7 @@ def explain(error: Exception) -> tuple[int, str]:
 def explain_os_error(error: OSError) -> str:
     """What a failed operation on a file means, in a sentence."""
     place = f"'{error.filename}'" if error.filename else "The output"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{place} cannot be written, the disk is full: free some space, or choose another place."
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{place} cannot be used, permission is denied: choose another place."

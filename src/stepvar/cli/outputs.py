@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepvar.cli.errors import InputError
-from stepvar.cli.interrupts import unwinding
+from stepvar.cli.interrupts import Unwinding
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -124,10 +124,13 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
         OSError: When one cannot be written; then none is.
     """
     staged: dict[Path, Path] = {}
-    with unwinding():
+    new_folders: list[Path] = []
+    with Unwinding():
         try:
             for index, (path, content) in enumerate(contents.items()):
-                path.parent.mkdir(exist_ok=True)
+                if not path.parent.exists():
+                    path.parent.mkdir()
+                    new_folders.append(path.parent)
                 partial = path.parent / f".stepvar-{os.getpid()}-{index}.partial"
                 staged[path] = partial
                 _write(partial, path, content)
@@ -136,6 +139,8 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
         except BaseException:
             for partial in staged.values():
                 partial.unlink(missing_ok=True)
+            for folder in new_folders:
+                folder.rmdir()
             raise
 
 
