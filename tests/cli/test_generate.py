@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+
 from tiny_pipeline import PIXELS, SIDES, TOKENS
 
 PROMPT = "two yellow stars above a striped blue ring on sand"
@@ -105,7 +106,9 @@ def test_suggested_names_never_overwrite(run, model_folder, tmp_path):
 
 def test_none_is_dense(run, model_folder):
     for name, extra in (("a.png", ()), ("b.png", ("--pruning", "none")), ("c.png", ("--ratios", "8=0"))):
-        assert run("generate", "a red star", "--model", model_folder, "--seed", 1, *extra, "-o", name).code == 0
+        assert (
+            run("generate", "a red star", "--model", model_folder, "--seed", 1, *extra, "-o", name).code == 0
+        )
     assert np.array_equal(pixels("a.png"), pixels("b.png"))
     assert np.array_equal(pixels("a.png"), pixels("c.png"))
 
