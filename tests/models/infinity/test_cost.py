@@ -66,15 +66,32 @@ def test_planned_cache_bytes_are_exact(pruning, guidance, dtype):
         assert cost.rows == report.rows
 
 
-def test_costs_of_the_2b_model_at_one_megapixel():
+@pytest.fixture(scope="module")
+def largest():
     with torch.device("meta"):
-        model = InfinityTransformer.published("2B")
-    schedule = SizeTable.published().schedule(1.0, "1M")
-    costs = scale_costs(model, plan_generation(None, schedule, 32), [2] * 13, 16)
-    tokens, last = schedule.tokens, 4096
+        return InfinityTransformer.published("2B")
+
+
+def last_scale_flops(layers: int, tokens: int, cached: int) -> int:
+    """FLOPs of 2B's last scale in some of its layers, for two rows and 16 text tokens."""
     matrices = 6 * 2048**2 + 2 * 2048 * 8192
-    assert sum(cost.cache_bytes for cost in costs) == 2 * tokens * 32 * 2048 * 2 * 4
-    attention = 32 * 4 * last * 2048 * (tokens + 16)
-    expected = 2 * (32 * 2 * last * matrices + attention + 2 * last * 2048 * 3 * 32)
-    assert costs[-1].flops == expected
+    return 2 * layers * (2 * tokens * matrices + 4 * tokens * 2048 * (cached + 16))
+
+
+def test_costs_of_the_2b_model_at_one_megapixel(largest):
+    schedule = SizeTable.published().schedule(1.0, "1M")
+    costs = scale_costs(largest, plan_generation(None, schedule, 32), [2] * 13, 16)
+    outside = 2 * 2 * 4096 * 2048 * 3 * 32
+    assert sum(cost.cache_bytes for cost in costs) == 2 * 10521 * 32 * 2048 * 2 * 4
+    assert costs[-1].flops == outside + last_scale_flops(32, 4096, 10521)
     assert 0.4 < costs[-1].flops / sum(cost.flops for cost in costs) < 0.6, "the last scale is half of all"
+
+
+def test_costs_of_the_2b_model_with_its_last_scales_pruned(largest):
+    schedule = SizeTable.published().schedule(1.0, "1M")
+    pruning = StepVAR(ratios={48: 0.5, 64: 0.75})
+    costs = scale_costs(largest, plan_generation(pruning, schedule, 32), [2] * 13, 16)
+    outside = 2 * 2 * 4096 * 2048 * 3 * 32
+    dense, pruned = last_scale_flops(3, 4096, 10521), last_scale_flops(29, 1024, 4121 + 1152 + 1024)
+    assert costs[-1].flops == outside + dense + pruned
+    assert costs[-1].cache_bytes == 2 * (3 * 4096 + 29 * 1024) * 2048 * 2 * 4

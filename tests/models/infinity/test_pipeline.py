@@ -173,6 +173,7 @@ def test_settings_reach_the_loop(pipeline):
     )
     outputs = [pipeline("a ring", seed=1, **change) for change in changes]
     assert not any(same(plain, output) for output in outputs)
+    assert not same(pipeline("a ring", seed=1, guidance_layers=(0, -1)), outputs[2])
     greedy = [pipeline("a ring", seed=seed, top_k=1) for seed in (1, 2)]
     assert same(*greedy), "the likelier bit needs no noise"
 
