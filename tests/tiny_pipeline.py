@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from tiny_models import make_transformer
 
 from stepvar.embedded.architecture import build_word_tokenizer
 from stepvar.models.infinity.pipeline import InfinityPipeline
 from stepvar.models.infinity.tokenizer import InfinityTokenizer
+from tiny_models import make_transformer
 
 SIDES = (1, 2, 3, 4, 6, 8)
 TOKENS = sum(side * side for side in SIDES)
