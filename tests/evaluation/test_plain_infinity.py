@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
+from plain_infinity import PlainInfinity
 from stepvar.generation.guidance import Guidance
 from stepvar.generation.loop import generate
 from stepvar.generation.sampling import BitSampler, SamplingSettings
@@ -15,20 +13,9 @@ from stepvar.generation.schedule import ScaleSchedule
 from stepvar.models.infinity.session import InfinitySession, TextCondition
 from tiny_models import SMALL, make_text, make_transformer
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def benchmarks_on_the_path():
-    sys.path.insert(0, str(BENCHMARKS))
-    yield
-    sys.path.remove(str(BENCHMARKS))
-
 
 @pytest.mark.parametrize("weights", [(3.0,) * 6, (3.0, 3.0, 1.0, 2.0, 1.0, 1.0), (1.0,) * 6])
 def test_logits_and_codes_agree(weights):
-    from plain_infinity import PlainInfinity
-
     transformer = make_transformer()
     schedule = ScaleSchedule(tuple(SMALL), position_grid=(24, 20))
     positive = make_text(5, 3)

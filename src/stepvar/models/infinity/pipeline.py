@@ -254,6 +254,11 @@ class InfinityPipeline(NextScalePipeline):
     def _guidance(self, scale: PerScale | None, layers: Sequence[int], scales: int) -> Guidance:
         weights = per_scale(self.config.guidance_scale if scale is None else scale, scales, "guidance_scale")
         depth = len(self.transformer.blocks)
+        if not layers and any(weight != 1.0 for weight in weights):
+            raise ValueError(
+                "guidance_layers is empty, so nothing would be guided: pass 0 for the logits, or "
+                "guidance_scale=1 to draw without guidance."
+            )
         for layer in layers:
             if layer > 0 or depth + layer <= 0:
                 raise ValueError(
@@ -339,6 +344,11 @@ class InfinityPipeline(NextScalePipeline):
             self.tokenizer, self.text_encoder, prompts, self.transformer.config.text_length, device
         )
 
+    def _named_layers(self, guidance: Guidance) -> list[int]:
+        """Layers of a guidance as `__call__` takes them: 0 for the logits, -m for depth - m."""
+        inner = sorted(layer - len(self.transformer.blocks) for layer in guidance.layers)
+        return ([0] if guidance.at_logits else []) + inner
+
     def _settings(self, request: _Request) -> dict[str, Any]:
         height, width = self.transformer.size_table.pixels(request.schedule)
         return describe(
@@ -349,6 +359,7 @@ class InfinityPipeline(NextScalePipeline):
                 "width": width,
                 "height": height,
                 "guidance_scale": request.guidance.weights,
+                "guidance_layers": self._named_layers(request.guidance),
                 "temperature": request.sampling.temperature,
                 "top_k": request.sampling.top_k,
                 "top_p": request.sampling.top_p,
