@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +26,25 @@ def load_embedded(dtype: torch.dtype | None = None) -> InfinityPipeline:
 
     from stepvar.models.infinity.pipeline import InfinityPipeline
 
-    pipeline = InfinityPipeline.from_pretrained(WEIGHTS, torch_dtype=dtype or torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    with _without_progress_bars():
+        return InfinityPipeline.from_pretrained(WEIGHTS, torch_dtype=dtype or torch.float32)
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """A model that loads in a blink needs no bars; they are switched back on if they were."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    shown = [
+        library
+        for library in (diffusers_logging, transformers_logging)
+        if getattr(library, "_tqdm_active", True)
+    ]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()

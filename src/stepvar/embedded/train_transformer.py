@@ -50,7 +50,7 @@ class TransformerTraining:
     """
 
     minutes: float = 70.0
-    curriculum: tuple[tuple[float, int, int], ...] = ((0.35, 6, 64), (0.30, 7, 32), (0.35, 9, 12))
+    curriculum: tuple[tuple[float, int, int], ...] = ((0.50, 6, 64), (0.22, 7, 32), (0.28, 9, 12))
     learning_rate: float = 1.5e-3
     warmup: float = 0.02
     flip: float = 0.25

@@ -1,0 +1,77 @@
+"""The model inside the package: what a newcomer relies on."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import stepvar
+from stepvar.embedded import WEIGHTS
+from stepvar.embedded.scenes import check, evaluation_prompts
+from stepvar.models.infinity.text import UnknownWordError
+
+PROMPT = "two yellow stars above a striped blue ring on sand"
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return stepvar.load_embedded()
+
+
+def decibels(first, second):
+    return float(-10 * torch.log10((first - second).square().mean()))
+
+
+def test_it_is_small():
+    assert sum(file.stat().st_size for file in WEIGHTS.rglob("*") if file.is_file()) <= 24e6
+
+
+def test_a_seed_is_a_picture(pipe):
+    first = pipe(PROMPT, seed=3, output_type="pt").images
+    again = pipe(PROMPT, seed=3, output_type="pt", observer=lambda report: None).images
+    other = pipe(PROMPT, seed=4, output_type="pt").images
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_late_scales_matter(pipe):
+    dense = pipe(PROMPT, seed=3, output_type="pt").images
+    pruned = pipe(PROMPT, seed=3, output_type="pt", pruning="prune").images
+    skipped = pipe(PROMPT, seed=3, output_type="pt", pruning="skip").images
+    assert decibels(pruned, dense) > decibels(skipped, dense)
+
+
+def test_it_draws_what_it_is_asked_for(pipe):
+    """A floor well below the score of the model card: a broken load or loop scores near zero."""
+    prompts = evaluation_prompts(24, seed=5)
+    images = pipe([prompt.text for prompt in prompts], seed=list(range(24))).images
+    passed = sum(check(np.asarray(image), p.spec).passed for image, p in zip(images, prompts, strict=True))
+    assert passed >= 6
+
+
+def test_an_unknown_word_is_refused_with_what_is_close(pipe):
+    with pytest.raises(UnknownWordError, match=r"'yelow'.*yellow"):
+        pipe("a yelow star")
+
+
+def test_the_command_needs_no_file_but_the_package(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "stepvar.cli",
+        "generate",
+        PROMPT,
+        "--seed",
+        "1",
+        "-o",
+        "a.png",
+        "--json",
+    ]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, check=True)
+    assert json.loads(run.stdout)["tokens"] == {"kept": 1216, "total": 1216}
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
