@@ -50,7 +50,7 @@ GENERATE = [
     (("a red star", "--device", "cuda:99"), "cpu"),
     (("a red star", "--device", "cpu", "--offload"), "GPU"),
     (("a red star", "-o", "picture.jpg"), ".png"),
-    (("a red star", "-o", "missing/picture.png"), "create it"),
+    (("a red star", "-o", "missing/folder/picture.png"), "create it"),
     (("a red star", "-o", "missing/folder/"), "create it"),
     (("a red star", "-o", os.devnull), ".png"),
 ]

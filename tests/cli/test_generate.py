@@ -94,8 +94,8 @@ def test_several_prompts_and_pictures_into_a_new_folder(run, model_folder, tmp_p
 
 
 def test_one_file_name_for_several_pictures_is_numbered(run, model_folder, tmp_path):
-    assert run("generate", "a red star", "--model", model_folder, "-n", 2, "-o", "out.png").code == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out-1.png", "out-2.png"]
+    assert run("generate", "a red star", "--model", model_folder, "-n", 2, "-o", "new/out.png").code == 0
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["out-1.png", "out-2.png"]
 
 
 def test_suggested_names_never_overwrite(run, model_folder, tmp_path):

@@ -92,7 +92,7 @@ def _describe(comparison: Comparison, path: Path) -> str:
             (
                 name if plan is None else f"scale {name}",
                 "" if plan is None else f"{plan.scale.tokens:,}",
-                "" if plan is None else display.kept_share(plan.kept, plan.scale.tokens, plan.skipped),
+                "" if plan is None else display.kept_count(plan.kept, plan.skipped),
                 display.seconds(seconds),
                 display.seconds(spent[name]) if name in spent else "",
             )

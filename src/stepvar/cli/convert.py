@@ -10,7 +10,7 @@ import typer
 from stepvar.cli import display
 from stepvar.cli.errors import InputError, explain_errors, one_line
 from stepvar.cli.interrupts import Unwinding
-from stepvar.cli.models import quiet_libraries
+from stepvar.cli.models import import_silently, quiet_libraries
 from stepvar.cli.options import DTYPES, Json
 
 if TYPE_CHECKING:
@@ -41,12 +41,14 @@ def convert(
     """
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"Unknown --dtype {dtype!r}; known are {', '.join(DTYPES)}.")
-    import torch
+    with quiet_libraries():
+        import_silently()
+        import torch
 
-    with quiet_libraries(), Unwinding():
         from stepvar.models.infinity.checkpoints import convert as run
 
-        folder = run(transformer, tokenizer, text_encoder, output, dtype and getattr(torch, dtype))
+        with Unwinding():
+            folder = run(transformer, tokenizer, text_encoder, output, dtype and getattr(torch, dtype))
     stored = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     if json:
         display.print_json({"folder": str(folder), "bytes": stored})

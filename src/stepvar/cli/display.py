@@ -70,7 +70,7 @@ def size(value: float) -> str:
     return f"{value:.2f} GiB"
 
 
-def kept_share(kept: int, tokens: int, skipped: bool) -> str:
+def kept_count(kept: int, skipped: bool) -> str:
     """How many tokens of a scale ran."""
     return "skipped" if skipped else f"{kept:,}"
 

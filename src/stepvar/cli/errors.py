@@ -73,7 +73,7 @@ def explain_errors(command: Callable[Parameters, Result]) -> Callable[Parameters
 
 def explain(error: Exception) -> tuple[int, str]:
     """Exit code and sentence of an exception."""
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return BAD_INPUT, _OUT_OF_MEMORY
     if isinstance(error, OSError) and error.strerror:
         return BAD_INPUT, one_line(explain_os_error(error))
@@ -104,7 +104,8 @@ def one_line(text: str) -> str:
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an exception, of whatever type, says that memory ran out."""
     torch = sys.modules.get("torch")
     kinds = (MemoryError, getattr(getattr(torch, "cuda", None), "OutOfMemoryError", MemoryError))
     if isinstance(error, kinds) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):

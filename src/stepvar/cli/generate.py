@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -89,12 +90,12 @@ class _Drawn:
     Attributes:
         jobs: Prompt and seed of each picture.
         paths: File of each picture.
-        reports: One a batch.
+        reports: One a batch, as JSON: a report itself holds every drawn bit.
     """
 
     jobs: Sequence[tuple[str, int]]
     paths: Sequence[Path]
-    reports: list[Report] = field(default_factory=list)
+    reports: list[dict[str, Any]] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         document = self._merged()
@@ -107,13 +108,15 @@ class _Drawn:
 
     def _merged(self) -> dict[str, Any]:
         """The reports of all batches as one: times add up, tokens are those of one picture."""
-        merged, *others = [report.as_json() for report in self.reports]
+        merged, *others = copy.deepcopy(self.reports)
         for other in others:
             merged["seconds"] += other["seconds"]
             merged["peak_bytes"] = max(merged["peak_bytes"], other["peak_bytes"])
             merged["cache_bytes"] = max(merged["cache_bytes"], other["cache_bytes"])
             merged["seeds"] += other["seeds"]
-            merged["settings"]["prompts"] += other["settings"]["prompts"]
+            for name in ("prompts", "negative_prompts"):
+                if other["settings"][name] is not None:
+                    merged["settings"][name] += other["settings"][name]
             for stage, spent in other["stages"].items():
                 merged["stages"][stage] += spent
             for scale, more in zip(merged["scales"], other["scales"], strict=True):
@@ -128,7 +131,7 @@ class _Drawn:
             (
                 f"scale {scale['scale']}",
                 f"{scale['tokens']:,}",
-                display.kept_share(scale["kept"], scale["tokens"], scale["skipped"]),
+                display.kept_count(scale["kept"], scale["skipped"]),
                 "" if scale["skipped"] else display.seconds(scale["seconds"]),
             )
             for scale in merged["scales"]
@@ -165,7 +168,7 @@ def _draw(
                 observer=observer,
                 **settings,
             )
-            drawn.reports.append(result.report)
+            drawn.reports.append(result.report.as_json())
             _write(result.images, part, paths[start : start + batch], result.report)
     return drawn
 

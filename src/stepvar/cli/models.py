@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from stepvar.cli.errors import InputError, one_line
+from stepvar.cli.errors import InputError, is_out_of_memory, one_line
 from stepvar.cli.options import ModelChoice
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _ASPECT_TOLERANCE = 0.1
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keeps the libraries' warnings and bars off the terminal; our own warnings become notes on stderr."""
+    """Keeps the libraries' warnings off the terminal; our own warnings become notes on stderr."""
     # Commands read local files only; this keeps the libraries from asking a hub about them.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -42,7 +42,6 @@ def quiet_libraries() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            _silence()
             yield
     finally:
         ours.removeHandler(notes)
@@ -62,7 +61,8 @@ class _Notes(logging.Handler):
             typer.echo(f"Note: {message}", err=True)
 
 
-def _silence() -> None:
+def import_silently() -> None:
+    """Imports the model libraries, which takes seconds, and turns off their logs and bars."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -77,12 +77,19 @@ def open_pipeline(choice: ModelChoice) -> NextScalePipeline:
     Raises:
         InputError, CheckpointError: When it cannot be used.
     """
+    # What can be refused at once is refused before anything heavy is imported.
+    index = None if choice.model is None else _read_index(choice.model)
+    if index is None:
+        _require_embedded()
     device = choice.resolve_device()
     dtype = choice.resolve_dtype(device)
-    if choice.model is None:
-        pipeline = _open_embedded(dtype)
+    import_silently()
+    if choice.model is None or index is None:
+        from stepvar.embedded import load_embedded
+
+        pipeline = load_embedded(dtype)
     else:
-        pipeline = open_folder(choice.model, dtype)
+        pipeline = _open_folder(choice.model, index, dtype)
     pipeline.set_progress_bar_config(disable=True)
     if choice.offload:
         pipeline.enable_model_cpu_offload(device=device)
@@ -90,18 +97,17 @@ def open_pipeline(choice: ModelChoice) -> NextScalePipeline:
     return pipeline.to(device)
 
 
-def _open_embedded(dtype: torch.dtype) -> NextScalePipeline:
-    from stepvar.embedded import WEIGHTS, load_embedded
+def _require_embedded() -> None:
+    from stepvar.embedded import WEIGHTS
 
     if not WEIGHTS.is_dir():
         raise InputError(
             "This installation has no embedded model (its weights are missing): install the package again, "
             "or name a model with --model DIR."
         )
-    return load_embedded(dtype)
 
 
-def open_folder(folder: Path, dtype: torch.dtype) -> NextScalePipeline:
+def _open_folder(folder: Path, index: Mapping[str, Any], dtype: torch.dtype) -> NextScalePipeline:
     """Loads a pipeline folder after checking every part of it; nothing in it is executed.
 
     The class is the one that the folder's index names.
@@ -109,22 +115,22 @@ def open_folder(folder: Path, dtype: torch.dtype) -> NextScalePipeline:
     Raises:
         InputError, CheckpointError: When something is missing, damaged, executable, or of another model.
     """
-    index = _read_index(folder)
+    from stepvar.models.infinity.text import load_text_encoder
+    from stepvar.models.loading import CheckpointError
+
     kind = _pipeline_class(folder, index)
     parts = {name: _check_part(folder, name, index.get(name)) for name in _part_names(kind)}
     given: dict[str, Any] = {}
-    if parts.get("text_encoder") == "T5EncoderModel":
-        from stepvar.models.infinity.text import load_text_encoder
-
-        # transformers itself goes on with random numbers where weights are missing.
-        given["text_encoder"] = load_text_encoder(folder / "text_encoder", dtype)
     try:
+        if parts.get("text_encoder") == "T5EncoderModel":
+            # transformers itself goes on with random numbers where weights are missing.
+            given["text_encoder"] = load_text_encoder(folder / "text_encoder", dtype)
         pipeline = kind.from_pretrained(folder, torch_dtype=dtype, local_files_only=True, **given)
         _try_text(pipeline)
         pipeline.summary()
-    except (MemoryError, InputError):
-        raise
     except Exception as error:  # the libraries raise almost any type for a damaged folder
+        if isinstance(error, (InputError, CheckpointError)) or is_out_of_memory(error):
+            raise
         raise InputError(
             f"'{folder}' cannot be loaded ({type(error).__name__}: {one_line(str(error))}); {_REMEDY}."
         ) from error

@@ -26,7 +26,7 @@ class Destination:
     """Where the pictures of one command go.
 
     Attributes:
-        folder: The folder; it may be new, but its parent is not.
+        folder: The folder; it may be new, but not its parent.
         stem: Name of the file without its ending; None names each file by its picture.
     """
 
@@ -57,8 +57,6 @@ class Destination:
         folder = self.folder if self.folder.exists() else self.folder.parent
         if not folder.is_dir():
             raise InputError(f"There is no folder '{folder}' to write '{output}' to: create it first.")
-        if self.stem is not None and not self.folder.exists():
-            raise InputError(f"There is no folder '{self.folder}' to write '{output}' to: create it first.")
         if not os.access(folder, os.W_OK | os.X_OK):
             shown = "The current folder" if output is None else f"'{folder}'"
             raise InputError(f"{shown} cannot be written to: name another place with -o.")

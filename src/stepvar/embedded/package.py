@@ -11,7 +11,7 @@ from stepvar.embedded.train_transformer import EmbeddedModel
 from stepvar.models.infinity.pipeline import InfinityPipeline
 from stepvar.models.infinity.tokenizer import InfinityTokenizer
 
-DEFAULTS = {"guidance_scale": 3.0, "temperature": 0.7, "top_k": 0, "top_p": 0.9}
+DEFAULTS = {"guidance_scale": 5.0, "temperature": 0.4, "top_k": 0, "top_p": 0.0}
 """Sampling settings of the shipped model, chosen by its scene score."""
 
 
