@@ -97,6 +97,16 @@ def test_the_package_is_small_and_loads_by_itself(run, tmp_path):
     assert np.asarray(picture).std() > 0
 
 
+def test_training_goes_on_from_a_packaged_model(run, store, tmp_path):
+    build_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    package(assemble(tmp_path / "tokenizer", run.checkpoint), tmp_path / "weights")
+    trainer = TransformerTrainer(
+        store, tmp_path / "more", SETTINGS, torch.device("cpu"), start=tmp_path / "weights"
+    )
+    for name, value in run.average.state_dict().items():
+        assert torch.allclose(trainer.average.state_dict()[name], value, atol=1e-2, rtol=1e-2), name
+
+
 def test_the_word_tokenizer_knows_the_whole_grammar():
     words = EmbeddedModel().words
     ids = words("Two YELLOW stars, above a striped blue ring on sand.").input_ids

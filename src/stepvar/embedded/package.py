@@ -26,7 +26,7 @@ def assemble(tokenizer_folder: Path, checkpoint: Path) -> InfinityPipeline:
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     model.load_state_dict(state["average"])
     model.eval()
-    visual = InfinityTokenizer.from_pretrained(tokenizer_folder).eval()
+    visual = InfinityTokenizer.from_pretrained(tokenizer_folder, torch_dtype=torch.float32).eval()
     pipeline = InfinityPipeline(model.transformer, visual, model.text_encoder, model.words, **DEFAULTS)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -35,25 +35,35 @@ def train(
     scenes: Annotated[int, typer.Option(help="Scenes to encode for the transformer.")] = 24_576,
     device: Annotated[str, typer.Option(help="torch device; auto takes CUDA where it is.")] = "auto",
     weights: Annotated[Path, typer.Option(help="Where the finished model goes.")] = WEIGHTS,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            help="A finished model to go on from: its tokenizer is kept, its transformer trained on."
+        ),
+    ] = None,
 ) -> None:
     """Trains tokenizer and transformer, and writes the finished model."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_path=False)])
     place = "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
-    tokenizer_folder = output / "tokenizer"
-    settings = TokenizerTraining(
-        output=str(tokenizer_folder),
-        minutes=TOKENIZER_SHARE * minutes,
-        device=place,
-        threads=os.cpu_count() or 1,
-    )
-    TokenizerTrainer(settings).run()
-    visual = InfinityTokenizer.from_pretrained(tokenizer_folder / "tokenizer").to(place).eval()
+    if start is None:
+        tokenizer_folder = _train_tokenizer(output / "tokenizer", TOKENIZER_SHARE * minutes, place)
+        minutes *= 1.0 - TOKENIZER_SHARE
+    else:
+        tokenizer_folder = start / "vae"
+    visual = InfinityTokenizer.from_pretrained(tokenizer_folder, torch_dtype=torch.float32).to(place).eval()
     store = _encode(visual, output / "features", scenes)
-    budget = TransformerTraining(minutes=(1.0 - TOKENIZER_SHARE) * minutes)
-    trainer = TransformerTrainer(store, output / "transformer", budget, torch.device(place))
+    budget = TransformerTraining(minutes=minutes)
+    trainer = TransformerTrainer(store, output / "transformer", budget, torch.device(place), start)
     _train_transformer(trainer)
-    size = package(assemble(tokenizer_folder / "tokenizer", trainer.checkpoint), weights)
+    size = package(assemble(tokenizer_folder, trainer.checkpoint), weights)
     logger.info("the model is in %s: %.1f MB", weights, size / 1e6)
+
+
+def _train_tokenizer(folder: Path, minutes: float, device: str) -> Path:
+    settings = TokenizerTraining(
+        output=str(folder), minutes=minutes, device=device, threads=os.cpu_count() or 1
+    )
+    return TokenizerTrainer(settings).run()
 
 
 def _encode(visual: InfinityTokenizer, folder: Path, scenes: int) -> FeatureStore:

@@ -70,6 +70,21 @@ class EmbeddedModel(nn.Module):
         self.transformer = build_transformer()
         initialise(self.transformer)
 
+    def start_from(self, folder: Path) -> None:
+        """Takes the weights of a finished model, so that training goes on where it was packaged.
+
+        Args:
+            folder: What `stepvar.embedded.package.package` wrote.
+        """
+        from transformers import T5EncoderModel
+
+        from stepvar.models.infinity.transformer import InfinityTransformer
+
+        encoder = T5EncoderModel.from_pretrained(folder / "text_encoder", torch_dtype=torch.float32)
+        transformer = InfinityTransformer.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
+        self.text_encoder.load_state_dict(encoder.state_dict())
+        self.transformer.load_state_dict(transformer.state_dict())
+
     def encode_text(self, prompts: Sequence[str], device: torch.device) -> list[Tensor]:
         """One [T_i, E] a prompt."""
         batch = self.words(list(prompts), padding=True, return_tensors="pt").to(device)
@@ -125,14 +140,22 @@ class TransformerTrainer:
         folder: Checkpoints and log.
         settings: See `TransformerTraining`.
         device: Where to train.
+        start: A finished model to start from instead of fresh weights.
     """
 
     def __init__(
-        self, store: FeatureStore, folder: Path, settings: TransformerTraining, device: torch.device
+        self,
+        store: FeatureStore,
+        folder: Path,
+        settings: TransformerTraining,
+        device: torch.device,
+        start: Path | None = None,
     ) -> None:
         torch.manual_seed(settings.seed)
         self.store, self.folder, self.settings, self.device = store, folder, settings, device
         self.model = EmbeddedModel().to(device)
+        if start is not None:
+            self.model.start_from(start)
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimisers = build_optimisers(self.model, settings)
         self.random = np.random.default_rng(settings.seed)
