@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from stepvar.embedded.features import SHARD, FeatureStore, encode_scenes
+from stepvar.embedded.architecture import PIXELS_PER_TOKEN, SIZES
+from stepvar.embedded.features import SHARD, FeatureStore, encode_scenes, object_tokens
+from stepvar.embedded.muon import Muon, orthogonalise
 from stepvar.embedded.package import assemble, package
-from stepvar.embedded.scenes import VOCABULARY, parse
+from stepvar.embedded.scenes import VOCABULARY, parse, sample
 from stepvar.embedded.train_tokenizer import build_tokenizer
 from stepvar.embedded.train_transformer import EmbeddedModel, TransformerTrainer, TransformerTraining
 from stepvar.models.infinity.pipeline import InfinityPipeline
 
+SIZE = SIZES["192"]
 SETTINGS = TransformerTraining(minutes=0.03, curriculum=((0.5, 3, 4), (0.5, 5, 2)), checkpoint_minutes=1.0)
 
 
@@ -21,10 +24,11 @@ def store(tmp_path_factory):
     """One shard of scenes, encoded by an untrained tokenizer."""
     folder = tmp_path_factory.mktemp("features")
     torch.manual_seed(0)
-    assert list(encode_scenes(build_tokenizer().eval(), folder, shards=1, batch=32, canvas=64)) == [1]
+    assert list(encode_scenes(build_tokenizer().eval(), folder, shards=1, canvas=64, batch=32)) == [1]
     loaded = FeatureStore.load(folder)
     # Scenes encoded on a small canvas are quick; the schedule wants the full grid.
     loaded.features = torch.nn.functional.interpolate(loaded.features.float(), size=(24, 24)).half()
+    loaded.objects = torch.nn.functional.interpolate(loaded.objects[:, None].float(), size=(24, 24))[:, 0] > 0
     return loaded
 
 
@@ -58,12 +62,13 @@ def test_training_follows_its_budget_and_resumes(run, store):
 
 def test_losses_fall_when_the_same_pictures_come_again(store):
     torch.manual_seed(0)
-    model = EmbeddedModel()
+    model = EmbeddedModel(SIZE)
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
     prompts = ["a red star on sand", "two blue rings"]
+    features, weights = store.features[:2], store.objects[:2].float() + 1.0
     losses = []
     for _ in range(12):
-        loss = model.losses(store.features[:2], prompts, [False, True], 4, torch.zeros(2)).mean()
+        loss = model.losses(features, weights, prompts, [False, True], 4, torch.zeros(2)).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -72,13 +77,12 @@ def test_losses_fall_when_the_same_pictures_come_again(store):
 
 
 def test_flipped_bits_change_inputs_and_targets(store):
-    from stepvar.embedded.architecture import GRIDS
     from stepvar.models.infinity.quantizer import quantize_multiscale
 
     torch.manual_seed(0)
     features = store.features[:1].float()
-    clean = quantize_multiscale(features, GRIDS)
-    flipped = quantize_multiscale(features, GRIDS, torch.tensor([0.25]))
+    clean = quantize_multiscale(features, SIZE.grids)
+    flipped = quantize_multiscale(features, SIZE.grids, torch.tensor([0.25]))
     assert torch.equal(clean.bits[0], flipped.bits[0])
     assert not torch.equal(clean.teacher_inputs[0], flipped.teacher_inputs[0])
     assert any(not torch.equal(a, b) for a, b in zip(clean.bits[1:], flipped.bits[1:], strict=True))
@@ -108,9 +112,59 @@ def test_training_goes_on_from_a_packaged_model(run, store, tmp_path):
 
 
 def test_the_word_tokenizer_knows_the_whole_grammar():
-    words = EmbeddedModel().words
+    words = EmbeddedModel(SIZE).words
     ids = words("Two YELLOW stars, above a striped blue ring on sand.").input_ids
     assert words.unk_token_id not in ids
     assert ids[-1] == words.eos_token_id
     assert set(VOCABULARY) <= set(words.get_vocab())
     assert parse("two yellow stars above a striped blue ring on sand").relation == "above"
+
+
+def test_object_tokens_cover_every_object_and_not_everything():
+    random = np.random.default_rng(3)
+    for _ in range(20):
+        scene = sample(random, "single object", canvas=192)[1]
+        covered = object_tokens(scene)
+        assert covered.shape == (24, 24)
+        item = scene.objects[0]
+        assert covered[int(item.y) // PIXELS_PER_TOKEN, int(item.x) // PIXELS_PER_TOKEN]
+        side = 2 * item.radius / PIXELS_PER_TOKEN
+        assert side**2 <= covered.sum() <= (side + 2) ** 2
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 20), (2, 20, 8), (1, 5, 5)])
+def test_orthogonalised_matrices_have_singular_values_about_one(shape):
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
+    assert (values > 0.5).all()
+    assert (values < 1.4).all()
+
+
+def test_muon_finds_a_matrix():
+    torch.manual_seed(0)
+    target, found = torch.randn(6, 9), torch.nn.Parameter(torch.zeros(6, 9))
+    optimiser = Muon([found], lr=0.1)
+    for step in range(200):
+        optimiser.param_groups[0]["lr"] = 0.1 * (1 - step / 200)
+        optimiser.zero_grad()
+        (found - target).square().mean().backward()
+        optimiser.step()
+    assert (found - target).abs().max() < 0.1
+
+
+def _one_step_in_a_group(rank, folder, store):
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.FileStore(str(folder / "group"), 2), rank=rank, world_size=2
+    )
+    settings = TransformerTraining(minutes=1e-4, curriculum=((1.0, 2, 2),), checkpoint_minutes=1.0)
+    trainer = TransformerTrainer(store, folder / "run", settings, torch.device("cpu"))
+    list(trainer.run())
+    torch.save(trainer.model.state_dict(), folder / f"weights-{rank}.pt")
+
+
+def test_processes_of_a_group_end_with_the_same_weights(store, tmp_path):
+    few = FeatureStore(store.features[:8].clone(), store.objects[:8].clone(), store.specs[:8])
+    torch.multiprocessing.spawn(_one_step_in_a_group, (tmp_path, few), 2)
+    first, second = (torch.load(tmp_path / f"weights-{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert (tmp_path / "run" / "checkpoint.pt").exists()

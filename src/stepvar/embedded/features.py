@@ -16,7 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from stepvar.embedded.scenes import Group, SceneSpec, render, sample
+from stepvar.embedded.architecture import PIXELS_PER_TOKEN
+from stepvar.embedded.precision import mixed_precision
+from stepvar.embedded.scenes import Group, Scene, SceneSpec, render, sample
 from stepvar.models.infinity.tokenizer import InfinityTokenizer
 
 SHARD = 512
@@ -29,10 +31,12 @@ class FeatureStore:
 
     Attributes:
         features: [S, d, H, W] float16.
+        objects: [S, H, W] bool, tokens on the bounding square of an object.
         specs: What each scene shows; a prompt is put into new words at every use.
     """
 
     features: Tensor
+    objects: Tensor
     specs: list[SceneSpec]
 
     @classmethod
@@ -49,14 +53,16 @@ class FeatureStore:
         for file in files:
             lines = file.with_suffix(".jsonl").read_text().splitlines()
             specs += [_spec_from_json(json.loads(line)) for line in lines]
-        return cls(torch.cat([load_file(file)["features"] for file in files]), specs)
+        shards = [load_file(file) for file in files]
+        features, objects = (torch.cat([shard[name] for shard in shards]) for name in ("features", "objects"))
+        return cls(features, objects, specs)
 
     def __len__(self) -> int:
         return len(self.specs)
 
 
 def encode_scenes(
-    tokenizer: InfinityTokenizer, folder: Path, shards: int, batch: int = 16, canvas: int = 192
+    tokenizer: InfinityTokenizer, folder: Path, shards: int, canvas: int, batch: int = 16
 ) -> Iterator[int]:
     """Encodes shards of random training scenes that a folder does not have yet.
 
@@ -74,12 +80,12 @@ def encode_scenes(
     for shard in range(shards):
         file = folder / f"features-{shard:04}.safetensors"
         if not file.exists():
-            _encode_shard(tokenizer, file, shard, batch, canvas)
+            _encode_shard(tokenizer, file, shard, canvas, batch)
         yield shard + 1
 
 
 @torch.inference_mode()
-def _encode_shard(tokenizer: InfinityTokenizer, file: Path, shard: int, batch: int, canvas: int) -> None:
+def _encode_shard(tokenizer: InfinityTokenizer, file: Path, shard: int, canvas: int, batch: int) -> None:
     random = np.random.default_rng([shard, 1])
     pairs = [sample(random, split="train", canvas=canvas) for _ in range(SHARD)]
     parts = []
@@ -87,13 +93,25 @@ def _encode_shard(tokenizer: InfinityTokenizer, file: Path, shard: int, batch: i
         some = enumerate(pairs[start : start + batch], shard * SHARD + start)
         pictures = [render(scene, canvas, seed) for seed, (_, scene) in some]
         images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-        with torch.autocast(tokenizer.device.type, dtype=torch.bfloat16):
+        with mixed_precision(tokenizer.device):
             parts.append(tokenizer.encode_features(images.to(tokenizer.device)).half().cpu())
     lines = [json.dumps(asdict(prompt.spec)) for prompt, _ in pairs]
     file.with_suffix(".jsonl").write_text("\n".join(lines))
     partial = file.with_suffix(".partial")
-    save_file({"features": torch.cat(parts)}, partial)
+    objects = torch.stack([object_tokens(scene) for _, scene in pairs])
+    save_file({"features": torch.cat(parts), "objects": objects}, partial)
     partial.replace(file)
+
+
+def object_tokens(scene: Scene) -> Tensor:
+    """Which tokens of the last scale lie on the bounding square of an object, bool [H, W]."""
+    tokens = scene.canvas // PIXELS_PER_TOKEN
+    covered = torch.zeros(tokens, tokens, dtype=torch.bool)
+    for item in scene.objects:
+        left, top = (max(int((centre - item.radius) // PIXELS_PER_TOKEN), 0) for centre in (item.x, item.y))
+        right, bottom = (int((centre + item.radius) // PIXELS_PER_TOKEN) + 1 for centre in (item.x, item.y))
+        covered[top:bottom, left:right] = True
+    return covered
 
 
 def _spec_from_json(entry: dict) -> SceneSpec:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from stepvar.embedded.architecture import SIZES
 from stepvar.embedded.train_transformer import EmbeddedModel
 from stepvar.models.infinity.pipeline import InfinityPipeline
 from stepvar.models.infinity.tokenizer import InfinityTokenizer
@@ -22,8 +23,8 @@ def assemble(tokenizer_folder: Path, checkpoint: Path) -> InfinityPipeline:
         tokenizer_folder: What `InfinityTokenizer.save_pretrained` wrote.
         checkpoint: What `TransformerTrainer.save` wrote.
     """
-    model = EmbeddedModel()
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    model = EmbeddedModel(SIZES[state["settings"]["size"]])
     model.load_state_dict(state["average"])
     model.eval()
     visual = InfinityTokenizer.from_pretrained(tokenizer_folder, torch_dtype=torch.float32).eval()

@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from stepvar.embedded.architecture import SIZES
 from stepvar.embedded.data import crop_batches, fixed_pictures, to_bytes, to_signed
 from stepvar.embedded.losses import (
     bit_entropy,
@@ -31,14 +32,11 @@ from stepvar.embedded.losses import (
     gradient_loss,
     low_pass,
 )
-from stepvar.embedded.scenes.spec import CANVAS
+from stepvar.embedded.precision import mixed_precision
 from stepvar.models.infinity.quantizer import MultiScaleCode
 from stepvar.models.infinity.tokenizer import InfinityTokenizer
 
 logger = logging.getLogger(__name__)
-
-SCALE_SIDES: tuple[int, ...] = (1, 2, 3, 4, 6, 9, 13, 18, 24)
-"""Sides of the token grids of a 192 x 192 picture, coarse to fine: 1,216 tokens."""
 
 _CHECKPOINT = "checkpoint.pt"
 _TRUNCATIONS = 5
@@ -69,6 +67,8 @@ class TokenizerTraining:
         log_every: steps between log lines.
         checkpoint_minutes: minutes between checkpoints.
         seed: of weights and scenes.
+        size: name of the pictures' size, see `stepvar.embedded.architecture.SIZES`.
+        start: folder of a finished tokenizer to go on from; empty for fresh weights.
     """
 
     output: str = "runs/tokenizer"
@@ -82,7 +82,7 @@ class TokenizerTraining:
     learning_rate: float = 2e-3
     warmup_steps: int = 100
     truncated_share: float = 0.15
-    truncated_pixels: int = 5
+    truncated_pixels: int = 8
     gradient_weight: float = 1.0
     frequency_weight: float = 0.3
     commitment_weight: float = 0.25
@@ -90,6 +90,8 @@ class TokenizerTraining:
     log_every: int = 100
     checkpoint_minutes: float = 3.0
     seed: int = 0
+    size: str = "192"
+    start: str = ""
 
 
 def build_tokenizer() -> InfinityTokenizer:
@@ -117,23 +119,20 @@ def build_tokenizer() -> InfinityTokenizer:
     return tokenizer
 
 
-def schedule_for(side: int) -> list[tuple[int, int]]:
-    """Scale the token grids of a whole picture to a crop of ``side`` pixels; all scales are kept."""
-    sides = (max(1, round(scale * side / CANVAS)) for scale in SCALE_SIDES)
-    return [(scale, scale) for scale in sides]
-
-
 class TokenizerTrainer:
     """One run: the model, its moving average, the optimiser and what was reached so far."""
 
     def __init__(self, config: TokenizerTraining) -> None:
         torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
-        self.config = config
+        self.config, self.size = config, SIZES[config.size]
         self.folder = Path(config.output)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.device = torch.device(config.device)
         self.model = build_tokenizer().to(self.device)
+        if config.start:
+            finished = InfinityTokenizer.from_pretrained(config.start, torch_dtype=torch.float32)
+            self.model.load_state_dict(finished.state_dict())
         self.average = build_tokenizer().to(self.device).eval().requires_grad_(False)
         self.average.load_state_dict(self.model.state_dict())
         self.optimizer = torch.optim.AdamW(
@@ -170,13 +169,14 @@ class TokenizerTrainer:
         return self.folder / "tokenizer"
 
     def _side(self) -> int:
-        return CANVAS if self.progress >= 1.0 - self.config.full_share else self.config.crop
+        return self.size.canvas if self.progress >= 1.0 - self.config.full_share else self.config.crop
 
     def _batches(self) -> tuple[Iterator[Tensor], int]:
         side = self._side()
         batch = max(1, round(self.config.batch * self.config.crop**2 / side**2))
         # The step is part of the seed, so that a resumed run sees new scenes.
-        return crop_batches(batch, side, self.config.seed + 1000 * self.step, self.config.workers), side
+        seed = self.config.seed + 1000 * self.step
+        return crop_batches(batch, side, seed, self.size.canvas, self.config.workers), side
 
     def _learning_rate(self) -> float:
         warm = min(1.0, (self.step + 1) / self.config.warmup_steps)
@@ -186,8 +186,8 @@ class TokenizerTrainer:
         """Update the weights on pictures ``[B, 3, side, side]`` and return what to log."""
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
-        schedule = schedule_for(target.shape[-1])
-        with torch.autocast(self.device.type, torch.bfloat16):
+        schedule = self.size.crop_grids(target.shape[-1])
+        with mixed_precision(self.device):
             features = self.model.encoder(target).float()
             code = self.model.quantize(features, schedule)
             latent, target = self._truncate(code, target, schedule)
@@ -280,7 +280,8 @@ class TokenizerTrainer:
         torch.save(state, temporary)
         temporary.replace(self.folder / _CHECKPOINT)
         self.average.save_pretrained(self.folder / "tokenizer")
-        measures, sheet = evaluate(self.average, fixed_pictures(_EVALUATION_PICTURES, seed=77))
+        pictures = fixed_pictures(_EVALUATION_PICTURES, self.size.canvas, seed=77)
+        measures, sheet = evaluate(self.average, pictures, self.size.grids)
         Image.fromarray(sheet.numpy()).save(self.folder / f"sheet_{self.step:06d}.png")
         self._append({"step": self.step, "minutes": round(self.seconds / 60.0, 2)} | measures)
         logger.info("checkpoint at step %d: %s", self.step, measures)
@@ -295,12 +296,15 @@ class TokenizerTrainer:
 
 
 @torch.no_grad()
-def evaluate(tokenizer: InfinityTokenizer, pictures: Tensor) -> tuple[dict, Tensor]:
+def evaluate(
+    tokenizer: InfinityTokenizer, pictures: Tensor, grids: list[tuple[int, int]]
+) -> tuple[dict, Tensor]:
     """Measure a tokenizer on whole pictures.
 
     Args:
         tokenizer: in evaluation mode.
-        pictures: uint8 ``[B, 3, 192, 192]``, at least six.
+        pictures: uint8 ``[B, 3, side, side]``, at least six.
+        grids: scale schedule of these pictures.
 
     Returns:
         The measures (mean PSNR in dB after 5, 6, ... all scales, entropy of the bits per scale), and a sheet
@@ -308,7 +312,7 @@ def evaluate(tokenizer: InfinityTokenizer, pictures: Tensor) -> tuple[dict, Tens
     """
     device = next(tokenizer.parameters()).device
     target = to_signed(pictures.to(device))
-    code = tokenizer.encode(target, schedule_for(target.shape[-1]))
+    code = tokenizer.encode(target, grids)
     decoded = [tokenizer.decode(latent) for latent in code.partial_latents[4:]]
     measures = {
         "evaluation_psnr": [round(mean_psnr(picture, target), 2) for picture in decoded],
@@ -318,7 +322,8 @@ def evaluate(tokenizer: InfinityTokenizer, pictures: Tensor) -> tuple[dict, Tens
         ],
     }
     columns = [to_bytes(shown[:6]) for shown in (target, decoded[-1], decoded[-2], decoded[-3])]
-    sheet = torch.stack(columns).permute(1, 3, 0, 4, 2).reshape(6 * CANVAS, len(columns) * CANVAS, 3)
+    side = pictures.shape[-1]
+    sheet = torch.stack(columns).permute(1, 3, 0, 4, 2).reshape(6 * side, len(columns) * side, 3)
     return measures, sheet.cpu()
 
 

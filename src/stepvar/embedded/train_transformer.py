@@ -12,26 +12,39 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as distributed
 from torch import Tensor, nn
 
 from stepvar.embedded.architecture import (
-    GRIDS,
+    SIZES,
+    EmbeddedSize,
     build_text_encoder,
     build_transformer,
     build_word_tokenizer,
 )
 from stepvar.embedded.features import FeatureStore
+from stepvar.embedded.muon import Muon
+from stepvar.embedded.precision import mixed_precision
 from stepvar.embedded.scenes import write
-from stepvar.models.infinity.quantizer import quantize_multiscale
+from stepvar.generation.schedule import ScaleSchedule
+from stepvar.models.infinity.quantizer import quantize_multiscale, resize_area
 from stepvar.models.infinity.training import bit_losses, initialise, teacher_forced_logits
 
 logger = logging.getLogger(__name__)
+
+CHECKPOINT = "checkpoint.pt"
+
+Curriculum = tuple[tuple[float, int, int], ...]
+"""Phases in order: share of the budget, scales, pictures a step and process."""
+
+FROM_NOTHING: Curriculum = ((0.25, 6, 12), (0.2, 7, 8), (0.2, 8, 4), (0.35, 9, 3))
+GOING_ON: Curriculum = ((0.08, 6, 12), (0.14, 7, 8), (0.2, 8, 4), (0.58, 9, 3))
+"""For a model that knows the coarse scales already."""
 
 
 @dataclass(frozen=True)
@@ -40,34 +53,44 @@ class TransformerTraining:
 
     Attributes:
         minutes: Time budget; the learning rate follows it to zero.
-        curriculum: (share of the budget, scales, pictures a step) phases, in order.
+        curriculum: Phases, coarse scales first.
         learning_rate: Peak, of AdamW; Muon's is matched to it.
+        object_weight: Weight of a token on an object against one on the background, which is three
+            quarters of a scene and mostly noise that nobody can predict.
         flip: Largest share of flipped bits; each picture draws its own share below it.
         drop_text: Share of the pictures trained without their text, for guidance.
         average: Decay per step of the averaged weights that are shipped.
         checkpoint_minutes: Time between checkpoints.
         seed: Of the order, the words, the flips and the initial weights.
+        size: Name of the model's size, see `stepvar.embedded.architecture.SIZES`.
     """
 
     minutes: float = 70.0
-    curriculum: tuple[tuple[float, int, int], ...] = ((0.50, 6, 64), (0.22, 7, 32), (0.28, 9, 12))
-    learning_rate: float = 1.5e-3
+    curriculum: Curriculum = FROM_NOTHING
+    learning_rate: float = 1.2e-3
     warmup: float = 0.02
+    object_weight: float = 4.0
     flip: float = 0.25
     drop_text: float = 0.1
     average: float = 0.998
     checkpoint_minutes: float = 3.0
     seed: int = 0
+    size: str = "192"
 
 
 class EmbeddedModel(nn.Module):
-    """Transformer and text encoder, trained together."""
+    """Transformer and text encoder, trained together.
 
-    def __init__(self) -> None:
+    Args:
+        size: Of the pictures and the transformer.
+    """
+
+    def __init__(self, size: EmbeddedSize) -> None:
         super().__init__()
+        self.grids = size.grids
         self.words = build_word_tokenizer()
         self.text_encoder = build_text_encoder(len(self.words))
-        self.transformer = build_transformer()
+        self.transformer = build_transformer(size)
         initialise(self.transformer)
 
     def start_from(self, folder: Path) -> None:
@@ -95,26 +118,34 @@ class EmbeddedModel(nn.Module):
         return [state[:length] for state, length in zip(states, lengths, strict=True)]
 
     def losses(
-        self, features: Tensor, prompts: Sequence[str], dropped: Sequence[bool], scales: int, flip: Tensor
+        self,
+        features: Tensor,
+        weights: Tensor,
+        prompts: Sequence[str],
+        dropped: Sequence[bool],
+        scales: int,
+        flip: Tensor,
     ) -> Tensor:
         """Cross entropy per bit of the first `scales` scales, in nats.
 
         Args:
             features: [B, d, H, W] encoder features.
+            weights: [B, H, W] weight of every token of the last scale.
             prompts: B prompts.
             dropped: Which pictures are trained without their text.
             scales: Scales to run.
             flip: [B] share of flipped bits of each picture.
         """
         with torch.no_grad():
-            code = quantize_multiscale(features.float(), GRIDS, flip)
+            code = quantize_multiscale(features.float(), self.grids, flip)
         text = self.encode_text(prompts, features.device)
         for index, drop in enumerate(dropped):
             if drop:
                 text[index] = self.transformer.unconditional_text[: len(text[index])].to(text[index].dtype)
-        schedule = self.transformer.size_table.schedule(1.0, "192x192")
+        schedule = ScaleSchedule.from_grids(self.grids)
         logits = teacher_forced_logits(self.transformer, text, code.teacher_inputs[: scales - 1], schedule)
-        return bit_losses(logits, [bits.flatten(1, 2) for bits in code.bits[:scales]])
+        shrunk = [resize_area(weights[:, None], grid).flatten(1) for grid in self.grids[:scales]]
+        return bit_losses(logits, [bits.flatten(1, 2) for bits in code.bits[:scales]], shrunk)
 
 
 def build_optimisers(model: EmbeddedModel, settings: TransformerTraining) -> list[torch.optim.Optimizer]:
@@ -127,13 +158,17 @@ def build_optimisers(model: EmbeddedModel, settings: TransformerTraining) -> lis
     groups = [{"params": decay, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}]
     rate = settings.learning_rate
     return [
-        torch.optim.Muon(matrices, lr=rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+        Muon(matrices, rate, weight_decay=0.02),
         torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.97)),
     ]
 
 
 class TransformerTrainer:
     """Runs, logs, checkpoints and resumes the training.
+
+    In a process group every process draws pictures of its own and the gradients are averaged; the
+    first process logs and saves. On a CPU two processes of one thread beat one process of two, whose
+    many small operations wait for each other's threads.
 
     Args:
         store: Encoded scenes.
@@ -153,20 +188,21 @@ class TransformerTrainer:
     ) -> None:
         torch.manual_seed(settings.seed)
         self.store, self.folder, self.settings, self.device = store, folder, settings, device
-        self.model = EmbeddedModel().to(device)
+        self.model = EmbeddedModel(SIZES[settings.size]).to(device)
         if start is not None:
             self.model.start_from(start)
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimisers = build_optimisers(self.model, settings)
-        self.random = np.random.default_rng(settings.seed)
+        self.rank = distributed.get_rank() if distributed.is_initialized() else 0
         self.step, self.spent = 0, 0.0
         folder.mkdir(parents=True, exist_ok=True)
         if self.checkpoint.exists():
             self._resume()
+        self.random = np.random.default_rng([settings.seed, self.step, self.rank])
 
     @property
     def checkpoint(self) -> Path:
-        return self.folder / "checkpoint.pt"
+        return self.folder / CHECKPOINT
 
     @property
     def progress(self) -> float:
@@ -181,15 +217,37 @@ class TransformerTrainer:
             started = time.perf_counter()
             scales, pictures = self._phase()
             seen.append((pictures, self._train_step(scales, pictures)))
-            self.spent += time.perf_counter() - started
+            self.spent += self._agree(time.perf_counter() - started)
             if self.step % 25 == 0:
                 entry = self._log_entry(scales, seen, self.spent - last_log)
                 last_log, seen = self.spent, []
                 yield entry
-            if self.spent - last_save > 60.0 * self.settings.checkpoint_minutes:
+            if self.rank == 0 and self.spent - last_save > 60.0 * self.settings.checkpoint_minutes:
                 self.save()
                 last_save = self.spent
-        self.save()
+        if self.rank == 0:
+            self.save()
+
+    def _agree(self, seconds: float) -> float:
+        """The mean over all processes, so that they change phases at the same step."""
+        if not distributed.is_initialized():
+            return seconds
+        shared = torch.tensor([seconds], dtype=torch.float64)
+        distributed.all_reduce(shared)
+        return shared.item() / distributed.get_world_size()
+
+    def _average_gradients(self) -> None:
+        if not distributed.is_initialized():
+            return
+        parameters = list(self.model.parameters())
+        for parameter in parameters:
+            if parameter.grad is None:  # the unconditional text, where no picture lost its own
+                parameter.grad = torch.zeros_like(parameter)
+        flat = torch.cat([parameter.grad.flatten() for parameter in parameters])
+        distributed.all_reduce(flat)
+        flat /= distributed.get_world_size()
+        for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad.copy_(part.view_as(parameter))
 
     def _phase(self) -> tuple[int, int]:
         edge = 0.0
@@ -203,6 +261,8 @@ class TransformerTrainer:
         settings = self.settings
         chosen = self.random.integers(len(self.store), size=pictures)
         features = self.store.features[torch.from_numpy(chosen)].to(self.device)
+        weights = self.store.objects[torch.from_numpy(chosen)].to(self.device).float()
+        weights = 1.0 + (settings.object_weight - 1.0) * weights
         prompts = [write(self.random, self.store.specs[index]) for index in chosen]
         dropped = (self.random.random(pictures) < settings.drop_text).tolist()
         flip = torch.from_numpy(self.random.random(pictures)).float().to(self.device) * settings.flip
@@ -210,9 +270,10 @@ class TransformerTrainer:
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = rate
-        with self._autocast():
-            losses = self.model.losses(features, prompts, dropped, scales, flip)
+        with mixed_precision(self.device):
+            losses = self.model.losses(features, weights, prompts, dropped, scales, flip)
         losses.mean().backward()
+        self._average_gradients()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimiser in self.optimisers:
             optimiser.step()
@@ -220,9 +281,6 @@ class TransformerTrainer:
         self.step += 1
         self._update_average()
         return losses.detach()
-
-    def _autocast(self) -> torch.autocast | nullcontext[None]:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def _rate(self) -> float:
         """Learning rate as a share of its peak: warm-up, plateau, linear decay over the last 60 %."""
@@ -246,8 +304,9 @@ class TransformerTrainer:
             "pictures_per_second": round(sum(count for count, _ in seen) / max(seconds, 1e-9), 1),
             "loss_per_scale": [round(value, 4) for value in losses.tolist()],
         }
-        with (self.folder / "log.jsonl").open("a") as log:
-            log.write(json.dumps(entry) + "\n")
+        if self.rank == 0:
+            with (self.folder / "log.jsonl").open("a") as log:
+                log.write(json.dumps(entry) + "\n")
         return entry
 
     def save(self) -> None:
@@ -271,5 +330,4 @@ class TransformerTrainer:
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         self.step, self.spent = state["step"], state["spent"]
-        self.random = np.random.default_rng([self.settings.seed, self.step])
         logger.info("resumed at step %d, %.1f minutes in", self.step, self.spent / 60.0)

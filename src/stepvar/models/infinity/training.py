@@ -97,18 +97,25 @@ def _embed_text(
     return mask, transformer.text_pool(normed, mask), projected
 
 
-def bit_losses(logits: Sequence[Tensor], bits: Sequence[Tensor]) -> Tensor:
+def bit_losses(
+    logits: Sequence[Tensor], bits: Sequence[Tensor], weights: Sequence[Tensor] | None = None
+) -> Tensor:
     """Mean cross entropy per bit of each scale.
 
     Args:
         logits: One [B, N, D, 2] a scale.
         bits: One [B, N, D] a scale, the labels.
+        weights: One [B, N] a scale, the weights of the tokens; all alike by default.
 
     Returns:
         [scales] in nats.
     """
     losses = []
-    for scale_logits, labels in zip(logits, bits, strict=True):
+    for index, (scale_logits, labels) in enumerate(zip(logits, bits, strict=True)):
         difference = scale_logits[..., 1] - scale_logits[..., 0]
-        losses.append(functional.binary_cross_entropy_with_logits(difference, labels.float()))
+        each = functional.binary_cross_entropy_with_logits(difference, labels.float(), reduction="none")
+        if weights is None:
+            losses.append(each.mean())
+        else:
+            losses.append((each.mean(dim=-1) * weights[index]).sum() / weights[index].sum())
     return torch.stack(losses)
