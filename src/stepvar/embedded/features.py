@@ -7,12 +7,17 @@ because the self-correction of Infinity flips bits and quantises anew at every s
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -77,30 +82,56 @@ def encode_scenes(
         The number of shards done so far.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for shard in range(shards):
-        file = folder / f"features-{shard:04}.safetensors"
-        if not file.exists():
-            _encode_shard(tokenizer, file, shard, canvas, batch)
-        yield shard + 1
+    files = [folder / f"features-{shard:04}.safetensors" for shard in range(shards)]
+    wanted = [shard for shard, file in enumerate(files) if not file.exists()]
+    done = shards - len(wanted)
+    # Rendering needs no more than one core beside a CPU's encoder, but many beside a GPU's.
+    workers = 1 if tokenizer.device.type == "cpu" else max((os.cpu_count() or 1) - 1, 1)
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        for scenes in pool.map(partial(draw_shard, canvas=canvas), wanted):
+            _encode_shard(tokenizer, files[scenes.shard], scenes, batch)
+            done += 1
+            yield done
+
+
+@dataclass(frozen=True)
+class ShardScenes:
+    """Training scenes of one shard, drawn and rendered.
+
+    Attributes:
+        shard: Which one.
+        specs: What every scene shows.
+        pictures: uint8 [SHARD, canvas, canvas, 3].
+        objects: bool [SHARD, H, W], see `object_tokens`.
+    """
+
+    shard: int
+    specs: list[SceneSpec]
+    pictures: NDArray[np.uint8]
+    objects: Tensor
+
+
+def draw_shard(shard: int, canvas: int) -> ShardScenes:
+    """Draws the scenes of a shard; the same numbers give the same scenes."""
+    random = np.random.default_rng([shard, 1])
+    pairs = [sample(random, split="train", canvas=canvas) for _ in range(SHARD)]
+    pictures = [render(scene, canvas, shard * SHARD + index) for index, (_, scene) in enumerate(pairs)]
+    objects = torch.stack([object_tokens(scene) for _, scene in pairs])
+    return ShardScenes(shard, [prompt.spec for prompt, _ in pairs], np.stack(pictures), objects)
 
 
 @torch.inference_mode()
-def _encode_shard(tokenizer: InfinityTokenizer, file: Path, shard: int, canvas: int, batch: int) -> None:
-    random = np.random.default_rng([shard, 1])
-    pairs = [sample(random, split="train", canvas=canvas) for _ in range(SHARD)]
+def _encode_shard(tokenizer: InfinityTokenizer, file: Path, scenes: ShardScenes, batch: int) -> None:
     parts = []
-    for start in range(0, SHARD, batch):
-        some = enumerate(pairs[start : start + batch], shard * SHARD + start)
-        pictures = [render(scene, canvas, seed) for seed, (_, scene) in some]
-        images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    for pictures in torch.from_numpy(scenes.pictures).split(batch):
+        images = pictures.to(tokenizer.device).permute(0, 3, 1, 2).float() / 127.5 - 1.0
         with mixed_precision(tokenizer.device):
-            parts.append(tokenizer.encode_features(images.to(tokenizer.device)).half().cpu())
-    lines = [json.dumps(asdict(prompt.spec)) for prompt, _ in pairs]
+            parts.append(tokenizer.encode_features(images).half().cpu())
+    lines = [json.dumps(asdict(spec)) for spec in scenes.specs]
     file.with_suffix(".jsonl").write_text("\n".join(lines))
-    partial = file.with_suffix(".partial")
-    objects = torch.stack([object_tokens(scene) for _, scene in pairs])
-    save_file({"features": torch.cat(parts), "objects": objects}, partial)
-    partial.replace(file)
+    unfinished = file.with_suffix(".partial")
+    save_file({"features": torch.cat(parts), "objects": scenes.objects}, unfinished)
+    unfinished.replace(file)
 
 
 def object_tokens(scene: Scene) -> Tensor:

@@ -42,7 +42,8 @@ def package(pipeline: InfinityPipeline, folder: Path) -> int:
         part.to(torch.bfloat16)
     fresh = folder.with_name(folder.name + ".partial")
     shutil.rmtree(fresh, ignore_errors=True)
-    pipeline.save_pretrained(fresh)
+    # Files stay small enough to be moved about, also from a machine that hands out small files only.
+    pipeline.save_pretrained(fresh, max_shard_size="15MB")
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

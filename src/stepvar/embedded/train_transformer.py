@@ -8,6 +8,7 @@ re-quantised, so that the model learns to repair its own mistakes (Infinity's se
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import logging
 import time
@@ -54,6 +55,7 @@ class TransformerTraining:
     Attributes:
         minutes: Time budget; the learning rate follows it to zero.
         curriculum: Phases, coarse scales first.
+        batch_factor: Multiplies the pictures of every step; a GPU wants many.
         learning_rate: Peak, of AdamW; Muon's is matched to it.
         object_weight: Weight of a token on an object against one on the background, which is three
             quarters of a scene and mostly noise that nobody can predict.
@@ -67,6 +69,7 @@ class TransformerTraining:
 
     minutes: float = 70.0
     curriculum: Curriculum = FROM_NOTHING
+    batch_factor: int = 1
     learning_rate: float = 1.2e-3
     warmup: float = 0.02
     object_weight: float = 4.0
@@ -250,12 +253,11 @@ class TransformerTrainer:
             parameter.grad.copy_(part.view_as(parameter))
 
     def _phase(self) -> tuple[int, int]:
-        edge = 0.0
-        for share, scales, pictures in self.settings.curriculum[:-1]:
-            edge += share
-            if self.progress < edge:
-                return scales, pictures
-        return self.settings.curriculum[-1][1:]
+        """Scales to run and pictures to run them on."""
+        ends = itertools.accumulate(share for share, _, _ in self.settings.curriculum[:-1])
+        index = sum(self.progress >= end for end in ends)
+        _, scales, pictures = self.settings.curriculum[index]
+        return scales, pictures * self.settings.batch_factor
 
     def _train_step(self, scales: int, pictures: int) -> Tensor:
         settings = self.settings
