@@ -133,10 +133,10 @@ def _prepare_memory() -> None:
 
     Otherwise every large tensor is mapped anew, and its pages are cleared one by one.
     """
-    os.environ.setdefault(
-        "GLIBC_TUNABLES",
-        "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592",
-    )
+    # One tunable and two older names: glibc hands no more than the first tunable on to grandchildren.
+    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**32))
+    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**33))
 
 
 def _train_in_group(rank: int, run: _TransformerRun, processes: int) -> None:

@@ -73,7 +73,7 @@ class TransformerTraining:
     learning_rate: float = 1.2e-3
     warmup: float = 0.02
     object_weight: float = 4.0
-    flip: float = 0.25
+    flip: float = 0.15
     drop_text: float = 0.1
     average: float = 0.998
     checkpoint_minutes: float = 3.0
@@ -197,6 +197,7 @@ class TransformerTrainer:
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimisers = build_optimisers(self.model, settings)
         self.rank = distributed.get_rank() if distributed.is_initialized() else 0
+        self.processes = distributed.get_world_size() if distributed.is_initialized() else 1
         self.step, self.spent = 0, 0.0
         folder.mkdir(parents=True, exist_ok=True)
         if self.checkpoint.exists():
@@ -233,14 +234,14 @@ class TransformerTrainer:
 
     def _agree(self, seconds: float) -> float:
         """The mean over all processes, so that they change phases at the same step."""
-        if not distributed.is_initialized():
+        if self.processes == 1:
             return seconds
         shared = torch.tensor([seconds], dtype=torch.float64)
         distributed.all_reduce(shared)
-        return shared.item() / distributed.get_world_size()
+        return shared.item() / self.processes
 
     def _average_gradients(self) -> None:
-        if not distributed.is_initialized():
+        if self.processes == 1:
             return
         parameters = list(self.model.parameters())
         for parameter in parameters:
@@ -248,7 +249,7 @@ class TransformerTrainer:
                 parameter.grad = torch.zeros_like(parameter)
         flat = torch.cat([parameter.grad.flatten() for parameter in parameters])
         distributed.all_reduce(flat)
-        flat /= distributed.get_world_size()
+        flat /= self.processes
         for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             parameter.grad.copy_(part.view_as(parameter))
 
@@ -303,7 +304,7 @@ class TransformerTrainer:
             "step": self.step,
             "minutes": round(self.spent / 60.0, 2),
             "scales": scales,
-            "pictures_per_second": round(sum(count for count, _ in seen) / max(seconds, 1e-9), 1),
+            "pictures_per_second": round(self.processes * sum(count for count, _ in seen) / seconds, 1),
             "loss_per_scale": [round(value, 4) for value in losses.tolist()],
         }
         if self.rank == 0:
