@@ -43,8 +43,8 @@ CHECKPOINT = "checkpoint.pt"
 Curriculum = tuple[tuple[float, int, int], ...]
 """Phases in order: share of the budget, scales, pictures a step and process."""
 
-FROM_NOTHING: Curriculum = ((0.25, 6, 12), (0.2, 7, 8), (0.2, 8, 4), (0.35, 9, 3))
-GOING_ON: Curriculum = ((0.08, 6, 12), (0.14, 7, 8), (0.2, 8, 4), (0.58, 9, 3))
+FROM_NOTHING: Curriculum = ((0.25, 6, 16), (0.2, 7, 12), (0.2, 8, 6), (0.35, 9, 4))
+GOING_ON: Curriculum = ((0.08, 6, 12), (0.14, 7, 8), (0.2, 8, 6), (0.58, 9, 4))
 """For a model that knows the coarse scales already."""
 
 
