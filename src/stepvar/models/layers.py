@@ -5,6 +5,8 @@ Shapes: R rows, N tokens, C width, H heads, c = C / H channels of a head, T text
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
@@ -42,6 +44,14 @@ class RMSNorm(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return functional.rms_norm(inputs.float(), self.weight.shape, self.weight.float(), self.eps)
+
+
+def sinusoid(numbers: Tensor, channels: int, theta: float = 10000.0) -> Tensor:
+    """Waves of numbers [...]: cosines, then sines, of channels / 2 frequencies, [..., channels] float32."""
+    half = channels // 2
+    order = torch.arange(half, device=numbers.device).float()
+    angles = numbers.float()[..., None] * torch.exp(-math.log(theta) * order / half)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
 def rotary_table_2d(rows: Tensor, columns: Tensor, head_dim: int, theta: float = 10000.0) -> Tensor:
