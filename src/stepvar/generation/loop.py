@@ -42,7 +42,11 @@ class Session(Protocol):
         ...
 
     def embed(self, scale: Scale, rows: int) -> tuple[Tensor, Tokens]:
-        """Input of a scale from the latent: hidden states [rows, N, C] and their tokens."""
+        """Input of a scale from the latent: hidden states [rows, N, C] and their tokens.
+
+        A model whose sequence has more than maps in it, a prompt's tokens for example, puts them before a
+        scale's own: hidden states may then be [rows, M + N, C], of which the loop hands on the last N.
+        """
         ...
 
     def branches(self, layer: int, memory: Memory, rows: int) -> Sequence[tuple[str, Branch]]:
@@ -53,12 +57,13 @@ class Session(Protocol):
         """Logits of the first rows' hidden states [rows, N, C], value last."""
         ...
 
-    def commit(self, scale: Scale, choice: Any, hidden: Tensor) -> None:
+    def commit(self, scale: Scale, choice: Any, hidden: Tensor, tokens: Tokens) -> None:
         """Adds the sampled values of a scale to the latent.
 
         Args:
             choice: What the sampler drew.
             hidden: [rows, N, C] hidden states that the logits came from.
+            tokens: Tokens that ran through the last layer; other positions' hidden states were recovered.
         """
         ...
 
@@ -172,14 +177,14 @@ def run_scale(
         if probe is not None:
             probe(f"layer {layer}", scale, hidden)
         hidden = guidance.after_layer(scale.index, layer, hidden)
-    hidden = pruner.leave(tokens, hidden)
+    hidden = pruner.leave(tokens, hidden)[:, -scale.tokens :]
     if guidance.mixes_logits(scale.index):
         logits = guidance.mix(scale.index, session.logits(hidden) / sampler.temperature(scale))
     else:
         logits = session.logits(hidden[: session.images]) / sampler.temperature(scale)
     _show(probe, "logits", scale, logits)
     choice = sampler.sample(logits, scale)
-    session.commit(scale, choice, hidden)
+    session.commit(scale, choice, hidden, tokens)
     _show(probe, "choice", scale, choice)
     _show(probe, "latent", scale, session.latent)
     return choice

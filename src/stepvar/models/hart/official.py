@@ -44,7 +44,7 @@ _TOP_KEYS = {
     "head.bias": "head.bias",
     "residual_norm.weight": "decoder_norm.weight",
 }
-_CONTEXT_NORM = {"context_norm.weight": "context_norm.weight"}
+_CONTEXT_NORM = {"text_norm.weight": "context_norm.weight"}
 _LEVEL_TABLE = {"level_embedding.table": "lvl_embed.weight"}
 _LEVEL_NETWORK = {
     f"level_embedding.{ours}.{kind}": f"lvl_embed.mlp.{theirs}.{kind}"

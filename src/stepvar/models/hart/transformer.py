@@ -231,7 +231,7 @@ class HARTTransformer(ModelMixin, ConfigMixin):
     """
 
     # These are small or run once, and stay in float32 whatever the rest is cast to.
-    _keep_in_fp32_modules = ["context_norm", "level_embedding"]  # noqa: RUF012
+    _keep_in_fp32_modules = ["text_norm", "level_embedding"]  # noqa: RUF012
     _no_split_modules = ["HARTBlock"]  # noqa: RUF012
 
     @register_to_config
@@ -259,7 +259,7 @@ class HARTTransformer(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         _check_choices(width, heads, sides, modulation, pooling)
-        self.context_norm = RMSNorm(context_channels, eps) if context_norm else None
+        self.text_norm = RMSNorm(context_channels, eps) if context_norm else None
         self.context_embedding = nn.Linear(context_channels, width)
         self.token_embedding = nn.Linear(latent_channels, width)
         self.level_embedding = LevelEmbedding(width, len(sides) if level_table else None)
@@ -295,7 +295,7 @@ class HARTTransformer(ModelMixin, ConfigMixin):
 
     def embed_context(self, features: Tensor) -> Tensor:
         """Text features [R, T, E] -> context tokens [R, T, C] in float32, without a level."""
-        normed = features if self.context_norm is None else self.context_norm(features)
+        normed = features if self.text_norm is None else self.text_norm(features)
         return linear(self.context_embedding, normed).float()
 
     def embed_codes(self, codes: Tensor) -> Tensor:

@@ -137,7 +137,7 @@ class InfinitySession:
         scale, shift = (part[: hidden.shape[0]] for part in self.head_modulation)
         return self.transformer.logits(hidden, (scale, shift))
 
-    def commit(self, scale: Scale, choice: Tensor, hidden: Tensor) -> None:
+    def commit(self, scale: Scale, choice: Tensor, hidden: Tensor, tokens: Tokens) -> None:
         """Adds the codes of bits [B, N, D] to the latent."""
         bits = choice.unflatten(1, (scale.height, scale.width))
         if self.patch > 1:

@@ -1,0 +1,159 @@
+"""Loading HART's checkpoints, published or our own, and converting one into the other.
+
+Source of the file forms: mit-han-lab/hart, sample.py: a folder llm/ with config.json, weights and
+ema_model.bin, and beside it a folder tokenizer/.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stepvar.models.hart.official import DERIVED, ZERO_BIAS, infer_config, official_keys, to_official
+from stepvar.models.hart.transformer import HARTTransformer
+from stepvar.models.loading import (
+    Checkpoint,
+    CheckpointError,
+    TensorMap,
+    build_empty,
+    fill,
+    require_same_layout,
+    saved_config,
+)
+
+PathLike = str | os.PathLike[str]
+
+EMA_FILE = "ema_model.bin"
+"""Averaged weights beside the plain ones: what the official scripts load unless told otherwise."""
+
+
+def from_official(
+    state: Mapping[str, Tensor],
+    official: Mapping[str, Any] | None = None,
+    source: str = "The state dict",
+) -> TensorMap:
+    """An official state dict, complete, under our keys; every name and shape is checked.
+
+    Args:
+        state: The official state dict.
+        official: Contents of the official config.json; see `infer_config`.
+        source: What errors call it.
+
+    Raises:
+        CheckpointError: When it belongs to another architecture, contradicts its configuration, or something
+            is missing, unexpected or of another shape.
+    """
+    config = infer_config(state, official, source)
+    names = _check_official(state, build_empty(HARTTransformer, config, source), source)
+    return _rename(names, source, state)
+
+
+def _check_official(state: Mapping[str, Tensor], transformer: HARTTransformer, source: str) -> dict[str, str]:
+    """Official key -> our key, after checking an official state dict against a transformer."""
+    expected = to_official(transformer.state_dict(), transformer.config)
+    found = {key: value for key, value in state.items() if key not in DERIVED}
+    # Whether the zeros were stored makes no difference.
+    expected = {
+        key: value
+        for key, value in expected.items()
+        if key not in DERIVED and (key in found or ZERO_BIAS not in key)
+    }
+    require_same_layout(found, expected, source)
+    return {theirs: ours for ours, theirs in official_keys(transformer.config).items()}
+
+
+def _rename(names: Mapping[str, str], source: str, state: Mapping[str, Tensor]) -> TensorMap:
+    """A part of a checked official state dict under our keys, without the constant buffers."""
+    for key, value in state.items():
+        if key.endswith(ZERO_BIAS) and not value.is_meta and value.any():
+            raise CheckpointError(f"{source} has a key bias ({key} is not zero), which HART has not.")
+    return {names[key]: value for key, value in state.items() if key in names}
+
+
+def official_config(path: Path) -> dict[str, Any] | None:
+    """The official config.json in a folder or beside a file; None when there is none.
+
+    Raises:
+        CheckpointError: When it cannot be read.
+    """
+    file = (path if path.is_dir() else path.parent) / "config.json"
+    if not file.is_file():
+        return None
+    try:
+        config = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"'{file}' is not a readable configuration; fetch it again.") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"'{file}' is not a readable configuration; fetch it again.")
+    return config
+
+
+def load_transformer(
+    path: PathLike,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    official: Mapping[str, Any] | None = None,
+    averaged: bool = True,
+) -> HARTTransformer:
+    """Loads a transformer with its diffusion head; sizes are read off the weights where they tell.
+
+    Args:
+        path: A published folder llm/, a state dict (.bin, .safetensors), or a folder that `save_pretrained`
+            wrote.
+        dtype: Number format; None keeps the file's. A few small modules stay in float32 in any case.
+        device: Where the weights go; None leaves them on the CPU, mapped from the file where possible.
+        official: Contents of the official config.json; by default what lies in the folder or beside the
+            file.
+        averaged: Whether to take the averaged weights where a folder has both.
+
+    Returns:
+        The transformer in evaluation mode.
+
+    Raises:
+        CheckpointError: When the file is missing, damaged, executable, not a HART transformer, or contradicts
+            its configuration.
+    """
+    path = Path(path).expanduser()
+    source = f"'{path}'"
+    checkpoint = Checkpoint.open(_weights(path, averaged))
+    config = saved_config(path, HARTTransformer.__name__)
+    rename: Callable[[TensorMap], TensorMap] = dict
+    if config is None:
+        official = official_config(path) if official is None else official
+        config = infer_config(_with_levels(checkpoint), official, source)
+        transformer = build_empty(HARTTransformer, config, source)
+        rename = partial(_rename, _check_official(checkpoint.layout, transformer, source), source)
+    else:
+        transformer = build_empty(HARTTransformer, config, source)
+        require_same_layout(checkpoint.layout, transformer.state_dict(), source)
+    fill(transformer, checkpoint, rename, dtype, device)
+    return transformer.eval()
+
+
+def _weights(path: Path, averaged: bool) -> Path:
+    """The file or folder that holds the weights: a published folder may hold two kinds."""
+    ema = path / EMA_FILE
+    if not ema.is_file():
+        return path
+    if averaged:
+        return ema
+    plain = [path / name for name in ("model.safetensors", "pytorch_model.bin")]
+    found = next((file for file in plain if file.is_file()), None)
+    if found is None and not any(path.glob("*.index.json")):
+        raise CheckpointError(f"'{path}' has averaged weights only ({EMA_FILE}); load those.")
+    return found or path
+
+
+def _with_levels(checkpoint: Checkpoint) -> TensorMap:
+    """The layout, with the one small buffer whose values tell the schedule."""
+    layout = dict(checkpoint.layout)
+    for shard in checkpoint.shards():
+        layout |= {key: value for key, value in shard.items() if key in DERIVED and value.ndim == 2}
+    return layout
