@@ -32,7 +32,9 @@ class TensorError:
     note: str = ""
 
 
-def compare(computed: Tensor, stored: Tensor, picture: bool = False) -> TensorError:
+def compare(
+    computed: Tensor, stored: Tensor, picture: bool = False, tolerance: float = TOLERANCE
+) -> TensorError:
     """Compares a computed tensor with a stored one.
 
     Integers and bits must be identical, except that 8-bit pictures may differ by 1 in a share of
@@ -47,7 +49,7 @@ def compare(computed: Tensor, stored: Tensor, picture: bool = False) -> TensorEr
     if not torch.isfinite(difference).all():
         return TensorError(float("inf"), float("inf"), False, "values are not finite")
     if stored.is_floating_point():
-        passed = max_abs <= TOLERANCE * max(1.0, largest)
+        passed = max_abs <= tolerance * max(1.0, largest)
     elif picture:
         passed = max_abs <= 1 and float((difference > 0).double().mean()) < BYTE_SHARE
     else:

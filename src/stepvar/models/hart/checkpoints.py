@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from stepvar.models.hart.official import DERIVED, ZERO_BIAS, infer_config, official_keys, to_official
+from stepvar.models.hart.tokenizer import HARTTokenizer
 from stepvar.models.hart.transformer import HARTTransformer
 from stepvar.models.loading import (
     Checkpoint,
@@ -27,6 +28,7 @@ from stepvar.models.loading import (
     require_same_layout,
     saved_config,
 )
+from stepvar.models.vector_checkpoints import load_vector_tokenizer
 
 PathLike = str | os.PathLike[str]
 
@@ -157,3 +159,70 @@ def _with_levels(checkpoint: Checkpoint) -> TensorMap:
     for shard in checkpoint.shards():
         layout |= {key: value for key, value in shard.items() if key in DERIVED and value.ndim == 2}
     return layout
+
+
+_TOKENIZER_FIELDS = {"vocab_size": "codes", "z_channels": "channels", "ch": "base_channels"}
+"""Official field -> ours, where the weights tell the same."""
+
+
+def load_tokenizer(
+    path: PathLike,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> HARTTokenizer:
+    """Loads a visual tokenizer; its architecture is read off the weights.
+
+    Args:
+        path: A published folder tokenizer/, a state dict, or a folder that `save_pretrained` wrote.
+        dtype: Number format of the networks; None keeps the file's. The quantiser is float32 in any case.
+        device: Where the weights go; None is the CPU.
+
+    Returns:
+        The tokenizer in evaluation mode.
+
+    Raises:
+        CheckpointError: When the file is missing, damaged, executable, not such a tokenizer, or contradicts
+            the configuration beside it.
+    """
+    path = Path(path).expanduser()
+    source = f"'{path}'"
+    prefix = "vae." if any(key.startswith("vae.") for key in Checkpoint.open(path).layout) else ""
+    tokenizer = load_vector_tokenizer(HARTTokenizer, path, dtype, device, prefix)
+    if saved_config(path, HARTTokenizer.__name__) is None:
+        told = official_config(path) or {}
+        expected = {theirs: tokenizer.config[ours] for theirs, ours in _TOKENIZER_FIELDS.items()}
+        expected |= {"quant_resi": 0.5, "quantizer_type": "var_hybrid"}
+        for field, value in expected.items():
+            if field in told and told[field] != value:
+                raise CheckpointError(
+                    f"{source} cannot be used: {field} is {told[field]!r} in its configuration, but "
+                    f"{'its weights have' if field in _TOKENIZER_FIELDS else 'only'} {value!r}"
+                    f"{'' if field in _TOKENIZER_FIELDS else ' is supported'}."
+                )
+    return tokenizer
+
+
+def check_pair(transformer: HARTTransformer, tokenizer: HARTTokenizer) -> None:
+    """Checks that a transformer's codes are the tokenizer's.
+
+    Raises:
+        CheckpointError: When codes, channels or pixels per token differ, or the tokenizer's refinements do
+            not fit the number of scales.
+    """
+    ours, theirs = transformer.config, tokenizer.config
+    wanted = (ours.codebook_size, ours.latent_channels, ours.pixels_per_token)
+    offered = (theirs.codes, theirs.channels, tokenizer.stride)
+    if wanted != offered:
+        sides = [
+            f"{codes} codes of {channels} channels for {pixels} x {pixels} pixels"
+            for codes, channels, pixels in (wanted, offered)
+        ]
+        raise CheckpointError(
+            f"The transformer draws {sides[0]}, but the tokenizer has {sides[1]}; "
+            "give the tokenizer it was trained with."
+        )
+    if theirs.refine_by_scale and theirs.refinements < len(ours.sides) - 1:
+        raise CheckpointError(
+            f"The tokenizer has refinements for {theirs.refinements} scales, but the transformer has "
+            f"{len(ours.sides)}; give the tokenizer it was trained with."
+        )

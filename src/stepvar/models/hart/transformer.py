@@ -24,6 +24,7 @@ from stepvar.generation.attention import Memory
 from stepvar.generation.schedule import Scale
 from stepvar.generation.tokens import Tokens
 from stepvar.models.hart.diffusion import DiffusionHead
+from stepvar.models.infinity.sizes import SizeTable
 from stepvar.models.layers import RMSNorm, linear, sinusoid
 
 LARGEST_LOG_SCALE = math.log(100)
@@ -283,6 +284,12 @@ class HARTTransformer(ModelMixin, ConfigMixin):
     @property
     def device(self) -> torch.device:
         return self.token_embedding.weight.device
+
+    @property
+    def size_table(self) -> SizeTable:
+        """The one size that this model draws."""
+        sides = [(int(side), int(side)) for side in self.config.sides]
+        return SizeTable.single(sides, self.config.pixels_per_token)
 
     @property
     def compute_dtype(self) -> torch.dtype:
