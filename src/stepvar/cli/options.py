@@ -96,7 +96,7 @@ class PlanChoice:
 
     pruning: Annotated[
         str | None,
-        typer.Option(metavar="PRESET", help="paper, prune, skip or none."),
+        typer.Option(metavar="PRESET", help="paper, prune, skip, fastvar or none."),
     ] = None
     ratios: Annotated[
         str | None,
