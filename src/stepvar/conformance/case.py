@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stepvar.conformance.report import CaseReport, compare
+from stepvar.conformance.report import TOLERANCE, CaseReport, compare
 
 
 class CaseError(ValueError):
@@ -110,13 +110,14 @@ class Comparison:
             self.report.inputs.append(name)
         return self.case.tensors[name]
 
-    def check(self, name: str, computed: Tensor) -> None:
+    def check(self, name: str, computed: Tensor, tolerance: float = TOLERANCE) -> None:
         """Compares a full computed tensor with what is stored under a name, if anything is."""
         stored = self.case.tensors.get(name)
         if stored is None:
             return
         picture = "uint8" in name
-        self.report.tensors[name] = compare(self.case.sliced(name, computed.detach()), stored, picture)
+        shown = self.case.sliced(name, computed.detach())
+        self.report.tensors[name] = compare(shown, stored, picture, tolerance)
 
     def check_set(self, name: str, computed: Tensor) -> None:
         """Compares positions [..., K] with stored ones whose order does not matter."""

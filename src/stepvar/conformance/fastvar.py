@@ -19,6 +19,9 @@ Watcher = Callable[[str, int, int, str, Tensor], None]
 INFINITY_RATIOS = {32: 0.4, 40: 0.5}
 """By width of the map, as the fork tells scales apart."""
 
+HART_RATIOS, HART_CACHE = {48: 0.5, 64: 0.75}, 36
+"""By side of the map, which HART's fork takes from the number of tokens; and the side of what fills."""
+
 INFINITY_SKIPPED = (48, 64)
 INFINITY_CACHE_TOKENS = 24 * 24
 INFINITY_LAYERS = (3, 28)
@@ -77,3 +80,12 @@ def infinity_fork(schedule: ScaleSchedule, depth: int, watcher: Watcher) -> Fast
         cache_scale=cached[-1] if cached else None,
         watcher=watcher,
     )
+
+
+def hart_fork(schedule: ScaleSchedule, watcher: Watcher) -> FastVAR | None:
+    """What the fork of HART does on a schedule; None where it prunes nothing."""
+    sides = {scale.height for scale in schedule}
+    ratios = {side: ratio for side, ratio in HART_RATIOS.items() if side in sides}
+    if not ratios:
+        return None
+    return WatchedFastVAR(ratios=ratios, first_layer=0, dense_end=0, cache_scale=HART_CACHE, watcher=watcher)
