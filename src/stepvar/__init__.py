@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from stepvar.embedded import load_embedded
     from stepvar.generation.report import Report, Summary
     from stepvar.generation.schedule import Scale, ScaleSchedule
+    from stepvar.models.hart.pipeline import HARTPipeline
+    from stepvar.models.hart.tokenizer import HARTTokenizer
+    from stepvar.models.hart.transformer import HARTTransformer
     from stepvar.models.infinity.checkpoints import convert
     from stepvar.models.infinity.pipeline import InfinityPipeline
     from stepvar.models.infinity.tokenizer import InfinityTokenizer
@@ -22,6 +25,9 @@ __version__ = "0.1.0"
 # torch takes seconds to import, diffusers and transformers more: each name loads what it needs.
 _HOMES = {
     "FastVAR": "stepvar.pruning.fastvar",
+    "HARTPipeline": "stepvar.models.hart.pipeline",
+    "HARTTokenizer": "stepvar.models.hart.tokenizer",
+    "HARTTransformer": "stepvar.models.hart.transformer",
     "InfinityPipeline": "stepvar.models.infinity.pipeline",
     "InfinityTokenizer": "stepvar.models.infinity.tokenizer",
     "InfinityTransformer": "stepvar.models.infinity.transformer",
@@ -40,6 +46,9 @@ _HOMES = {
 __all__ = [
     "PRESETS",
     "FastVAR",
+    "HARTPipeline",
+    "HARTTokenizer",
+    "HARTTransformer",
     "InfinityPipeline",
     "InfinityTokenizer",
     "InfinityTransformer",

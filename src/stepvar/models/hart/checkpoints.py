@@ -13,10 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from torch import Tensor
 
 from stepvar.models.hart.official import DERIVED, ZERO_BIAS, infer_config, official_keys, to_official
+from stepvar.models.hart.text import load_text_encoder, load_text_tokenizer
 from stepvar.models.hart.tokenizer import HARTTokenizer
 from stepvar.models.hart.transformer import HARTTransformer
 from stepvar.models.loading import (
@@ -27,6 +29,7 @@ from stepvar.models.loading import (
     fill,
     require_same_layout,
     saved_config,
+    staged_folder,
 )
 from stepvar.models.vector_checkpoints import load_vector_tokenizer
 
@@ -226,3 +229,69 @@ def check_pair(transformer: HARTTransformer, tokenizer: HARTTokenizer) -> None:
             f"The tokenizer has refinements for {theirs.refinements} scales, but the transformer has "
             f"{len(ours.sides)}; give the tokenizer it was trained with."
         )
+
+
+def convert(
+    transformer_path: PathLike,
+    tokenizer_path: PathLike,
+    text_encoder: PathLike | None,
+    output_dir: PathLike,
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Writes a folder that `HARTPipeline.from_pretrained` loads.
+
+    Nothing is half-written: the folder appears under its name when it is complete.
+
+    Args:
+        transformer_path: As for `load_transformer`; of a published folder the averaged weights.
+        tokenizer_path: As for `load_tokenizer`.
+        text_encoder: Folder of the Qwen2 language model and its tokenizer, e.g. Qwen2-VL-1.5B-Instruct; None
+            leaves both out.
+        output_dir: The new folder.
+        dtype: Number format of the transformer; None keeps the file's. The tokenizer keeps its own.
+
+    Returns:
+        The new folder.
+
+    Raises:
+        CheckpointError: When an input cannot be used, the inputs do not fit each other, or the folder exists.
+    """
+    with staged_folder(output_dir) as folder:
+        # Without a change of format nothing is read yet, so a wrong pair is refused at once.
+        transformer = load_transformer(transformer_path)
+        tokenizer = load_tokenizer(tokenizer_path)
+        check_pair(transformer, tokenizer)
+        components: dict[str, tuple[str | None, str | None]] = {
+            "transformer": ("stepvar", HARTTransformer.__name__),
+            "vae": ("stepvar", HARTTokenizer.__name__),
+            "text_encoder": (None, None),
+            "tokenizer": (None, None),
+        }
+        if text_encoder is not None:
+            components |= _save_text_encoder(text_encoder, transformer, folder)
+        if dtype is not None:
+            transformer = load_transformer(transformer_path, dtype)
+        transformer.save_pretrained(folder / "transformer")
+        tokenizer.save_pretrained(folder / "vae")
+        index = {"_class_name": "HARTPipeline", "_diffusers_version": diffusers.__version__, **components}
+        (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+    return Path(output_dir).expanduser()
+
+
+def _save_text_encoder(
+    path: PathLike, transformer: HARTTransformer, folder: Path
+) -> dict[str, tuple[str, str]]:
+    """Saves language model and tokenizer beside the other components; returns their entries in the index."""
+    encoder, tokenizer = load_text_encoder(path), load_text_tokenizer(path)
+    given, wanted = encoder.config.hidden_size, transformer.config.context_channels
+    if given != wanted:
+        raise CheckpointError(
+            f"The text encoder '{path}' gives {given} channels, but the transformer reads {wanted}; "
+            "give the one it was trained with, Qwen2-VL-1.5B-Instruct for the published model."
+        )
+    encoder.save_pretrained(folder / "text_encoder")
+    tokenizer.save_pretrained(folder / "tokenizer")
+    # transformers 5 calls the generic class by a new name; the old one is known to all versions.
+    name = type(tokenizer).__name__
+    name = "PreTrainedTokenizerFast" if name == "TokenizersBackend" else name
+    return {"text_encoder": ("transformers", type(encoder).__name__), "tokenizer": ("transformers", name)}

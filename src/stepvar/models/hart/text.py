@@ -161,7 +161,7 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, max_length: int =
 
 def load_text_encoder(
     path: str | os.PathLike[str],
-    dtype: torch.dtype = torch.float16,
+    dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> PreTrainedModel:
     """Loads the language model of a Qwen2 folder such as Qwen2-VL-1.5B-Instruct.
@@ -171,7 +171,7 @@ def load_text_encoder(
 
     Args:
         path: A local transformers folder.
-        dtype: Number format.
+        dtype: Number format; None keeps the file's.
         device: Where the weights go; None is the CPU.
 
     Raises:
@@ -184,7 +184,7 @@ def load_text_encoder(
         kind = AutoConfig.from_pretrained(path, local_files_only=True).model_type
         if kind in _MODEL_TYPES:
             model, report = AutoModel.from_pretrained(
-                path, torch_dtype=dtype, local_files_only=True, output_loading_info=True
+                path, torch_dtype=dtype or "auto", local_files_only=True, output_loading_info=True
             )
     except Exception as error:  # transformers raises almost any type for a damaged folder
         raise CheckpointError(
