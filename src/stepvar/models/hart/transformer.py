@@ -41,7 +41,7 @@ POOLINGS = ("max", "mean")
 
 def gated_width(width: int, ratio: float = 4.0) -> int:
     """Hidden width of the gated feed-forward: two thirds of ratio x C, rounded up to a multiple of 256."""
-    return math.floor((int(width * ratio * 2 / 3) + 255) / 256) * 256
+    return int(width * ratio * 2 / 3 + 255) // 256 * 256
 
 
 def halves_table(first: Tensor, second: Tensor) -> Tensor:
