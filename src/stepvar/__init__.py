@@ -9,10 +9,13 @@ if TYPE_CHECKING:
     from stepvar.embedded import load_embedded
     from stepvar.generation.report import Report, Summary
     from stepvar.generation.schedule import Scale, ScaleSchedule
-    from stepvar.models.infinity.checkpoints import convert
     from stepvar.models.infinity.pipeline import InfinityPipeline
     from stepvar.models.infinity.tokenizer import InfinityTokenizer
     from stepvar.models.infinity.transformer import InfinityTransformer
+    from stepvar.models.registry import convert
+    from stepvar.models.var.pipeline import VARPipeline
+    from stepvar.models.var.tokenizer import VARTokenizer
+    from stepvar.models.var.transformer import VARTransformer
     from stepvar.presets import PRESETS
     from stepvar.pruning.stepvar import StepVAR
 
@@ -31,7 +34,10 @@ _HOMES = {
     "ScaleSchedule": "stepvar.generation.schedule",
     "StepVAR": "stepvar.pruning.stepvar",
     "Summary": "stepvar.generation.report",
-    "convert": "stepvar.models.infinity.checkpoints",
+    "VARPipeline": "stepvar.models.var.pipeline",
+    "VARTokenizer": "stepvar.models.var.tokenizer",
+    "VARTransformer": "stepvar.models.var.transformer",
+    "convert": "stepvar.models.registry",
     "load_embedded": "stepvar.embedded",
 }
 
@@ -45,6 +51,9 @@ __all__ = [
     "ScaleSchedule",
     "StepVAR",
     "Summary",
+    "VARPipeline",
+    "VARTokenizer",
+    "VARTransformer",
     "convert",
     "load_embedded",
 ]

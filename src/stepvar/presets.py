@@ -11,12 +11,16 @@ _LATE_SCALES: dict[str, StepVAR] = {
     "skip": StepVAR(skip=(-2, -1)),
 }
 
-PRESETS: dict[str, dict[str, StepVAR]] = {"InfinityPipeline": _LATE_SCALES}
+PRESETS: dict[str, dict[str, StepVAR]] = {
+    "InfinityPipeline": _LATE_SCALES,
+    "VARPipeline": _LATE_SCALES,
+}
 """By class name of a pipeline, then by name.
 
 "paper" has StepVAR's ratios for Infinity: 0.4 and 0.5 on the fourth and third last scale, the last
 two skipped. "prune" skips nothing: 0.5 and 0.75 on the last two scales, the paper's ratios for HART.
-"skip" only leaves out the last two scales, to tell what skipping alone brings.
+"skip" only leaves out the last two scales, to tell what skipping alone brings. The paper has no ratios
+for VAR: there the plans are Infinity's.
 """
 
 

@@ -1,11 +1,13 @@
-"""Proof of fidelity: runs our models on golden cases of the official code and compares everything."""
+"""Proof of fidelity: runs our models on golden cases of official code and compares every stored tensor."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 from stepvar.conformance.case import Case, CaseError
 from stepvar.conformance.report import CaseReport
+from stepvar.models.registry import MODELS
 
 __all__ = ["CaseError", "CaseReport", "run_case"]
 
@@ -22,17 +24,15 @@ def run_case(folder: Path) -> CaseReport:
         CheckpointError: When its weights are missing or damaged.
     """
     case = Case.load(folder)
-    repository = str(case.info.get("official_repo", "")).split(" ")[0]
-    if repository == "FoundationVision/Infinity":
-        from stepvar.conformance.infinity import run
-
-        try:
-            return run(case)
-        except (LookupError, TypeError, RuntimeError) as error:
-            raise CaseError(
-                f"{folder} cannot be run, its case.json and its tensors do not fit together: {error!r}."
-            ) from error
-    raise CaseError(
-        f"{folder} was made by {repository or 'an unnamed repository'}; "
-        "cases of FoundationVision/Infinity can be run."
-    )
+    runners = {model.repository: model.conformance for model in MODELS}
+    if case.repository not in runners:
+        raise CaseError(
+            f"{folder} was made by {case.repository or 'an unnamed repository'}; "
+            f"cases of {', '.join(runners)} can be run."
+        )
+    try:
+        return import_module(runners[case.repository]).run(case)
+    except (LookupError, TypeError, RuntimeError) as error:
+        raise CaseError(
+            f"{folder} cannot be run, its case.json and its tensors do not fit together: {error!r}."
+        ) from error
