@@ -12,10 +12,13 @@ if TYPE_CHECKING:
     from stepvar.models.hart.pipeline import HARTPipeline
     from stepvar.models.hart.tokenizer import HARTTokenizer
     from stepvar.models.hart.transformer import HARTTransformer
-    from stepvar.models.infinity.checkpoints import convert
     from stepvar.models.infinity.pipeline import InfinityPipeline
     from stepvar.models.infinity.tokenizer import InfinityTokenizer
     from stepvar.models.infinity.transformer import InfinityTransformer
+    from stepvar.models.registry import convert
+    from stepvar.models.var.pipeline import VARPipeline
+    from stepvar.models.var.tokenizer import VARTokenizer
+    from stepvar.models.var.transformer import VARTransformer
     from stepvar.presets import PRESETS
     from stepvar.pruning.fastvar import FastVAR
     from stepvar.pruning.stepvar import StepVAR
@@ -39,7 +42,10 @@ _HOMES = {
     "ScaleSchedule": "stepvar.generation.schedule",
     "StepVAR": "stepvar.pruning.stepvar",
     "Summary": "stepvar.generation.report",
-    "convert": "stepvar.models.infinity.checkpoints",
+    "VARPipeline": "stepvar.models.var.pipeline",
+    "VARTokenizer": "stepvar.models.var.tokenizer",
+    "VARTransformer": "stepvar.models.var.transformer",
+    "convert": "stepvar.models.registry",
     "load_embedded": "stepvar.embedded",
 }
 
@@ -57,6 +63,9 @@ __all__ = [
     "ScaleSchedule",
     "StepVAR",
     "Summary",
+    "VARPipeline",
+    "VARTokenizer",
+    "VARTransformer",
     "convert",
     "load_embedded",
 ]

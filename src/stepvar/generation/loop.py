@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from stepvar.generation.attention import KVCache, Memory
+from stepvar.generation.attention import Cache, Memory
 from stepvar.generation.guidance import Guidance
 from stepvar.generation.progress import Observer, ScaleReport, Stopwatch
 from stepvar.generation.schedule import Scale, ScaleSchedule
@@ -37,8 +37,8 @@ class Session(Protocol):
     copies: int
     latent: Tensor
 
-    def allocate_cache(self, plan: GenerationPlan) -> KVCache:
-        """Allocates the KV cache for exactly the tokens of the plan."""
+    def allocate_cache(self, plan: GenerationPlan) -> Cache:
+        """Allocates the KV cache for exactly the tokens of the plan, or `NoCache` where scales share none."""
         ...
 
     def embed(self, scale: Scale, rows: int) -> tuple[Tensor, Tokens]:
@@ -161,7 +161,7 @@ def run_scale(
     session: Session,
     scale: Scale,
     rows: int,
-    cache: KVCache,
+    cache: Cache,
     pruner: Pruner,
     guidance: Guidance,
     sampler: Sampler,

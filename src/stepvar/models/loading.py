@@ -124,6 +124,8 @@ def weight_files(path: Path) -> list[Path]:
             return _shards_of(indices[0])
     for suffixes in ((".safetensors",), WEIGHT_SUFFIXES):
         found = sorted(file for file in path.iterdir() if file.suffix in suffixes and file.is_file())
+        # Averaged weights beside the plain ones are read by those who ask for them by name.
+        found = [file for file in found if not file.name.startswith("ema_")] or found
         if len(found) == 1:
             return found
         if found:

@@ -93,25 +93,31 @@ def infer_tokenizer_config(state: Mapping[str, Tensor], source: str) -> dict[str
 
 
 def _count(keys: Iterable[str], pattern: str) -> int:
-    return 1 + max((int(match[1]) for key in keys if (match := re.match(pattern, key))), default=-1)
+    # Counted rather than read off the largest number, which a damaged file could make any size.
+    return len({match[1] for key in keys if (match := re.match(pattern, key))})
 
 
 def tokenizer_of_state(
-    kind: type[Tokenizer], state: Mapping[str, Tensor], source: str = "The state dict"
+    kind: type[Tokenizer], state: Mapping[str, Tensor], source: str = "The state dict", **overrides: Any
 ) -> Tokenizer:
     """A tokenizer with the weights of an official state dict, checked strictly.
+
+    Args:
+        overrides: Arguments of the constructor that the weights do not tell.
 
     Raises:
         CheckpointError: As for `load_vector_tokenizer`.
     """
-    tokenizer = _empty_for(kind, state, source)
+    tokenizer = _empty_for(kind, state, source, overrides)
     tokenizer.load_state_dict(tokenizer_from_official(state, tokenizer.config), assign=True)
     return tokenizer.eval()
 
 
-def _empty_for(kind: type[Tokenizer], state: Mapping[str, Tensor], source: str) -> Tokenizer:
+def _empty_for(
+    kind: type[Tokenizer], state: Mapping[str, Tensor], source: str, overrides: Mapping[str, Any] = {}
+) -> Tokenizer:
     """A tokenizer on the meta device that an official state dict fits."""
-    tokenizer = build_empty(kind, infer_tokenizer_config(state, source), source)
+    tokenizer = build_empty(kind, {**infer_tokenizer_config(state, source), **overrides}, source)
     found = {key: value for key, value in state.items() if key != STATISTICS}
     # Compared under the official keys, so that errors use the names of the file.
     require_same_layout(found, tokenizer_to_official(tokenizer.state_dict(), tokenizer.config), source)

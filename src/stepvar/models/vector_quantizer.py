@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
+from stepvar.generation.schedule import Scale
 from stepvar.models.resizing import Grid, resize_area, resize_bicubic
 
 
@@ -124,6 +125,11 @@ class VectorQuantizer(nn.Module):
         """
         planes = codes.float().transpose(1, 2).unflatten(2, tuple(grid))
         return self.refine(resize_bicubic(planes, latent_grid), scale, scales)
+
+    def add(self, latent: Tensor, codes: Tensor, scale: Scale, scales: int) -> Tensor:
+        """A latent [B, D, H, W] with the codes [B, N, D] of a scale added."""
+        latent_grid = (latent.shape[-2], latent.shape[-1])
+        return latent + self.enlarge(codes, (scale.height, scale.width), latent_grid, scale.index, scales)
 
     def quantize(self, features: Tensor, grids: Sequence[Grid]) -> MultiScaleIndex:
         """Quantises features [B, D, H, W] scale by scale, each taking the remainder of the coarser ones.

@@ -11,16 +11,16 @@ from safetensors.torch import load_file, save_file
 
 from stepvar.models.hart.checkpoints import (
     check_pair,
-    convert,
-    from_official,
     load_tokenizer,
     load_transformer,
+    official_format,
 )
 from stepvar.models.hart.official import TRAINING_MASK, infer_config, to_official
 from stepvar.models.hart.pipeline import HARTPipeline
 from stepvar.models.hart.tokenizer import HARTTokenizer
 from stepvar.models.hart.transformer import HARTTransformer
 from stepvar.models.loading import CheckpointError
+from stepvar.models.registry import convert, model_of
 from stepvar.models.vector_checkpoints import (
     infer_tokenizer_config,
     tokenizer_from_official,
@@ -65,7 +65,7 @@ def test_the_published_layout_maps_both_ways(told):
     assert sum(parameter.numel() for parameter in model.parameters()) == content["parameters"]
     head = sum(parameter.numel() for parameter in model.residual_head.parameters())
     assert head == content["diffusion_head_parameters"]
-    ours = from_official(state, content["config"])
+    ours = official_format(content["config"]).of_state(state).state_dict()
     assert shapes(ours) == shapes(model.state_dict())
     assert shapes(to_official(ours, config, training_mask=True)) == shapes(state)
 
@@ -172,6 +172,7 @@ def equal(first: torch.nn.Module, second: torch.nn.Module) -> bool:
 def test_a_published_folder_loads_with_its_averaged_weights(tmp_path):
     plain, averaged, vae = write_published(tmp_path)
     assert equal(load_transformer(tmp_path / "llm"), averaged)
+    assert model_of(tmp_path / "llm").package == "stepvar.models.hart"
     assert equal(load_transformer(tmp_path / "llm", averaged=False), plain)
     assert equal(load_transformer(tmp_path / "llm" / "model.safetensors"), plain)
     assert load_transformer(tmp_path / "llm").config.heads == 2

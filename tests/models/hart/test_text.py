@@ -72,9 +72,9 @@ def test_the_system_prompt_changes_the_features_and_may_be_left_out(model):
     assert not torch.allclose(plain.features, told.features, atol=1e-2)
 
 
-def test_a_long_prompt_is_cut_with_a_warning_that_shows_what_is_lost():
-    with pytest.warns(UserWarning, match=r"has 5 tokens, but the model reads 3; ignored is 'on sand'"):
-        assert len(token_ids(make_tokenizer(), "two blue star on sand", 3)) == 3
+def test_a_long_prompt_is_cut_with_a_warning_that_shows_what_is_lost(caplog):
+    assert len(token_ids(make_tokenizer(), "two blue star on sand", 3)) == 3
+    assert "has 5 tokens, but the model reads 3; ignored is 'on sand'" in caplog.text
 
 
 @pytest.mark.parametrize("prompt", ["", "  \n"])
@@ -115,7 +115,8 @@ def test_the_language_half_of_a_seeing_model_gives_the_same_features(model, tmp_
     seeing = randomise(Qwen2VLModel(Qwen2VLConfig(text_config=text, vision_config=vision)), 5)
     seeing.language_model.load_state_dict(model.state_dict())
     seeing.save_pretrained(tmp_path)
-    loaded = load_text_encoder(tmp_path)
+    load_text_encoder(tmp_path).save_pretrained(tmp_path / "half")
+    loaded = load_text_encoder(tmp_path / "half")
     first = encode_prompts(make_tokenizer(), loaded, PROMPTS, LENGTH, system_prompt=SYSTEM)
     second = encode_prompts(make_tokenizer(), model, PROMPTS, LENGTH, system_prompt=SYSTEM)
     torch.testing.assert_close(first.features, second.features, rtol=0, atol=1e-5)

@@ -8,29 +8,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-from torch import Tensor
 
-from stepvar.models.hart.official import DERIVED, ZERO_BIAS, infer_config, official_keys, to_official
+from stepvar.models.folders import write_index
+from stepvar.models.hart.official import infer_config, is_optional, rename, to_official
 from stepvar.models.hart.text import load_text_encoder, load_text_tokenizer
 from stepvar.models.hart.tokenizer import HARTTokenizer
 from stepvar.models.hart.transformer import HARTTransformer
-from stepvar.models.loading import (
-    Checkpoint,
-    CheckpointError,
-    TensorMap,
-    build_empty,
-    fill,
-    require_same_layout,
-    saved_config,
-    staged_folder,
-)
+from stepvar.models.loading import Checkpoint, CheckpointError, saved_config, staged_folder
+from stepvar.models.official import OfficialFormat
+from stepvar.models.square_schedules import LEVELS
 from stepvar.models.vector_checkpoints import load_vector_tokenizer
 
 PathLike = str | os.PathLike[str]
@@ -39,47 +30,16 @@ EMA_FILE = "ema_model.bin"
 """Averaged weights beside the plain ones: what the official scripts load unless told otherwise."""
 
 
-def from_official(
-    state: Mapping[str, Tensor],
-    official: Mapping[str, Any] | None = None,
-    source: str = "The state dict",
-) -> TensorMap:
-    """An official state dict, complete, under our keys; every name and shape is checked.
-
-    Args:
-        state: The official state dict.
-        official: Contents of the official config.json; see `infer_config`.
-        source: What errors call it.
-
-    Raises:
-        CheckpointError: When it belongs to another architecture, contradicts its configuration, or something
-            is missing, unexpected or of another shape.
-    """
-    config = infer_config(state, official, source)
-    names = _check_official(state, build_empty(HARTTransformer, config, source), source)
-    return _rename(names, source, state)
-
-
-def _check_official(state: Mapping[str, Tensor], transformer: HARTTransformer, source: str) -> dict[str, str]:
-    """Official key -> our key, after checking an official state dict against a transformer."""
-    expected = to_official(transformer.state_dict(), transformer.config)
-    found = {key: value for key, value in state.items() if key not in DERIVED}
-    # Whether the zeros were stored makes no difference.
-    expected = {
-        key: value
-        for key, value in expected.items()
-        if key not in DERIVED and (key in found or ZERO_BIAS not in key)
-    }
-    require_same_layout(found, expected, source)
-    return {theirs: ours for ours, theirs in official_keys(transformer.config).items()}
-
-
-def _rename(names: Mapping[str, str], source: str, state: Mapping[str, Tensor]) -> TensorMap:
-    """A part of a checked official state dict under our keys, without the constant buffers."""
-    for key, value in state.items():
-        if key.endswith(ZERO_BIAS) and not value.is_meta and value.any():
-            raise CheckpointError(f"{source} has a key bias ({key} is not zero), which HART has not.")
-    return {names[key]: value for key, value in state.items() if key in names}
+def official_format(official: Mapping[str, Any] | None) -> OfficialFormat[HARTTransformer]:
+    """How HART's transformers are stored, given the contents of the official config.json, if any."""
+    return OfficialFormat(
+        HARTTransformer,
+        lambda state, source: infer_config(state, official, source),
+        to_official,
+        rename,
+        told_by=frozenset({LEVELS}),
+        optional=is_optional,
+    )
 
 
 def official_config(path: Path) -> dict[str, Any] | None:
@@ -106,6 +66,7 @@ def load_transformer(
     device: torch.device | str | None = None,
     official: Mapping[str, Any] | None = None,
     averaged: bool = True,
+    pixels_per_token: int = 16,
 ) -> HARTTransformer:
     """Loads a transformer with its diffusion head; sizes are read off the weights where they tell.
 
@@ -117,6 +78,7 @@ def load_transformer(
         official: Contents of the official config.json; by default what lies in the folder or beside the
             file.
         averaged: Whether to take the averaged weights where a folder has both.
+        pixels_per_token: Stride of the visual tokenizer, which an official file does not tell.
 
     Returns:
         The transformer in evaluation mode.
@@ -126,42 +88,10 @@ def load_transformer(
             its configuration.
     """
     path = Path(path).expanduser()
-    source = f"'{path}'"
-    checkpoint = Checkpoint.open(_weights(path, averaged))
-    config = saved_config(path, HARTTransformer.__name__)
-    rename: Callable[[TensorMap], TensorMap] = dict
-    if config is None:
-        official = official_config(path) if official is None else official
-        config = infer_config(_with_levels(checkpoint), official, source)
-        transformer = build_empty(HARTTransformer, config, source)
-        rename = partial(_rename, _check_official(checkpoint.layout, transformer, source), source)
-    else:
-        transformer = build_empty(HARTTransformer, config, source)
-        require_same_layout(checkpoint.layout, transformer.state_dict(), source)
-    fill(transformer, checkpoint, rename, dtype, device)
-    return transformer.eval()
-
-
-def _weights(path: Path, averaged: bool) -> Path:
-    """The file or folder that holds the weights: a published folder may hold two kinds."""
     ema = path / EMA_FILE
-    if not ema.is_file():
-        return path
-    if averaged:
-        return ema
-    plain = [path / name for name in ("model.safetensors", "pytorch_model.bin")]
-    found = next((file for file in plain if file.is_file()), None)
-    if found is None and not any(path.glob("*.index.json")):
-        raise CheckpointError(f"'{path}' has averaged weights only ({EMA_FILE}); load those.")
-    return found or path
-
-
-def _with_levels(checkpoint: Checkpoint) -> TensorMap:
-    """The layout, with the one small buffer whose values tell the schedule."""
-    layout = dict(checkpoint.layout)
-    for shard in checkpoint.shards():
-        layout |= {key: value for key, value in shard.items() if key in DERIVED and value.ndim == 2}
-    return layout
+    told = official_config(path) if official is None else official
+    weights = ema if averaged and ema.is_file() else path
+    return official_format(told).load(weights, dtype, device, pixels_per_token=pixels_per_token)
 
 
 _TOKENIZER_FIELDS = {"vocab_size": "codes", "z_channels": "channels", "ch": "base_channels"}
@@ -258,8 +188,8 @@ def convert(
     """
     with staged_folder(output_dir) as folder:
         # Without a change of format nothing is read yet, so a wrong pair is refused at once.
-        transformer = load_transformer(transformer_path)
         tokenizer = load_tokenizer(tokenizer_path)
+        transformer = load_transformer(transformer_path, pixels_per_token=tokenizer.stride)
         check_pair(transformer, tokenizer)
         components: dict[str, tuple[str | None, str | None]] = {
             "transformer": ("stepvar", HARTTransformer.__name__),
@@ -270,11 +200,10 @@ def convert(
         if text_encoder is not None:
             components |= _save_text_encoder(text_encoder, transformer, folder)
         if dtype is not None:
-            transformer = load_transformer(transformer_path, dtype)
+            transformer = load_transformer(transformer_path, dtype, pixels_per_token=tokenizer.stride)
         transformer.save_pretrained(folder / "transformer")
         tokenizer.save_pretrained(folder / "vae")
-        index = {"_class_name": "HARTPipeline", "_diffusers_version": diffusers.__version__, **components}
-        (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+        write_index(folder, "HARTPipeline", components)
     return Path(output_dir).expanduser()
 
 

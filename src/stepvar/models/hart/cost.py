@@ -24,7 +24,8 @@ def scale_costs(
         plan: What will run.
         rows: Batch rows at each scale.
         images: Pictures in the batch.
-        residual: Which tokens of the last map the diffusion head runs on: "all", "kept" or "none".
+        residual: Which tokens of the last map the diffusion head runs on: "all", "kept" or "none". A method
+            that fills every branch by itself, as FastVAR does, leaves all of them to it even so.
         residual_copies: Rows of the diffusion head for each image: 2 with guidance.
     """
     config = transformer.config

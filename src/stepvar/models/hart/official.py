@@ -16,21 +16,20 @@ from torch import Tensor
 
 from stepvar.models.hart.transformer import SINUSOID_CHANNELS, gated_width
 from stepvar.models.loading import CheckpointError, TensorMap, name_architecture
+from stepvar.models.square_schedules import LEVELS, SIDES_BY_PIXELS, shape_of
 
-PUBLISHED_SIDES = (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64)
+PUBLISHED_SIDES = SIDES_BY_PIXELS[1024]
 HEAD_DIM = 64
 """Channels of a head of the published model: what is assumed where no configuration says."""
 
 ZERO_BIAS = "zero_k_bias"
 """Buffers of zeros beside every `v_bias`: keys have no bias. We do not keep them."""
 
-LEVELS = "lvl_1L"
-"""Buffer with the scale of every position: the context's, then scale 1, 2, ... Computed from the schedule."""
-
 TRAINING_MASK = "attn_bias_for_masking"
 """Buffer that only training needs, 380 MB for 1024 pixels. Computed from the schedule."""
 
 DERIVED = frozenset({LEVELS, TRAINING_MASK})
+"""Buffers that follow from the schedule; the one of levels has the context's tokens first, as scale 0."""
 
 _TOP_KEYS = {
     "context_embedding.weight": "context_embed.weight",
@@ -166,19 +165,6 @@ def to_official(
     return official
 
 
-def shape(state: Mapping[str, Tensor], key: str, dimensions: int, source: str) -> tuple[int, ...]:
-    """Shape of a tensor that must be there.
-
-    Raises:
-        CheckpointError: When it is missing, empty or of another number of dimensions.
-    """
-    sides = tuple(state[key].shape) if key in state else ()
-    if len(sides) != dimensions or 0 in sides:
-        found = f"is {list(sides)}" if key in state else "is missing"
-        raise CheckpointError(f"{source} does not fit the model: {key} {found}; fetch it again.")
-    return sides
-
-
 def refuse_others(state: Mapping[str, Tensor], accepted: Sequence[str], source: str, example: str) -> None:
     """Raises CheckpointError when a state dict is not of an accepted architecture, saying what it is."""
     found = name_architecture(state)
@@ -187,6 +173,24 @@ def refuse_others(state: Mapping[str, Tensor], accepted: Sequence[str], source: 
     if found is None:
         found = f"nothing that stepvar knows (its first keys are {', '.join(list(state)[:3])})"
     raise CheckpointError(f"{source} holds {found}, not {accepted[0]}; give {example}.")
+
+
+def rename(state: Mapping[str, Tensor], config: Mapping[str, Any], source: str) -> TensorMap:
+    """A part of an official state dict under our keys, without the constant buffers.
+
+    Raises:
+        CheckpointError: When keys have a bias, which HART has not.
+    """
+    for key, value in state.items():
+        if key.endswith(ZERO_BIAS) and not value.is_meta and value.any():
+            raise CheckpointError(f"{source} has a key bias ({key} is not zero), which HART has not.")
+    names = {theirs: ours for ours, theirs in official_keys(config).items()}
+    return {names[key]: value for key, value in state.items() if key in names}
+
+
+def is_optional(key: str) -> bool:
+    """Whether an official key may be missing without a difference: the constant buffers."""
+    return key in DERIVED or key.endswith(ZERO_BIAS)
 
 
 def infer_config(
@@ -231,7 +235,7 @@ def _from_shapes(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
     depth = _count(state, r"blocks\.(\d+)\.")
     if not depth:
         raise CheckpointError(f"{source} is damaged: it has no blocks; fetch it again.")
-    width, channels = shape(state, "word_embed.weight", 2, source)
+    width, channels = shape_of(state, "word_embed.weight", source)
     modulations = [
         name
         for name, keys in _MODULATION_KEYS.items()
@@ -240,15 +244,15 @@ def _from_shapes(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
     return {
         "depth": depth,
         "width": width,
-        "codebook_size": shape(state, "head.weight", 2, source)[0],
+        "codebook_size": shape_of(state, "head.weight", source)[0],
         "latent_channels": channels,
-        "context_channels": shape(state, "context_embed.weight", 2, source)[1],
-        "hidden_width": shape(state, "blocks.0.ffn.gate_proj.weight", 2, source)[0],
+        "context_channels": shape_of(state, "context_embed.weight", source)[1],
+        "hidden_width": shape_of(state, "blocks.0.ffn.gate_proj.weight", source)[0],
         "modulation": modulations[0] if modulations else "none",
         "level_table": "lvl_embed.weight" in state,
         "context_norm": "context_norm.weight" in state,
         "cosine_attention": "blocks.0.attn.scale_mul_1H11" in state,
-        "diffusion_width": shape(state, f"{_DIFFUSION}input_proj.weight", 2, source)[0],
+        "diffusion_width": shape_of(state, f"{_DIFFUSION}input_proj.weight", source)[0],
         "diffusion_depth": _count(state, r"diffloss\.net\.res_blocks\.(\d+)\."),
     }
 
@@ -259,7 +263,7 @@ def _from_configuration(
     """What shapes do not tell, from the configuration, the buffer of levels, or the published model."""
     width = config["width"]
     if config["cosine_attention"]:
-        heads = max(shape(state, "blocks.0.attn.scale_mul_1H11", 4, source))
+        heads = max(shape_of(state, "blocks.0.attn.scale_mul_1H11", source, 4))
     else:
         heads = told.get("num_heads", max(width // HEAD_DIM, 1))
     context, sides = _read_levels(state)
@@ -340,7 +344,7 @@ def _check_length(state: Mapping[str, Tensor], config: Mapping[str, Any], source
             f"sides {config['sides']} make {expected} positions, but the weights have {levels.numel()}."
         )
     if config["level_table"]:
-        rows = shape(state, "lvl_embed.weight", 2, source)[0]
+        rows = shape_of(state, "lvl_embed.weight", source)[0]
         if rows != len(config["sides"]):
             raise CheckpointError(
                 f"{source} contradicts its configuration: {len(config['sides'])} sides, but {rows} levels."

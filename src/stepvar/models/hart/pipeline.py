@@ -29,13 +29,10 @@ from stepvar.models.pipeline import (
     ImageOutput,
     NextScalePipeline,
     as_prompts,
-    check_plan,
     describe,
     make_generators,
-    peak_memory,
     reset_peak_memory,
     rows_per_scale,
-    to_output,
 )
 from stepvar.pruning.base import PruningMethod
 
@@ -103,8 +100,6 @@ class HARTPipeline(NextScalePipeline):
         negative_prompt: str | Sequence[str] | None = None,
         height: int | None = None,
         width: int | None = None,
-        aspect_ratio: float | None = None,
-        pixel_budget: str | None = None,
         guidance_scale: PerScale | None = None,
         temperature: PerScale | None = None,
         top_k: int | None = None,
@@ -127,8 +122,7 @@ class HARTPipeline(NextScalePipeline):
             prompt: One prompt, or several of any length.
             negative_prompt: What to steer away from: one for all, or one a prompt; by default nothing, which
                 the model knows as zeros.
-            height, width: Pixels; must be a size of the model.
-            aspect_ratio, pixel_budget: As for the other pipelines; a HART has one size.
+            height, width: Pixels; every model draws one size.
             guidance_scale: Classifier-free guidance g of (1 + g) x conditional - g x unconditional; one
                 number, which is reached along the scales from 0 on, or one a scale. 0 is off.
             temperature: Divides the logits, one number or one a scale; 1 by default.
@@ -156,12 +150,11 @@ class HARTPipeline(NextScalePipeline):
         """
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"Unknown output_type {output_type!r}; known are {', '.join(OUTPUT_TYPES)}.")
-        if residual not in RESIDUALS:
-            raise ValueError(f"Unknown residual {residual!r}; known are {', '.join(RESIDUALS)}.")
+        _require_known(residual)
         prompts = [""] * len(prompt_embeds) if prompt_embeds is not None else as_prompts(prompt or "")
         if num_images_per_prompt < 1:
             raise ValueError(f"num_images_per_prompt is {num_images_per_prompt}; it must be 1 or more.")
-        config, schedule = self.config, self.schedule(height, width, aspect_ratio, pixel_budget, parts)
+        config, schedule = self.config, self.schedule(height, width, parts)
         generators, seeds = make_generators(len(prompts) * num_images_per_prompt, seed, generator)
         request = _Request(
             prompts,
@@ -176,13 +169,13 @@ class HARTPipeline(NextScalePipeline):
                 config.smooth if smooth is None else smooth,
             ),
             residual,
-            self._method(pruning, schedule),
+            self.plan_method(pruning, schedule),
             generators,
             seeds,
         )
         embeds = (prompt_embeds, negative_prompt_embeds)
         latent, report = self._generate(request, num_images_per_prompt, embeds, observer)
-        return self._decode(latent, report, output_type)
+        return self.decode_output(latent, report, output_type)
 
     def summary(
         self,
@@ -190,8 +183,6 @@ class HARTPipeline(NextScalePipeline):
         *,
         height: int | None = None,
         width: int | None = None,
-        aspect_ratio: float | None = None,
-        pixel_budget: str | None = None,
         guidance_scale: PerScale | None = None,
         residual: str = "all",
         parts: int = 1,
@@ -205,8 +196,9 @@ class HARTPipeline(NextScalePipeline):
         Raises:
             ValueError: As `__call__` would.
         """
-        schedule = self.schedule(height, width, aspect_ratio, pixel_budget, parts)
-        method = self._method(pruning, schedule)
+        _require_known(residual)
+        schedule = self.schedule(height, width, parts)
+        method = self.plan_method(pruning, schedule)
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
         guidance = make_guidance(scale, schedule)
         rows = rows_per_scale(guidance, schedule, images, 2 if guidance.active else 1)
@@ -220,37 +212,25 @@ class HARTPipeline(NextScalePipeline):
             scale_costs(self.transformer, dense, rows, images, everywhere, copies),
         )
 
-    def schedule(
-        self,
-        height: int | None = None,
-        width: int | None = None,
-        aspect_ratio: float | None = None,
-        pixel_budget: str | None = None,
-        parts: int = 1,
-    ) -> ScaleSchedule:
-        """The model's scale schedule, with the last map in so many parts.
+    def schedule(self, height: int | None = None, width: int | None = None, parts: int = 1) -> ScaleSchedule:
+        """The model's one scale schedule, with the last map in so many parts.
 
         Raises:
-            ValueError: When another size is asked for, or a size in two ways.
+            ValueError: When another size, or too many parts are asked for.
         """
-        table = self.transformer.size_table
-        if height is not None or width is not None:
-            if aspect_ratio is not None or pixel_budget is not None:
-                raise ValueError("Give height and width, or aspect_ratio and pixel_budget, not both.")
-            if height is None or width is None:
-                raise ValueError("Give both height and width, in pixels.")
-            schedule = table.at_size(height, width)
-        else:
-            ratio = 1.0 if aspect_ratio is None else aspect_ratio
-            if not ratio > 0:
-                raise ValueError(f"aspect_ratio is {ratio:g}; it is width / height and must be positive.")
-            schedule = table.at_aspect(1.0 / ratio, pixel_budget or next(iter(table.budgets)))
-        return scale_schedule([(scale.height, scale.width) for scale in schedule], parts)
+        config = self.transformer.config
+        side = config.sides[-1] * config.pixels_per_token
+        height, width = side if height is None else height, side if width is None else width
+        if (height, width) != (side, side):
+            raise ValueError(
+                f"This model draws {side}x{side} pixels only, not {width}x{height}: "
+                "leave the size out, or load a model of another size."
+            )
+        return scale_schedule([(rows, rows) for rows in config.sides], parts)
 
-    def _method(self, pruning: PruningMethod | str | None, schedule: ScaleSchedule) -> PruningMethod | None:
-        method = self.resolve_pruning(pruning)
-        check_plan(plan_generation(method, schedule, len(self.transformer.blocks)), method)
-        return method
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Refuses prompts when there is nothing that could encode them; long ones are cut, with a warning."""
+        self._require_text_encoder()
 
     def _negatives(self, negative: str | Sequence[str] | None, prompts: int) -> list[str] | None:
         if negative is None or negative == "":
@@ -277,7 +257,7 @@ class HARTPipeline(NextScalePipeline):
         watch.mark()
         condition = self._condition(request, repeats, embeds, device)
         watch.mark()
-        quantizer, generators = self.vae.quantizer.to(device), request.generators
+        quantizer, generators = self.vae.quantizer, request.generators
         sampler = CodebookSampler(
             request.sampling, request.schedule, quantizer.codebook.weight, generators, device
         )
@@ -306,7 +286,7 @@ class HARTPipeline(NextScalePipeline):
             0,
             request.seeds,
             self._settings(request),
-            result.choices,
+            {scale: choice.index for scale, choice in result.choices.items()},
         )
         return result.latent, report
 
@@ -354,21 +334,27 @@ class HARTPipeline(NextScalePipeline):
         return positive.joined(negative)
 
     def _encode(self, prompts: Sequence[str], device: torch.device) -> ContextFeatures:
-        if self.text_encoder is None or self.tokenizer is None:
-            raise ValueError("This pipeline has no text encoder: pass prompt_embeds, or load one.")
+        self._require_text_encoder()
         return encode_prompts(
             self.tokenizer, self.text_encoder, prompts, self.transformer.config.context_tokens, device
         )
 
+    def _require_text_encoder(self) -> None:
+        if self.text_encoder is None or self.tokenizer is None:
+            raise ValueError(
+                "The model has no text encoder: pass prompt_embeds, or convert it with "
+                "'stepvar convert --text-encoder DIR'."
+            )
+
     def _settings(self, request: _Request) -> dict[str, Any]:
-        height, width = self.transformer.size_table.pixels(request.schedule)
+        side = self.transformer.config.sides[-1] * self.transformer.config.pixels_per_token
         return describe(
             {
                 "model": self.config.get("_name_or_path") or type(self).__name__,
                 "prompts": request.prompts,
                 "negative_prompts": request.negatives,
-                "width": width,
-                "height": height,
+                "width": side,
+                "height": side,
                 "guidance_scale": [weight - 1.0 for weight in request.guidance.weights],
                 "temperature": request.sampling.temperature,
                 "top_k": request.sampling.top_k,
@@ -381,13 +367,7 @@ class HARTPipeline(NextScalePipeline):
             }
         )
 
-    def _decode(self, latent: Tensor, report: Report, output_type: str) -> ImageOutput:
-        device = latent.device
-        watch = Stopwatch(device)
-        watch.mark()
-        images = latent if output_type == "latent" else to_output(self.vae.decode(latent), output_type)
-        watch.mark()
-        report.stages["decode"] = watch.seconds(0)
-        report.peak_bytes = peak_memory(device)
-        self.maybe_free_model_hooks()
-        return ImageOutput(images=images, report=report)
+
+def _require_known(residual: str) -> None:
+    if residual not in RESIDUALS:
+        raise ValueError(f"Unknown residual {residual!r}; known are {', '.join(RESIDUALS)}.")

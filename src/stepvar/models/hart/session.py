@@ -163,9 +163,7 @@ class HARTSession:
         """Adds codes, and at the last map residuals, to the latent."""
         level = self.level(scale)
         if level + 1 < self.levels:
-            sides = (scale.height, scale.width)
-            added = self.quantizer.enlarge(choice.codes, sides, self.grid, level, self.levels)
-            self.latent = self.latent + added
+            self.latent = self.quantizer.add(self.latent, choice.codes, scale, self.levels)
             return
         values = choice.codes.float()
         if self.residual is not None:

@@ -6,8 +6,9 @@ language model only encodes; it never writes. Letters: T context tokens, E chann
 
 from __future__ import annotations
 
+import json
+import logging
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from stepvar.models.loading import CheckpointError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 SYSTEM_PROMPT = (
     'Given a user prompt, generate an "Enhanced prompt" that provides detailed visual descriptions suitable '
@@ -36,7 +39,8 @@ SYSTEM_PROMPT = (
 HAN Lab)."""
 
 _SHOWN_CHARACTERS = 200
-_MODEL_TYPES = ("qwen2", "qwen2_vl")
+_GENERIC_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
+_MODEL_TYPES = ("qwen2", "qwen2_vl", "qwen2_vl_text")
 
 
 @dataclass(frozen=True)
@@ -152,9 +156,8 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, max_length: int =
     if len(ids) > max_length:
         lost = tokenizer.decode(ids[max_length:])
         shown = lost if len(lost) <= _SHOWN_CHARACTERS else f"{lost[:_SHOWN_CHARACTERS]}..."
-        warnings.warn(
-            f"The prompt has {len(ids)} tokens, but the model reads {max_length}; ignored is {shown!r}.",
-            stacklevel=2,
+        logger.warning(
+            "The prompt has %d tokens, but the model reads %d; ignored is %r.", len(ids), max_length, shown
         )
     return ids[:max_length]
 
@@ -209,11 +212,14 @@ def load_text_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase
     Raises:
         CheckpointError: When the folder holds no tokenizer that can be read.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     path = _transformers_folder(path)
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+        named = json.loads((path / "tokenizer_config.json").read_text("utf-8")).get("tokenizer_class")
+        # transformers 5 would take Qwen2's own class for any tokenizer beside a Qwen2 model.
+        kind = PreTrainedTokenizerFast if named in _GENERIC_TOKENIZERS else AutoTokenizer
+        return kind.from_pretrained(path, local_files_only=True)
     except Exception as error:  # as above
         raise CheckpointError(
             f"The text tokenizer in '{path}' cannot be loaded ({_first_line(error)}); give a folder with a "

@@ -24,8 +24,7 @@ from stepvar.generation.attention import Memory
 from stepvar.generation.schedule import Scale
 from stepvar.generation.tokens import Tokens
 from stepvar.models.hart.diffusion import DiffusionHead
-from stepvar.models.infinity.sizes import SizeTable
-from stepvar.models.layers import RMSNorm, linear, sinusoid
+from stepvar.models.layers import GatedFeedForward, RMSNorm, linear, sinusoid
 
 LARGEST_LOG_SCALE = math.log(100)
 """Cosine attention's learned log scale is clamped here."""
@@ -114,20 +113,6 @@ class SelfAttention(nn.Module):
         heads_first = (part.transpose(1, 2) for part in (query, key, qkv[:, :, 2]))
         attended = memory.attend(*heads_first, scale=self.softmax_scale)
         return self.output(attended.transpose(1, 2).flatten(2))
-
-
-class GatedFeedForward(nn.Module):
-    """down(SiLU(gate(x)) x up(x))."""
-
-    def __init__(self, width: int, hidden_width: int) -> None:
-        super().__init__()
-        self.gate = nn.Linear(width, hidden_width, bias=False)
-        self.up = nn.Linear(width, hidden_width, bias=False)
-        self.down = nn.Linear(hidden_width, width, bias=False)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        hidden = hidden.to(self.gate.weight.dtype)
-        return self.down(functional.silu(self.gate(hidden)) * self.up(hidden))
 
 
 class HARTBlock(nn.Module):
@@ -284,12 +269,6 @@ class HARTTransformer(ModelMixin, ConfigMixin):
     @property
     def device(self) -> torch.device:
         return self.token_embedding.weight.device
-
-    @property
-    def size_table(self) -> SizeTable:
-        """The one size that this model draws."""
-        sides = [(int(side), int(side)) for side in self.config.sides]
-        return SizeTable.single(sides, self.config.pixels_per_token)
 
     @property
     def compute_dtype(self) -> torch.dtype:
