@@ -13,6 +13,7 @@ _LATE_SCALES: dict[str, StepVAR] = {
 
 PRESETS: dict[str, dict[str, StepVAR]] = {
     "InfinityPipeline": _LATE_SCALES,
+    "SwittiPipeline": _LATE_SCALES,
     "VARPipeline": _LATE_SCALES,
 }
 """By class name of a pipeline, then by name.
@@ -20,7 +21,7 @@ PRESETS: dict[str, dict[str, StepVAR]] = {
 "paper" has StepVAR's ratios for Infinity: 0.4 and 0.5 on the fourth and third last scale, the last
 two skipped. "prune" skips nothing: 0.5 and 0.75 on the last two scales, the paper's ratios for HART.
 "skip" only leaves out the last two scales, to tell what skipping alone brings. The paper has no ratios
-for VAR: there the plans are Infinity's.
+for Switti and VAR: there the plans are Infinity's.
 """
 
 

@@ -52,6 +52,12 @@ MODELS = (
         "stepvar.conformance.var",
         (("trainer", "var_wo_ddp"),),
     ),
+    ModelEntry(
+        "a Switti transformer",
+        "yandex-research/switti",
+        "stepvar.models.switti",
+        "stepvar.conformance.switti",
+    ),
 )
 
 
