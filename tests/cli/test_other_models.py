@@ -72,9 +72,8 @@ def test_summary_compare_and_bench(run, kind, request):
     told = run("summary", "--model", folder, "--pruning", "prune", "--json")
     assert told.code == 0 and told.json["scales"][-1]["kept"] == 16
     subject = "hen" if kind == "var" else "a red ring"
-    compared = run(
-        "compare", subject, "--model", folder, "--repeats", 1, "--seed", 1, "-o", "c.png", "--json"
-    )
+    short = ("--model", folder, "--repeats", 1, "--json")
+    compared = run("compare", subject, *short, "--seed", 1, "-o", "c.png")
     assert compared.code == 0, compared.stderr
     assert compared.json["prompt"] == subject
     words = [] if kind == "var" else ["a ring"]
