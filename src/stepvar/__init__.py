@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from stepvar.models.infinity.tokenizer import InfinityTokenizer
     from stepvar.models.infinity.transformer import InfinityTransformer
     from stepvar.models.registry import convert
+    from stepvar.models.switti.pipeline import SwittiPipeline
+    from stepvar.models.switti.tokenizer import SwittiTokenizer
+    from stepvar.models.switti.transformer import SwittiTransformer
     from stepvar.models.var.pipeline import VARPipeline
     from stepvar.models.var.tokenizer import VARTokenizer
     from stepvar.models.var.transformer import VARTransformer
@@ -42,6 +45,9 @@ _HOMES = {
     "ScaleSchedule": "stepvar.generation.schedule",
     "StepVAR": "stepvar.pruning.stepvar",
     "Summary": "stepvar.generation.report",
+    "SwittiPipeline": "stepvar.models.switti.pipeline",
+    "SwittiTokenizer": "stepvar.models.switti.tokenizer",
+    "SwittiTransformer": "stepvar.models.switti.transformer",
     "VARPipeline": "stepvar.models.var.pipeline",
     "VARTokenizer": "stepvar.models.var.tokenizer",
     "VARTransformer": "stepvar.models.var.transformer",
@@ -63,6 +69,9 @@ __all__ = [
     "ScaleSchedule",
     "StepVAR",
     "Summary",
+    "SwittiPipeline",
+    "SwittiTokenizer",
+    "SwittiTransformer",
     "VARPipeline",
     "VARTokenizer",
     "VARTransformer",

@@ -22,6 +22,7 @@ _HART: dict[str, PruningMethod] = {
 PRESETS: dict[str, dict[str, PruningMethod]] = {
     "HARTPipeline": _HART,
     "InfinityPipeline": _LATE_SCALES,
+    "SwittiPipeline": _LATE_SCALES,
     "VARPipeline": _LATE_SCALES,
 }
 """By class name of a pipeline, then by name.
@@ -32,7 +33,7 @@ two skipped. "prune" skips nothing: 0.5 and 0.75 on the last two scales, the pap
 published for Infinity, with the same ratios as "paper"; its scales are counted from the end too, so that it
 does the same at every aspect ratio and pixel budget.
 
-The paper has no ratios for VAR: there the plans are Infinity's.
+The paper has no ratios for Switti and VAR: there the plans are Infinity's.
 
 HART: "paper" has the ratios of StepVAR and FastVAR for it, 0.5 and 0.75 on the last two scales (48 and 64
 tokens a side as published); "fastvar" prunes the same in all layers, and fills from the scale before; "skip"

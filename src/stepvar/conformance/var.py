@@ -7,20 +7,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stepvar.conformance.case import Case, Comparison
+from stepvar.conformance.codebook import RELATIVE, ReplaySampler, check_landmark, watch
 from stepvar.conformance.report import CaseReport
 from stepvar.generation.attention import BlockCausal
 from stepvar.generation.guidance import Guidance
 from stepvar.generation.loop import generate
-from stepvar.generation.sampling import (
-    CodebookChoice,
-    filter_logits,
-    gumbel_softmax,
-    smoothing_temperature,
-)
-from stepvar.generation.schedule import Scale
 from stepvar.models.var.checkpoints import FORMAT
 from stepvar.models.var.official import official_keys
 from stepvar.models.var.session import VARSession
@@ -30,9 +24,6 @@ from stepvar.models.var.transformer import VARTransformer
 from stepvar.models.vector_checkpoints import tokenizer_of_state
 from stepvar.models.vector_quantizer import map_tokens
 
-RELATIVE = 3e-5
-"""Largest error in units of a tensor's largest value: a few times what another order of sums gives."""
-
 
 def run(case: Case) -> CaseReport:
     """Runs a VAR case in float32 on the CPU and compares every stored tensor."""
@@ -41,7 +32,7 @@ def run(case: Case) -> CaseReport:
     state = case.state("vqvae")
     tokenizer = tokenizer_of_state(VARTokenizer, state, refinement_share=share).requires_grad_(False)
     if "VAR" not in case.info["constructor"]:
-        run_tokenizer(comparison, tokenizer)
+        _run_tokenizer(comparison, tokenizer)
         return comparison.finish()
     arguments = case.info["constructor"]["VAR"]
     transformer = FORMAT.of_state(
@@ -55,44 +46,6 @@ def run(case: Case) -> CaseReport:
     return comparison.finish()
 
 
-def watch(module: nn.Module, comparison: Comparison, name: str) -> Any:
-    """Compares the output of a module with what is stored under a name."""
-    return module.register_forward_hook(lambda _module, _inputs, output: comparison.check(name, output))
-
-
-class ReplaySampler:
-    """Draws as the official sampler does, then goes on with what is stored.
-
-    So a flipped code shows at its own scale and does not blur the comparison of later ones.
-    """
-
-    def __init__(self, comparison: Comparison, codebook: Tensor, progress: list[float]) -> None:
-        self.comparison = comparison
-        self.codebook = codebook
-        self.progress = progress
-        self.call = comparison.case.info["run"]
-        self.generator = torch.Generator().manual_seed(int(self.call.get("g_seed") or 0))
-
-    def temperature(self, scale: Scale) -> float:
-        return 1.0
-
-    def sample(self, logits: Tensor, scale: Scale) -> CodebookChoice:
-        prefix, stored = f"s{scale.index:02}", self.comparison.case.tensors
-        filtered = filter_logits(logits, self.call["top_k"], self.call["top_p"])
-        pairs = filtered.softmax(-1).flatten(0, 1)
-        drawn = torch.multinomial(pairs, 1, replacement=True, generator=self.generator)
-        drawn = drawn.view(logits.shape[:-1])
-        self.comparison.check(f"{prefix}.tokens", drawn)
-        index = stored.get(f"{prefix}.tokens", drawn)
-        if not self.call.get("more_smooth"):
-            return CodebookChoice(index, self.codebook[index])
-        progress = self.progress[scale.index]
-        noise = torch.empty_like(filtered).exponential_(generator=self.generator)
-        weights = gumbel_softmax(filtered * (1 + progress), noise, smoothing_temperature(progress))
-        self.comparison.check(f"{prefix}.soft_weights", weights)
-        return CodebookChoice(index, stored.get(f"{prefix}.soft_weights", weights) @ self.codebook)
-
-
 def _run_generation(comparison: Comparison, transformer: VARTransformer, tokenizer: VARTokenizer) -> None:
     call, last = comparison.case.info["run"], len(transformer.schedule) - 1
     progress = [scale / last for scale in range(last + 1)]
@@ -100,8 +53,15 @@ def _run_generation(comparison: Comparison, transformer: VARTransformer, tokeniz
     # The official code carries the unconditional rows to the end, and so do the stored tensors.
     guidance = Guidance(tuple(1.0 + call["cfg"] * ratio for ratio in progress), release=False)
     session = VARSession(transformer, tokenizer.quantizer, classes, guided=True)
-    sampler = ReplaySampler(comparison, tokenizer.quantizer.codebook.weight, progress)
-    probe = partial(_probe, comparison, session)
+    sampler = ReplaySampler(
+        comparison,
+        tokenizer.quantizer.codebook.weight,
+        call.get("g_seed"),
+        call["top_k"],
+        call["top_p"],
+        progress if call.get("more_smooth") else [None] * len(progress),
+    )
+    probe = partial(check_landmark, comparison, session)
     result = generate(session, guidance=guidance, sampler=sampler, probe=probe)
     comparison.check("image", (tokenizer.decode(result.latent) + 1) / 2)
 
@@ -113,27 +73,8 @@ def _classes(call: dict[str, Any], transformer: VARTransformer) -> Tensor:
     return classes.masked_fill(classes < 0, transformer.unconditional_class)
 
 
-def _probe(comparison: Comparison, session: VARSession, name: str, scale: Scale, value: Any) -> None:
-    prefix = f"s{scale.index:02}"
-    if name == "input":
-        comparison.check(f"{prefix}.x_in", value)
-    elif name.startswith("layer"):
-        layer = int(name.split()[1])
-        comparison.check(f"{prefix}.block{layer}_out", value)
-        if layer == session.depth - 1:
-            comparison.check(f"{prefix}.blocklast_out", value)
-            comparison.check(f"{prefix}.logits", session.logits(value))
-    elif name == "logits":
-        comparison.check(f"{prefix}.logits_cfg", value)
-    elif name == "choice":
-        planes = value.codes.transpose(1, 2).unflatten(2, (scale.height, scale.width))
-        comparison.check(f"{prefix}.code", planes)
-    elif name == "latent":
-        comparison.check(f"{prefix}.f_hat", value)
-
-
 @torch.inference_mode()
-def run_tokenizer(comparison: Comparison, tokenizer: VARTokenizer) -> None:
+def _run_tokenizer(comparison: Comparison, tokenizer: VARTokenizer) -> None:
     """Compares encoding, quantising, teacher inputs and decoding."""
     sides = comparison.case.info["constructor"]["VQVAE"]["v_patch_nums"]
     grids = [(side, side) for side in sides]

@@ -65,6 +65,22 @@ class NextScalePipeline(DiffusionPipeline):
         check_plan(plan_generation(method, schedule, len(self.transformer.blocks)), method)
         return method
 
+    def only_schedule(self, height: int | None, width: int | None) -> ScaleSchedule:
+        """The schedule of a transformer that draws one size.
+
+        Raises:
+            ValueError: When another size is asked for.
+        """
+        schedule, pixels = self.transformer.schedule, self.transformer.config.pixels_per_token
+        own = (schedule.final.height * pixels, schedule.final.width * pixels)
+        height, width = own[0] if height is None else height, own[1] if width is None else width
+        if (height, width) != own:
+            raise ValueError(
+                f"This model draws {own[1]}x{own[0]} pixels only, not {width}x{height}: "
+                "leave the size out, or load a model of another size."
+            )
+        return schedule
+
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Refuses what this pipeline cannot draw, or would cut, before anything is computed.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
 from stepvar.models.loading import (
@@ -170,3 +171,23 @@ def load_vector_tokenizer(
         device,
     )
     return tokenizer.eval()
+
+
+def check_pair(transformer: ModelMixin, tokenizer: VectorTokenizer) -> None:
+    """Checks that a transformer's codes are the tokenizer's.
+
+    Raises:
+        CheckpointError: When codes, channels or pixels per token differ.
+    """
+    ours, theirs = transformer.config, tokenizer.config
+    wanted = (ours.codes, ours.channels, ours.pixels_per_token)
+    offered = (theirs.codes, theirs.channels, tokenizer.stride)
+    if wanted != offered:
+        sides = [
+            f"{codes} codes of {channels} channels for {pixels} x {pixels} pixels"
+            for codes, channels, pixels in (wanted, offered)
+        ]
+        raise CheckpointError(
+            f"The transformer draws {sides[0]}, but the tokenizer has {sides[1]}; "
+            "give the tokenizer it was trained with."
+        )

@@ -218,15 +218,10 @@ class HARTPipeline(NextScalePipeline):
         Raises:
             ValueError: When another size, or too many parts are asked for.
         """
-        config = self.transformer.config
-        side = config.sides[-1] * config.pixels_per_token
-        height, width = side if height is None else height, side if width is None else width
-        if (height, width) != (side, side):
-            raise ValueError(
-                f"This model draws {side}x{side} pixels only, not {width}x{height}: "
-                "leave the size out, or load a model of another size."
-            )
-        return scale_schedule([(rows, rows) for rows in config.sides], parts)
+        whole = self.only_schedule(height, width)
+        return (
+            whole if parts == 1 else scale_schedule([(scale.height, scale.width) for scale in whole], parts)
+        )
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Refuses prompts when there is nothing that could encode them; long ones are cut, with a warning."""

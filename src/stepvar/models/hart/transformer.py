@@ -21,7 +21,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from stepvar.generation.attention import Memory
-from stepvar.generation.schedule import Scale
+from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.generation.tokens import Tokens
 from stepvar.models.hart.diffusion import DiffusionHead
 from stepvar.models.layers import GatedFeedForward, RMSNorm, linear, sinusoid
@@ -269,6 +269,11 @@ class HARTTransformer(ModelMixin, ConfigMixin):
     @property
     def device(self) -> torch.device:
         return self.token_embedding.weight.device
+
+    @property
+    def schedule(self) -> ScaleSchedule:
+        """The one schedule that this model draws, with the last map at once."""
+        return ScaleSchedule.from_grids([(side, side) for side in self.config.sides])
 
     @property
     def compute_dtype(self) -> torch.dtype:

@@ -1,5 +1,8 @@
 """The visual tokenizer of Switti."""
 
+# diffusers looks up the base class of a saved component on the module that the component is from.
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401
+
 from stepvar.models.vector_tokenizer import VectorTokenizer
 
 

@@ -1,6 +1,6 @@
 """Switti's transformer: predicts the codes of a token map from the map's input and text.
 
-Source of the architecture: yandex-research/switti, models/switti.py, models/basic_switti.py and models/rope.py.
+Source of the architecture: yandex-research/switti, models/switti.py, basic_switti.py and rope.py.
 Shapes: B images, R rows (B conditional, then B unconditional), N tokens, C width, H heads, c = C / H, T text
 tokens, E text channels, V codes, D channels of a code.
 """
@@ -247,7 +247,7 @@ class SwittiTransformer(ModelMixin, ConfigMixin):
         return self.blocks[0].self_attention.qkv.weight.dtype
 
     def rotary(self, scale: Scale) -> Tensor | None:
-        """Rotary table of a scale, [1, N, c / 2] complex: the first half of the angles turns with the column."""
+        """Rotary table of a scale, [1, N, c / 2] complex: first the angles that turn with the column."""
         config = self.config
         if not config.rotary:
             return None
@@ -279,7 +279,7 @@ class SwittiTransformer(ModelMixin, ConfigMixin):
         return torch.cat([phases.sin(), phases.cos()], dim=1).view(1, -1)
 
     def places(self, scale: Scale) -> Tensor:
-        """What is added to the tokens of a scale, [1, 1 or N, C] in float32: its level, and learned places."""
+        """What is added to a scale's tokens, [1, 1 or N, C] in float32: its level, and learned places."""
         level = self.level_embedding.weight[scale.index].float()[None, None]
         if self.position_embedding is None:
             return level

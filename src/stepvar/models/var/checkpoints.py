@@ -15,11 +15,11 @@ import torch
 from stepvar.models.folders import write_index
 from stepvar.models.loading import CheckpointError, staged_folder
 from stepvar.models.official import OfficialFormat
-from stepvar.models.var.official import DERIVED, LEVELS, ZERO_BIAS, infer_config, rename, to_official
+from stepvar.models.square_schedules import LEVELS
+from stepvar.models.var.official import DERIVED, ZERO_BIAS, infer_config, rename, to_official
 from stepvar.models.var.tokenizer import VARTokenizer
 from stepvar.models.var.transformer import VARTransformer
-from stepvar.models.vector_checkpoints import load_vector_tokenizer
-from stepvar.models.vector_tokenizer import VectorTokenizer
+from stepvar.models.vector_checkpoints import check_pair, load_vector_tokenizer
 
 PathLike = str | os.PathLike[str]
 
@@ -47,26 +47,6 @@ def load_tokenizer(
 ) -> VARTokenizer:
     """Loads a visual tokenizer, official or our own; see `load_vector_tokenizer`."""
     return load_vector_tokenizer(VARTokenizer, path, dtype, device)
-
-
-def check_pair(transformer: VARTransformer, tokenizer: VectorTokenizer) -> None:
-    """Checks that a transformer's codes are the tokenizer's.
-
-    Raises:
-        CheckpointError: When codes, channels or pixels per token differ.
-    """
-    ours, theirs = transformer.config, tokenizer.config
-    wanted = (ours.codes, ours.channels, ours.pixels_per_token)
-    offered = (theirs.codes, theirs.channels, tokenizer.stride)
-    if wanted != offered:
-        sides = [
-            f"{codes} codes of {channels} channels for {pixels} x {pixels} pixels"
-            for codes, channels, pixels in (wanted, offered)
-        ]
-        raise CheckpointError(
-            f"The transformer draws {sides[0]}, but the tokenizer has {sides[1]}; "
-            "give the tokenizer it was trained with, vae_ch160v4096z32.pth for the published sizes."
-        )
 
 
 def read_labels(path: PathLike, classes: int) -> list[str]:

@@ -25,11 +25,11 @@ from stepvar.models.pipeline import (
     reset_peak_memory,
     rows_per_scale,
 )
-from stepvar.models.var.checkpoints import check_pair
 from stepvar.models.var.cost import scale_costs
 from stepvar.models.var.session import VARSession
 from stepvar.models.var.tokenizer import VARTokenizer
 from stepvar.models.var.transformer import VARTransformer
+from stepvar.models.vector_checkpoints import check_pair
 from stepvar.pruning.base import PruningMethod
 
 PerScale = float | Sequence[float]
@@ -191,15 +191,7 @@ class VARPipeline(NextScalePipeline):
         Raises:
             ValueError: When another size is asked for.
         """
-        schedule = self.transformer.schedule
-        side = schedule.final.height * self.transformer.config.pixels_per_token
-        height, width = side if height is None else height, side if width is None else width
-        if (height, width) != (side, side):
-            raise ValueError(
-                f"This model draws {side}x{side} pixels only, not {width}x{height}: "
-                "leave the size out, or load a model of another size."
-            )
-        return schedule
+        return self.only_schedule(height, width)
 
     def classes(self, labels: ClassLabel | Sequence[ClassLabel]) -> list[int]:
         """Numbers of classes that are given by number or by name.
