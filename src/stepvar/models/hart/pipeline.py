@@ -219,9 +219,7 @@ class HARTPipeline(NextScalePipeline):
             ValueError: When another size, or too many parts are asked for.
         """
         whole = self.only_schedule(height, width)
-        return (
-            whole if parts == 1 else scale_schedule([(scale.height, scale.width) for scale in whole], parts)
-        )
+        return scale_schedule([(scale.height, scale.width) for scale in whole], parts)
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Refuses prompts when there is nothing that could encode them; long ones are cut, with a warning."""
