@@ -250,7 +250,8 @@ class HARTPipeline(NextScalePipeline):
         watch.mark()
         condition = self._condition(request, repeats, embeds, device)
         watch.mark()
-        quantizer, generators = self.vae.quantizer, request.generators
+        # Offloading moves a component when it is called, and the quantiser is used before its tokenizer is.
+        quantizer, generators = self.vae.quantizer.to(device), request.generators
         sampler = CodebookSampler(
             request.sampling, request.schedule, quantizer.codebook.weight, generators, device
         )
