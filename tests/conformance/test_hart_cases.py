@@ -67,7 +67,9 @@ def test_one_wrong_number_fails_a_case(tmp_path, name, tensor):
 
     report = run_case(edited(name, tmp_path, change))
     assert not report.passed
-    assert [entry for entry in report.tensors if not report.tensors[entry].passed] == [tensor]
+    failed = [entry for entry in report.tensors if not report.tensors[entry].passed]
+    # A stored index is gone on with, so what follows from it is wrong too.
+    assert tensor in failed if tensor == "s01.idx" else failed == [tensor]
 
 
 def test_a_tensor_of_another_name_is_not_passed_over(tmp_path):
