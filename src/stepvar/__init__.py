@@ -9,17 +9,31 @@ if TYPE_CHECKING:
     from stepvar.embedded import load_embedded
     from stepvar.generation.report import Report, Summary
     from stepvar.generation.schedule import Scale, ScaleSchedule
-    from stepvar.models.infinity.checkpoints import convert
+    from stepvar.models.hart.pipeline import HARTPipeline
+    from stepvar.models.hart.tokenizer import HARTTokenizer
+    from stepvar.models.hart.transformer import HARTTransformer
     from stepvar.models.infinity.pipeline import InfinityPipeline
     from stepvar.models.infinity.tokenizer import InfinityTokenizer
     from stepvar.models.infinity.transformer import InfinityTransformer
+    from stepvar.models.registry import convert
+    from stepvar.models.switti.pipeline import SwittiPipeline
+    from stepvar.models.switti.tokenizer import SwittiTokenizer
+    from stepvar.models.switti.transformer import SwittiTransformer
+    from stepvar.models.var.pipeline import VARPipeline
+    from stepvar.models.var.tokenizer import VARTokenizer
+    from stepvar.models.var.transformer import VARTransformer
     from stepvar.presets import PRESETS
+    from stepvar.pruning.fastvar import FastVAR
     from stepvar.pruning.stepvar import StepVAR
 
 __version__ = "0.1.0"
 
 # torch takes seconds to import, diffusers and transformers more: each name loads what it needs.
 _HOMES = {
+    "FastVAR": "stepvar.pruning.fastvar",
+    "HARTPipeline": "stepvar.models.hart.pipeline",
+    "HARTTokenizer": "stepvar.models.hart.tokenizer",
+    "HARTTransformer": "stepvar.models.hart.transformer",
     "InfinityPipeline": "stepvar.models.infinity.pipeline",
     "InfinityTokenizer": "stepvar.models.infinity.tokenizer",
     "InfinityTransformer": "stepvar.models.infinity.transformer",
@@ -31,12 +45,22 @@ _HOMES = {
     "ScaleSchedule": "stepvar.generation.schedule",
     "StepVAR": "stepvar.pruning.stepvar",
     "Summary": "stepvar.generation.report",
-    "convert": "stepvar.models.infinity.checkpoints",
+    "SwittiPipeline": "stepvar.models.switti.pipeline",
+    "SwittiTokenizer": "stepvar.models.switti.tokenizer",
+    "SwittiTransformer": "stepvar.models.switti.transformer",
+    "VARPipeline": "stepvar.models.var.pipeline",
+    "VARTokenizer": "stepvar.models.var.tokenizer",
+    "VARTransformer": "stepvar.models.var.transformer",
+    "convert": "stepvar.models.registry",
     "load_embedded": "stepvar.embedded",
 }
 
 __all__ = [
     "PRESETS",
+    "FastVAR",
+    "HARTPipeline",
+    "HARTTokenizer",
+    "HARTTransformer",
     "InfinityPipeline",
     "InfinityTokenizer",
     "InfinityTransformer",
@@ -45,6 +69,12 @@ __all__ = [
     "ScaleSchedule",
     "StepVAR",
     "Summary",
+    "SwittiPipeline",
+    "SwittiTokenizer",
+    "SwittiTransformer",
+    "VARPipeline",
+    "VARTokenizer",
+    "VARTransformer",
     "convert",
     "load_embedded",
 ]

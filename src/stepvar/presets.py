@@ -3,20 +3,41 @@
 from __future__ import annotations
 
 from stepvar.pruning.base import PruningMethod
+from stepvar.pruning.fastvar import FastVAR
 from stepvar.pruning.stepvar import StepVAR
 
-_LATE_SCALES: dict[str, StepVAR] = {
+_LATE_SCALES: dict[str, PruningMethod] = {
     "paper": StepVAR(ratios={-4: 0.4, -3: 0.5}, skip=(-2, -1)),
     "prune": StepVAR(ratios={-2: 0.5, -1: 0.75}),
     "skip": StepVAR(skip=(-2, -1)),
+    "fastvar": FastVAR(ratios={-4: 0.4, -3: 0.5}, skip=(-2, -1)),
 }
 
-PRESETS: dict[str, dict[str, StepVAR]] = {"InfinityPipeline": _LATE_SCALES}
+_HART: dict[str, PruningMethod] = {
+    "paper": StepVAR(ratios={-2: 0.5, -1: 0.75}),
+    "skip": StepVAR(skip=(-1,)),
+    "fastvar": FastVAR(ratios={-2: 0.5, -1: 0.75}, first_layer=0, dense_end=0),
+}
+
+PRESETS: dict[str, dict[str, PruningMethod]] = {
+    "HARTPipeline": _HART,
+    "InfinityPipeline": _LATE_SCALES,
+    "SwittiPipeline": _LATE_SCALES,
+    "VARPipeline": _LATE_SCALES,
+}
 """By class name of a pipeline, then by name.
 
 "paper" has StepVAR's ratios for Infinity: 0.4 and 0.5 on the fourth and third last scale, the last
 two skipped. "prune" skips nothing: 0.5 and 0.75 on the last two scales, the paper's ratios for HART.
-"skip" only leaves out the last two scales, to tell what skipping alone brings.
+"skip" only leaves out the last two scales, to tell what skipping alone brings. "fastvar" is FastVAR as
+published for Infinity, with the same ratios as "paper"; its scales are counted from the end too, so that it
+does the same at every aspect ratio and pixel budget.
+
+The paper has no ratios for Switti and VAR: there the plans are Infinity's.
+
+HART: "paper" has the ratios of StepVAR and FastVAR for it, 0.5 and 0.75 on the last two scales (48 and 64
+tokens a side as published); "fastvar" prunes the same in all layers, and fills from the scale before; "skip"
+leaves out the last scale, with its diffusion head.
 """
 
 

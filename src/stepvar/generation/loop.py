@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
-from stepvar.generation.attention import KVCache, Memory
+from stepvar.generation.attention import Cache, Memory
 from stepvar.generation.guidance import Guidance
 from stepvar.generation.progress import Observer, ScaleReport, Stopwatch
 from stepvar.generation.schedule import Scale, ScaleSchedule
@@ -37,12 +37,16 @@ class Session(Protocol):
     copies: int
     latent: Tensor
 
-    def allocate_cache(self, plan: GenerationPlan) -> KVCache:
-        """Allocates the KV cache for exactly the tokens of the plan."""
+    def allocate_cache(self, plan: GenerationPlan) -> Cache:
+        """Allocates the KV cache for exactly the tokens of the plan, or `NoCache` where scales share none."""
         ...
 
     def embed(self, scale: Scale, rows: int) -> tuple[Tensor, Tokens]:
-        """Input of a scale from the latent: hidden states [rows, N, C] and their tokens."""
+        """Input of a scale from the latent: hidden states [rows, N, C] and their tokens.
+
+        A model whose sequence has more than maps in it, a prompt's tokens for example, puts them before a
+        scale's own: hidden states may then be [rows, M + N, C], of which the loop hands on the last N.
+        """
         ...
 
     def branches(self, layer: int, memory: Memory, rows: int) -> Sequence[tuple[str, Branch]]:
@@ -53,12 +57,13 @@ class Session(Protocol):
         """Logits of the first rows' hidden states [rows, N, C], value last."""
         ...
 
-    def commit(self, scale: Scale, choice: Tensor, hidden: Tensor) -> None:
+    def commit(self, scale: Scale, choice: Any, hidden: Tensor, tokens: Tokens) -> None:
         """Adds the sampled values of a scale to the latent.
 
         Args:
-            choice: What the sampler drew, [B, N, ...].
+            choice: What the sampler drew.
             hidden: [rows, N, C] hidden states that the logits came from.
+            tokens: Tokens that ran through the last layer; other positions' hidden states were recovered.
         """
         ...
 
@@ -70,13 +75,13 @@ class Sampler(Protocol):
         """What a scale's logits are divided by, before guidance."""
         ...
 
-    def sample(self, logits: Tensor, scale: Scale) -> Tensor:
-        """Draws [B, N, ...] from guided logits."""
+    def sample(self, logits: Tensor, scale: Scale) -> Any:
+        """Draws from guided logits, in the form that the session commits: a tensor [B, N, ...] or several."""
         ...
 
 
-Probe = Callable[[str, Scale, Tensor], None]
-"""Called with (name, scale, tensor) at the loop's landmarks; see `generate`."""
+Probe = Callable[[str, Scale, Any], None]
+"""Called with (name, scale, value) at the loop's landmarks; see `generate`."""
 
 
 @dataclass
@@ -91,7 +96,7 @@ class Generation:
     """
 
     latent: Tensor
-    choices: dict[int, Tensor] = field(default_factory=dict)
+    choices: dict[int, Any] = field(default_factory=dict)
     scales: list[ScaleReport] = field(default_factory=list)
     cache_bytes: int = 0
 
@@ -118,7 +123,7 @@ def generate(
         sampler: Draws the values.
         pruning: A pruning method's configuration; None runs everything.
         observer: Hears of every scale.
-        probe: Sees intermediate tensors: "input" of the first layer, "layer 0", "layer 1", ... (what
+        probe: Sees intermediate values: "input" of the first layer, "layer 0", "layer 1", ... (what
             leaves a layer: living tokens only, before guidance), "logits" (after temperature and
             guidance), "choice" and "latent".
 
@@ -156,12 +161,12 @@ def run_scale(
     session: Session,
     scale: Scale,
     rows: int,
-    cache: KVCache,
+    cache: Cache,
     pruner: Pruner,
     guidance: Guidance,
     sampler: Sampler,
     probe: Probe | None,
-) -> Tensor:
+) -> Any:
     """One scale: embed, run the layers, sample, commit. Returns the sampled values."""
     hidden, tokens = session.embed(scale, rows)
     _show(probe, "input", scale, hidden)
@@ -172,19 +177,19 @@ def run_scale(
         if probe is not None:
             probe(f"layer {layer}", scale, hidden)
         hidden = guidance.after_layer(scale.index, layer, hidden)
-    hidden = pruner.leave(tokens, hidden)
+    hidden = pruner.leave(tokens, hidden)[:, -scale.tokens :]
     if guidance.mixes_logits(scale.index):
         logits = guidance.mix(scale.index, session.logits(hidden) / sampler.temperature(scale))
     else:
         logits = session.logits(hidden[: session.images]) / sampler.temperature(scale)
     _show(probe, "logits", scale, logits)
     choice = sampler.sample(logits, scale)
-    session.commit(scale, choice, hidden)
+    session.commit(scale, choice, hidden, tokens)
     _show(probe, "choice", scale, choice)
     _show(probe, "latent", scale, session.latent)
     return choice
 
 
-def _show(probe: Probe | None, name: str, scale: Scale, tensor: Tensor) -> None:
+def _show(probe: Probe | None, name: str, scale: Scale, value: Any) -> None:
     if probe is not None:
-        probe(name, scale, tensor)
+        probe(name, scale, value)

@@ -137,7 +137,17 @@ def resolve_plan(
         depth,
     )
     _refuse_silent_no_op(plan, by_index)
+    _refuse_parts(plan)
     return plan
+
+
+def _refuse_parts(plan: GenerationPlan) -> None:
+    for entry in plan.scales:
+        if entry.scale.part is not None and (entry.prunes or entry.skipped):
+            raise ValueError(
+                f"Scale {entry.scale} is drawn in parts, which can be neither pruned nor skipped: "
+                "draw it at once, or name other scales."
+            )
 
 
 def _refuse_silent_no_op(plan: GenerationPlan, ratios: Mapping[int, float]) -> None:

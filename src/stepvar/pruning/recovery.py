@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as functional
 from torch import Tensor
 
 from stepvar.generation.schedule import Grid
@@ -41,6 +42,22 @@ def nearest_kept(index: Tensor, grid: Grid, frame_distance: int = 1) -> Tensor:
     slots = torch.zeros(batch, tokens, dtype=torch.int64, device=index.device)
     slots.scatter_(1, index, torch.arange(kept, device=index.device).expand(batch, kept))
     return slots.gather(1, source)
+
+
+def area_resized(values: Tensor, grid: Grid, target: Grid) -> Tensor:
+    """Token values resized from one grid to another by averaging areas (FastVAR's interpolation).
+
+    Target row i averages the source rows floor(i h / H) to ceil((i + 1) h / H) - 1; frames and columns
+    likewise.
+
+    Args:
+        values: [R, N, C] with N = t x h x w of `grid`.
+
+    Returns:
+        [R, M, C] with M = t x h x w of `target`.
+    """
+    maps = values.transpose(1, 2).unflatten(2, grid)
+    return functional.adaptive_avg_pool3d(maps, target).flatten(2).transpose(1, 2)
 
 
 def _spread(keys: Tensor, axis: int, unit: int) -> Tensor:

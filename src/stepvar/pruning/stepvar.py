@@ -6,16 +6,15 @@ arXiv 2603.01757. What the paper leaves open is a field of `StepVAR`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.generation.tokens import Tokens, gather_tokens
-from stepvar.pruning.base import Pruner
-from stepvar.pruning.plan import GenerationPlan, ScalePlan, resolve_plan
+from stepvar.pruning.base import LateScales, Pruner
+from stepvar.pruning.plan import GenerationPlan, ScalePlan
 from stepvar.pruning.recovery import nearest_kept
 from stepvar.pruning.scores import NORMALISATIONS, SCORERS, ScoringInput, make_scorer
 from stepvar.pruning.selection import keep_highest
@@ -25,7 +24,7 @@ DENSE_SHARE = 3 / 32
 
 
 @dataclass(frozen=True)
-class StepVAR:
+class StepVAR(LateScales):
     """Prunes late scales to their structurally and texturally important tokens.
 
     Scales are named by their height in tokens (`24`), or from the end (`-1` is the last).
@@ -49,8 +48,6 @@ class StepVAR:
         ValueError: When a field is out of range.
     """
 
-    ratios: Mapping[int, float] = field(default_factory=dict)
-    skip: tuple[int, ...] = ()
     score: str = "structure+texture"
     structure_weight: float = 0.5
     normalisation: str = "minmax"
@@ -61,12 +58,7 @@ class StepVAR:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        # Copies of our own: what the caller does to theirs later must not change a frozen configuration.
-        object.__setattr__(self, "ratios", dict(self.ratios))
-        object.__setattr__(self, "skip", tuple(self.skip))
-        for name, ratio in self.ratios.items():
-            if not 0.0 <= ratio <= 1.0:
-                raise ValueError(f"The pruning ratio of scale {name} is {ratio:g}; it must lie in 0..1.")
+        super().__post_init__()
         if self.score not in SCORERS:
             raise ValueError(f"Unknown score {self.score!r}; known are {', '.join(SCORERS)}.")
         if self.normalisation not in NORMALISATIONS:
@@ -86,9 +78,7 @@ class StepVAR:
         first = self.first_layer
         if first is None:
             first = max(round(DENSE_SHARE * depth), 1)
-        if not 0 <= first < depth:
-            raise ValueError(f"first_layer is {first}; a model of {depth} layers has 0 to {depth - 1}.")
-        return resolve_plan(schedule, depth, self.ratios, self.skip, first, depth)
+        return self.resolve(schedule, depth, first, depth)
 
     def start(self, plan: GenerationPlan, device: torch.device) -> Pruner:
         return StepVARPruner(self, plan, device)
