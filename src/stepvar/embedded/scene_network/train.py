@@ -80,8 +80,8 @@ class SceneNetworkTraining:
     device: str = "cpu"
     threads: int = 1
     workers: int = 1
-    eye_share: float = 0.56
-    encoding_share: float = 0.10
+    eye_share: float = 0.30
+    encoding_share: float = 0.12
     eye_batch: int = 24
     prompt_batch: int = 64
     negatives: int = 2
@@ -131,13 +131,14 @@ class SceneNetworkTrainer:
 
     def run(self) -> Path:
         """Trains until the budget is spent and returns the folder of the finished network."""
+        finished = self.progress >= 1.0
         eye_end = self.config.eye_share
         prompts_start = eye_end + self.config.encoding_share
         if self.progress < eye_end:
             batches = stream(EyeBatches(self.config.eye_batch, self._seed(0)), self.config.workers)
             self._stage("eye", batches, 0.0, eye_end)
         self.network.eye.eval().requires_grad_(False)
-        if self.progress < 1.0:
+        if not finished:
             encoded = self._encoded(prompts_start)
             words = self.network.words
             prompts = PromptBatches(
@@ -161,7 +162,8 @@ class SceneNetworkTrainer:
     ) -> None:
         lines: list[dict[str, Tensor]] = []
         saved = logged = self.seconds
-        while self.progress < end:
+        over = False
+        while not over:
             started = time.monotonic()
             rate = self._rate((self.progress - start) / (end - start))
             batch = next(batches).to(self.device)
@@ -169,7 +171,8 @@ class SceneNetworkTrainer:
             self._update(name, parts["loss"], rate)
             lines.append({key: value.detach() for key, value in parts.items()})
             self.seconds += time.monotonic() - started
-            if self.step % self.config.log_every == 0 or self.progress >= end:
+            over = self.progress >= end
+            if self.step % self.config.log_every == 0 or over:
                 self._log(name, lines, (self.seconds - logged) / len(lines), rate)
                 lines, logged = [], self.seconds
             if self.seconds - saved > 60.0 * self.config.checkpoint_minutes:
