@@ -158,6 +158,9 @@ def test_presets_are_the_published_ones():
         "prune": StepVAR(ratios={-2: 0.5, -1: 0.75}),
         "skip": StepVAR(skip=(-2, -1)),
         "fastvar": FastVAR(ratios={-4: 0.4, -3: 0.5}, skip=(-2, -1)),
+        "sparsevar-standin": StepVAR(
+            ratios={-4: 0.4, -3: 0.5}, skip=(-2, -1), score="texture", anchor_stride=4
+        ),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,8 +20,8 @@ Branch = Callable[[Tensor, Tokens], Tensor]
 class Pruner:
     """A method at work on one generation; this base class is the dense run.
 
-    The loop calls `begin_scale`, then per layer `enter` and `residual`, then `leave`. A method
-    overrides what it changes. Nothing outlives the generation.
+    The loop calls `begin_scale`, then per layer `enter` and `residual`, then `leave`, and `settle` once
+    the scale is sampled. A method overrides what it changes. Nothing outlives the generation.
 
     Args:
         plan: What will run.
@@ -50,6 +50,10 @@ class Pruner:
     def leave(self, tokens: Tokens, hidden: Tensor) -> Tensor:
         """After the last layer: returns hidden states of all N positions, [R, N, C]."""
         return hidden
+
+    def settle(self, tokens: Tokens, choice: Any) -> Any:
+        """After sampling: the values that enter the picture, in the form that the sampler drew."""
+        return choice
 
     @property
     def kept_index(self) -> Tensor | None:
