@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 from stepvar.conformance.case import Case, CaseError
 from stepvar.conformance.report import CaseReport
+
+_RUNNERS = {
+    "FoundationVision/Infinity": "stepvar.conformance.infinity",
+    "FoundationVision/InfinityStar": "stepvar.conformance.infinitystar",
+}
+"""Module that runs the cases of a repository."""
 
 __all__ = ["CaseError", "CaseReport", "run_case"]
 
@@ -23,16 +30,15 @@ def run_case(folder: Path) -> CaseReport:
     """
     case = Case.load(folder)
     repository = str(case.info.get("official_repo", "")).split(" ")[0]
-    if repository == "FoundationVision/Infinity":
-        from stepvar.conformance.infinity import run
-
+    if repository in _RUNNERS:
+        runner = import_module(_RUNNERS[repository])
         try:
-            return run(case)
+            return runner.run(case)
         except (LookupError, TypeError, RuntimeError) as error:
             raise CaseError(
                 f"{folder} cannot be run, its case.json and its tensors do not fit together: {error!r}."
             ) from error
     raise CaseError(
         f"{folder} was made by {repository or 'an unnamed repository'}; "
-        "cases of FoundationVision/Infinity can be run."
+        f"cases of {' and '.join(_RUNNERS)} can be run."
     )

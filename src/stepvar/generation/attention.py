@@ -172,18 +172,23 @@ class WindowLayerCache:
             raise RuntimeError(f"{tokens} tokens came as number {self.written}, which the plan has not.")
         span = self.window.spans[self.written]
         self.written += 1
-        kept = [earlier for earlier in self.living if earlier.last_step >= span.step]
-        if len(kept) < len(self.living):
-            start = stop = 0
-            for earlier in self.living:
-                if earlier in kept:
-                    moved = self.kept[:, :, :, start : start + earlier.tokens]
-                    # A copy in between, since source and target may overlap.
-                    self.kept[:, :, :, stop : stop + earlier.tokens] = moved.clone() if start > stop else moved
-                    stop += earlier.tokens
-                start += earlier.tokens
-            self.living, self.length = kept, stop
+        self._forget(span.step)
         return span
+
+    def _forget(self, step: int) -> None:
+        """Drops what a step does not see, and closes the gaps."""
+        start = stop = 0
+        living = []
+        for span in self.living:
+            if span.last_step >= step:
+                if start > stop:
+                    # A copy in between, since source and target may overlap.
+                    moved = self.kept[:, :, :, start : start + span.tokens].clone()
+                    self.kept[:, :, :, stop : stop + span.tokens] = moved
+                living.append(span)
+                stop += span.tokens
+            start += span.tokens
+        self.living, self.length = living, stop
 
 
 class Alone:

@@ -134,6 +134,7 @@ class PyramidSettings:
             `semantic_scales` on every published template.
         image_repetitions, video_repetitions: Steps of each scale, in clip 0 and in later clips.
         clip_frames: Latent frames of a later clip.
+        most_repetitions: Cuts the repetitions of every scale; rotary positions stay as without.
         semantic_bits, detail_bits: Bits a token predicts.
         text_length: Rotary step number of the first visual step.
     """
@@ -143,6 +144,7 @@ class PyramidSettings:
     image_repetitions: tuple[int, ...]
     video_repetitions: tuple[int, ...]
     clip_frames: int = 20
+    most_repetitions: int | None = None
     semantic_bits: int = 16
     detail_bits: int = 64
     text_length: int = 512
@@ -155,22 +157,31 @@ class PyramidSettings:
         """
         later = -(-(latent_frames - 1) // self.clip_frames)
         clips = [1] + [min(self.clip_frames, latent_frames - 1 - self.clip_frames * i) for i in range(later)]
-        return self._steps(grids, clips, first_is_picture=True)
+        return self.build_clips([grids] * len(clips), clips)
 
     def build_continuation(self, grids: Sequence[Sides], latent_frames: int) -> VideoSchedule:
         """The schedule of one clip that sees only its conditions (interactive continuation)."""
-        return replace(self._steps(grids, [latent_frames], first_is_picture=False), continues=False)
+        return replace(self.build_clips([grids], [latent_frames], picture=False), continues=False)
 
-    def _steps(self, grids: Sequence[Sides], clips: Sequence[int], first_is_picture: bool) -> VideoSchedule:
-        for name in ("image_repetitions", "video_repetitions"):
-            if len(getattr(self, name)) < len(grids):
-                raise ValueError(f"{name} has {len(getattr(self, name))} entries for {len(grids)} scales.")
+    def build_clips(
+        self, grids: Sequence[Sequence[Sides]], clips: Sequence[int], picture: bool = True
+    ) -> VideoSchedule:
+        """The schedule of any clips.
+
+        Args:
+            grids: Rows and columns of each clip's scales.
+            clips: Latent frames of each clip.
+            picture: Whether clip 0 takes the repetitions of a picture.
+        """
         steps: list[VideoScale] = []
+        position = self.text_length
         for clip, frames in enumerate(clips):
-            picture = first_is_picture and clip == 0
-            repetitions = self.image_repetitions if picture else self.video_repetitions
-            for place, (height, width) in enumerate(grids):
-                for repetition in range(repetitions[place]):
+            repetitions = self.image_repetitions if picture and clip == 0 else self.video_repetitions
+            if len(repetitions) < len(grids[clip]):
+                raise ValueError(f"There are {len(repetitions)} repetitions for {len(grids[clip])} scales.")
+            for place, (height, width) in enumerate(grids[clip]):
+                bits = self.bits(place, height * width)
+                for repetition in range(min(repetitions[place], self.most_repetitions or repetitions[place])):
                     steps.append(
                         VideoScale(
                             index=len(steps),
@@ -179,13 +190,14 @@ class PyramidSettings:
                             frames=frames,
                             clip=clip,
                             repetition=repetition,
-                            position=self.text_length + len(steps),
+                            position=position + repetition,
                             first_frame=sum(clips[:clip]),
-                            bits=self.bits(place, height * width),
+                            bits=bits,
                         )
                     )
+                position += repetitions[place]
             steps[-1] = replace(steps[-1], ends_clip=True)
-        return VideoSchedule(tuple(steps), grids[-1])
+        return VideoSchedule(tuple(steps), grids[0][-1])
 
     def bits(self, place: int, cells: int) -> int:
         """Bits a token predicts at the scale with this place in its clip and this many cells a frame.

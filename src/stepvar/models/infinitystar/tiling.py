@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -37,7 +38,9 @@ def decode_tiles(
             f"{2 * overlap}."
         )
     height, width = latent.shape[-2:]
-    places = [(row, column) for row in _spans(height, tile, overlap) for column in _spans(width, tile, overlap)]
+    places = [
+        (row, column) for row in _spans(height, tile, overlap) for column in _spans(width, tile, overlap)
+    ]
     streams = [decode(latent[..., slice(*row), slice(*column)]) for row, column in places]
     for chunks in zip(*streams, strict=True):
         frames = chunks[0].new_zeros(*chunks[0].shape[:3], height * pixels_per_cell, width * pixels_per_cell)

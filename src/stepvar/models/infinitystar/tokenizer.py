@@ -1,6 +1,6 @@
 """The video tokenizer of InfinityStar: a causal 3-D autoencoder, chunk by chunk over time.
 
-Module names equal the keys of the published checkpoint. Facts of the architecture:
+Module names equal the keys of the published checkpoint, but for its scale. Facts of the architecture:
 FoundationVision/InfinityStar (MIT), infinity/models/videovae/models/wan_bsq_vae.py and
 load_vae_bsq_wan_absorb_patchify.py.
 
@@ -125,6 +125,17 @@ class Decoder(nn.Module):
         return self.conv_out(x, stream)
 
 
+class LatentScale(nn.Module):
+    """One learned number between the autoencoder's latents and those that are quantised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, latent: Tensor, invert: bool = False) -> Tensor:
+        return latent / self.weight if invert else latent * self.weight
+
+
 class InfinityStarTokenizer(ModelMixin, ConfigMixin):
     """Videos to latents and back; pictures are videos of one frame.
 
@@ -132,13 +143,14 @@ class InfinityStarTokenizer(ModelMixin, ConfigMixin):
         channels: Channels of the levels, fine to coarse; entry 0 belongs to the first convolution.
         latent_channels: Of a position; a latent cell has four times as many.
         blocks: Residual blocks of an encoder level; a decoder level has one more.
+        with_encoder: False for weights that can only decode.
 
     Raises:
         ValueError: When the levels are not five.
     """
 
     # Bits are signs of what the encoder says, so its numbers stay exact whatever the decoder runs in.
-    _keep_in_fp32_modules = ["encoder", "proj_down", "scale_learnable_parameters"]  # noqa: RUF012
+    _keep_in_fp32_modules = ["encoder", "proj_down", "latent_scale"]  # noqa: RUF012
 
     @register_to_config
     def __init__(
@@ -146,16 +158,18 @@ class InfinityStarTokenizer(ModelMixin, ConfigMixin):
         channels: Sequence[int] = (96, 192, 384, 384, 384),
         latent_channels: int = 16,
         blocks: int = 2,
+        with_encoder: bool = True,
     ) -> None:
         super().__init__()
         if len(channels) != 5:
             raise ValueError(f"channels has {len(channels)} entries; this tokenizer has five.")
         cell = latent_channels * PATCH**2
-        self.encoder = Encoder(channels, latent_channels, (True, True, False), blocks)
+        if with_encoder:
+            self.encoder = Encoder(channels, latent_channels, (True, True, False), blocks)
+            self.proj_down = nn.Linear(cell, cell)
         self.decoder = Decoder(channels, latent_channels, (False, True, True), blocks + 1)
-        self.proj_down = nn.Linear(cell, cell)
         self.proj_up = nn.Linear(cell, cell)
-        self.scale_learnable_parameters = nn.Parameter(torch.ones(1))
+        self.latent_scale = LatentScale()
 
     @property
     def cell_channels(self) -> int:
@@ -179,8 +193,10 @@ class InfinityStarTokenizer(ModelMixin, ConfigMixin):
             probe: Sees what leaves every level, chunk by chunk, and "moments".
 
         Raises:
-            ValueError: When the frames or the sides do not divide.
+            ValueError: When the frames or the sides do not divide, or these weights have no encoder.
         """
+        if not self.config.with_encoder:
+            raise ValueError("This video tokenizer has no encoder: pictures and videos cannot be given.")
         count, sides = frames.shape[2], frames.shape[-2:]
         if (count - 1) % FRAMES_PER_LATENT or any(side % self.pixels_per_cell for side in sides):
             raise ValueError(
@@ -196,7 +212,7 @@ class InfinityStarTokenizer(ModelMixin, ConfigMixin):
         mean, log_variance = moments.chunk(2, dim=1)
         if noise is not None:
             mean = mean + torch.exp(0.5 * log_variance.clamp(-30.0, 20.0)) * noise.to(mean)
-        return _on_channels(self.proj_down, mean) * self.scale_learnable_parameters[0]
+        return self.latent_scale(_on_channels(self.proj_down, mean))
 
     def decode(self, latent: Tensor, chunk: int = DECODER_CHUNK, probe: Probe | None = None) -> Tensor:
         """Latents [B, C, T, H, W] -> frames [B, 3, F, 16 H, 16 W], float32, near -1..1, not clamped."""
@@ -243,7 +259,7 @@ class InfinityStarTokenizer(ModelMixin, ConfigMixin):
 
     def _positions(self, latent: Tensor) -> Tensor:
         """Latents [B, C, T, H, W] -> what the decoder reads, [B, C / 4, T, 2 H, 2 W]."""
-        scaled = latent.float() / self.scale_learnable_parameters[0]
+        scaled = self.latent_scale(latent.float(), invert=True)
         return _unfold(_on_channels(self.proj_up, scaled.to(self.proj_up.weight.dtype)))
 
 
