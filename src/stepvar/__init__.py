@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from stepvar.models.infinity.pipeline import InfinityPipeline
     from stepvar.models.infinity.tokenizer import InfinityTokenizer
     from stepvar.models.infinity.transformer import InfinityTransformer
+    from stepvar.models.infinitystar.pipeline import InfinityStarPipeline
+    from stepvar.models.infinitystar.tokenizer import InfinityStarTokenizer
+    from stepvar.models.infinitystar.transformer import InfinityStarTransformer
     from stepvar.presets import PRESETS
     from stepvar.pruning.stepvar import StepVAR
 
@@ -21,6 +24,9 @@ __version__ = "0.1.0"
 # torch takes seconds to import, diffusers and transformers more: each name loads what it needs.
 _HOMES = {
     "InfinityPipeline": "stepvar.models.infinity.pipeline",
+    "InfinityStarPipeline": "stepvar.models.infinitystar.pipeline",
+    "InfinityStarTokenizer": "stepvar.models.infinitystar.tokenizer",
+    "InfinityStarTransformer": "stepvar.models.infinitystar.transformer",
     "InfinityTokenizer": "stepvar.models.infinity.tokenizer",
     "InfinityTransformer": "stepvar.models.infinity.transformer",
     # diffusers looks up the base class of a saved component on the library that the component names.
@@ -38,6 +44,9 @@ _HOMES = {
 __all__ = [
     "PRESETS",
     "InfinityPipeline",
+    "InfinityStarPipeline",
+    "InfinityStarTokenizer",
+    "InfinityStarTransformer",
     "InfinityTokenizer",
     "InfinityTransformer",
     "Report",

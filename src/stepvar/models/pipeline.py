@@ -13,7 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from stepvar.generation.guidance import Guidance
 from stepvar.generation.report import Report
@@ -100,6 +100,16 @@ def make_generators(
 def rows_per_scale(guidance: Guidance, schedule: ScaleSchedule, images: int, copies: int) -> list[int]:
     """Batch rows that each scale computes."""
     return [guidance.rows(scale.index, images, copies) for scale in schedule]
+
+
+def bring_in(part: nn.Module) -> None:
+    """Moves a part onto its device where offloading moves it at the call of its `forward`.
+
+    The loop calls the layers of a transformer one by one, so nobody else would.
+    """
+    hook = getattr(part, "_hf_hook", None)
+    if hook is not None:
+        hook.pre_forward(part)
 
 
 def check_plan(plan: GenerationPlan, method: PruningMethod | None) -> None:

@@ -203,9 +203,4 @@ def refuse_others(state: Mapping[str, Tensor], accepted: tuple[str, ...], source
         return
     if found is None:
         found = f"nothing that stepvar knows (its first keys are {', '.join(list(state)[:3])})"
-    examples = {
-        TRANSFORMERS: "the folder infinitystar_8b_480p_weights",
-        TOKENIZERS: "infinitystar_videovae.pth",
-    }
-    example = examples[accepted]
-    raise CheckpointError(f"{source} holds {found}, not {accepted[0]}; give {example}.")
+    raise CheckpointError(f"{source} holds {found}, not {accepted[0]}; give {_EXAMPLES[accepted]}.")

@@ -197,17 +197,18 @@ class InfinityStarTransformer(ModelMixin, ConfigMixin):
         config = self.config
         if config.grids is None:
             return VideoSizes.published(config.resolution)
-        settings = PyramidSettings(
-            config.semantic_scales,
-            int(config.grids[config.semantic_scales][0] * config.grids[config.semantic_scales][1]),
-            tuple(config.image_repetitions),
-            tuple(config.video_repetitions),
-            config.clip_frames,
-            config.semantic_bits,
-            config.detail_bits,
-            config.text_length,
-        )
         grids = [(int(rows), int(columns)) for rows, columns in config.grids]
+        rows, columns = grids[config.semantic_scales]
+        settings = PyramidSettings(
+            semantic_scales=config.semantic_scales,
+            detail_minimum=rows * columns,
+            image_repetitions=tuple(config.image_repetitions),
+            video_repetitions=tuple(config.video_repetitions),
+            clip_frames=config.clip_frames,
+            semantic_bits=config.semantic_bits,
+            detail_bits=config.detail_bits,
+            text_length=config.text_length,
+        )
         return VideoSizes.single(grids, settings, config.latents_per_second, config.resolution)
 
     @property
