@@ -111,6 +111,11 @@ def encode_gif(video: Video, comment: str = "") -> bytes:
     return buffer.getvalue()
 
 
+def require_support() -> None:
+    """Raises VideoSupportError when MP4 files cannot be written here."""
+    _import_av()
+
+
 def _import_av() -> Any:
     try:
         import av

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,10 +46,10 @@ def convert(
         import_silently()
         import torch
 
-        from stepvar.models.infinity.checkpoints import convert as run
-
         with Unwinding():
-            folder = run(transformer, tokenizer, text_encoder, output, dtype and getattr(torch, dtype))
+            folder = _converter(transformer)(
+                transformer, tokenizer, text_encoder, output, dtype and getattr(torch, dtype)
+            )
     stored = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     if json:
         display.print_json({"folder": str(folder), "bytes": stored})
@@ -80,6 +81,19 @@ def conformance(
         typer.echo(_describe(report))
     if not report.passed:
         raise typer.Exit(FAILED)
+
+
+def _converter(transformer: Path) -> Callable[..., Path]:
+    """The conversion for whatever model a checkpoint is of; Infinity's says what is wrong with any other."""
+    from stepvar.models.infinitystar.official import TRANSFORMERS
+    from stepvar.models.loading import Checkpoint, name_architecture
+
+    routes = (("trainer", "gpt_fsdp"), ("trainer", "gpt_wo_ddp"), ("state_dict",))
+    if name_architecture(Checkpoint.open(transformer, routes).layout) in TRANSFORMERS:
+        from stepvar.models.infinitystar.checkpoints import convert
+    else:
+        from stepvar.models.infinity.checkpoints import convert
+    return convert
 
 
 def _finite(document: dict) -> dict:

@@ -39,7 +39,13 @@ class ImageOutput(BaseOutput):
 
 
 class NextScalePipeline(DiffusionPipeline):
-    """Base of the pipelines: one generation loop, one way to pass pruning, seeds and sizes."""
+    """Base of the pipelines: one generation loop, one way to pass pruning, seeds and sizes.
+
+    Attributes:
+        draws_videos: Whether results have `.frames`, and calls take `seconds`.
+    """
+
+    draws_videos = False
 
     def resolve_pruning(self, pruning: PruningMethod | str | None) -> PruningMethod | None:
         """See `stepvar.presets.resolve_pruning`."""

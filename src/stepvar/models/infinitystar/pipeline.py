@@ -59,6 +59,7 @@ class InfinityStarPipeline(NextScalePipeline):
     Source of the defaults: FoundationVision/InfinityStar, tools/infer_*.py.
     """
 
+    draws_videos = True
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012
 
@@ -263,13 +264,14 @@ class InfinityStarPipeline(NextScalePipeline):
         pixel_budget: str | None = None,
         seconds: float | None = None,
     ) -> VideoSchedule:
-        """The scale schedule of a size or an aspect ratio, and a length.
-
-        Raises:
-            ValueError: When there is none.
-        """
+        """The scale schedule of a size or an aspect ratio, and a length; ValueError when there is none."""
         size = (height, width, aspect_ratio, pixel_budget)
         return plan_request(self.transformer.sizes, self.defaults, seconds=seconds, size=size).schedule
+
+    def known_seconds(self, image: object | None, video: object | None) -> float | None:
+        """What `summary` calls the beginning of a call with these arguments."""
+        clip = self.transformer.sizes.clip_seconds
+        return 0.0 if image is not None else clip if video is not None else None
 
     def _method(self, pruning: PruningMethod | str | None, schedule: VideoSchedule) -> PruningMethod | None:
         method = self.resolve_pruning(pruning)

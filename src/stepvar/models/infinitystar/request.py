@@ -219,7 +219,7 @@ def _clips(
     known_seconds: float | None,
 ) -> _Steps:
     """The steps of a video, or of what is left of it after its beginning."""
-    clip = sizes.settings.clip_frames / sizes.latents_per_second
+    clip = sizes.clip_seconds
     if beginning is not None:
         known_seconds = clip if beginning.is_video else 0
     if known_seconds not in (None, 0, clip):
@@ -250,7 +250,7 @@ def _interactive(
     sizes: VideoSizes, template: float, seconds: float | None, beginning: Beginning | None
 ) -> _Steps:
     """The steps of one more clip."""
-    clip = sizes.settings.clip_frames / sizes.latents_per_second
+    clip = sizes.clip_seconds
     if seconds not in (None, clip):
         raise ValueError(f"Interactive continuation draws {clip:g} seconds at a time, not {seconds:g}.")
     if beginning is not None:

@@ -67,6 +67,11 @@ class VideoSizes:
     def frames_per_second(self) -> int:
         return self.latents_per_second * FRAMES_PER_LATENT
 
+    @property
+    def clip_seconds(self) -> float:
+        """Seconds of a clip after the first frame."""
+        return self.settings.clip_frames / self.latents_per_second
+
     def frames(self, schedule: VideoSchedule) -> int:
         """Frames of a schedule's video."""
         return 1 + FRAMES_PER_LATENT * (schedule.latent_frames - 1)
