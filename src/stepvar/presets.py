@@ -30,9 +30,10 @@ PRESETS: dict[str, dict[str, StepVAR]] = {
 two skipped. "prune" skips nothing: 0.5 and 0.75 on the last two scales, the paper's ratios for HART.
 "skip" only leaves out the last two scales, to tell what skipping alone brings.
 
-InfinityStar's are for 480p: "paper" saves what the paper reports, 1.4 x, on the last three steps; "prune" 2 x on
-the last six, those from 18 rows up; "skip" leaves out the last step. At 720p the last step alone is half of
-everything, so it has plans of its own. "10s-1.4x" prunes the last three steps of both clips of 10 seconds.
+InfinityStar's are for 480p: "paper" saves what the paper reports, 1.4 x, on the last three steps; "prune"
+2 x on the last six, those from 18 rows up; "skip" leaves out the last step. At 720p the last step alone is
+half of everything, so it has plans of its own. "10s-1.4x" prunes the last three steps of both clips of 10
+seconds.
 """
 
 
