@@ -145,9 +145,7 @@ def test_tokenizer_and_transformer_are_told_apart(tmp_path):
     for key, value in make_star_tokenizer().state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value), key
     save_file({key: value.contiguous() for key, value in tokenizer.items()}, tmp_path / "vae.safetensors")
-    with pytest.raises(
-        CheckpointError, match=r"a video tokenizer of InfinityStar, not an InfinityStar trans"
-    ):
+    with pytest.raises(CheckpointError, match="a video tokenizer of InfinityStar, not an"):
         load_transformer(tmp_path / "vae.safetensors")
 
 

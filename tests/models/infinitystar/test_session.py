@@ -81,7 +81,7 @@ def test_known_clips_need_one_step_and_change_nothing(model, clips):
 
 def test_nothing_but_what_a_later_clip_sees_is_kept(model):
     _, result = draw(model)
-    # Text and one map of 4 x 3 x 5 tokens a layer (before it, one of 3 x 5), and the workspace of the longest step.
+    # A layer keeps the text, a map of 3 x 5 and one of 4 x 3 x 5 tokens; all share the longest step's room.
     config = model.config
     per_token = 2 * 2 * config.key_heads * model.head_dim * 4
     longest = 5 + 60 + 60
