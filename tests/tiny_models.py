@@ -13,7 +13,7 @@ from stepvar.generation.attention import KVCache
 from stepvar.generation.guidance import Guidance, per_scale
 from stepvar.generation.loop import Generation, generate
 from stepvar.generation.progress import Observer, ScaleReport
-from stepvar.generation.sampling import BitSampler, SamplingSettings
+from stepvar.generation.sampling import BitSampler, CodebookChoice, SamplingSettings
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.models.infinity.session import InfinitySession, TextCondition
 from stepvar.models.infinity.transformer import InfinityTransformer
@@ -57,14 +57,18 @@ def make_text(*lengths: int, seed: int = 0, channels: int = TEXT_CHANNELS) -> tu
     return tuple(torch.randn(length, channels, generator=generator) for length in lengths)
 
 
-class WatchedSession(InfinitySession):
-    """A session that remembers the cache it allocated."""
+class WatchedCache:
+    """Mixed into a session: remembers the cache that it allocated."""
 
     cache: KVCache
 
     def allocate_cache(self, plan) -> KVCache:
         self.cache = super().allocate_cache(plan)
         return self.cache
+
+
+class WatchedSession(WatchedCache, InfinitySession):
+    """A session that remembers the cache it allocated."""
 
 
 class ForcedSampler:
@@ -88,7 +92,7 @@ class Drawing:
         tensors: What the loop showed, by (name, index of the scale).
     """
 
-    session: WatchedSession
+    session: WatchedCache
     result: Generation
     tensors: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
@@ -114,11 +118,12 @@ class Drawing:
         return [(layer.length, layer.capacity) for layer in self.session.cache.layers]
 
     def fingerprint(self) -> str:
-        """A hash of every drawn bit, every kept position and the accumulated codes."""
+        """A hash of every drawn bit or code, every kept position and the accumulated codes."""
         digest = hashlib.sha256()
         for report in self.reports:
             choice = self.result.choices.get(report.plan.scale.index)
-            for value in (choice, report.kept_index):
+            drawn = choice.index if isinstance(choice, CodebookChoice) else choice
+            for value in (drawn, report.kept_index):
                 digest.update(b"-" if value is None else value.numpy().tobytes())
         digest.update(self.result.latent.numpy().tobytes())
         return digest.hexdigest()

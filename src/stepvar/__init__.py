@@ -9,13 +9,19 @@ if TYPE_CHECKING:
     from stepvar.embedded import load_embedded
     from stepvar.generation.report import Report, Summary
     from stepvar.generation.schedule import Scale, ScaleSchedule
-    from stepvar.models.infinity.checkpoints import convert
     from stepvar.models.infinity.pipeline import InfinityPipeline
     from stepvar.models.infinity.tokenizer import InfinityTokenizer
     from stepvar.models.infinity.transformer import InfinityTransformer
     from stepvar.models.infinitystar.pipeline import InfinityStarPipeline
     from stepvar.models.infinitystar.tokenizer import InfinityStarTokenizer
     from stepvar.models.infinitystar.transformer import InfinityStarTransformer
+    from stepvar.models.registry import convert
+    from stepvar.models.switti.pipeline import SwittiPipeline
+    from stepvar.models.switti.tokenizer import SwittiTokenizer
+    from stepvar.models.switti.transformer import SwittiTransformer
+    from stepvar.models.var.pipeline import VARPipeline
+    from stepvar.models.var.tokenizer import VARTokenizer
+    from stepvar.models.var.transformer import VARTransformer
     from stepvar.presets import PRESETS
     from stepvar.pruning.stepvar import StepVAR
 
@@ -37,7 +43,13 @@ _HOMES = {
     "ScaleSchedule": "stepvar.generation.schedule",
     "StepVAR": "stepvar.pruning.stepvar",
     "Summary": "stepvar.generation.report",
-    "convert": "stepvar.models.infinity.checkpoints",
+    "SwittiPipeline": "stepvar.models.switti.pipeline",
+    "SwittiTokenizer": "stepvar.models.switti.tokenizer",
+    "SwittiTransformer": "stepvar.models.switti.transformer",
+    "VARPipeline": "stepvar.models.var.pipeline",
+    "VARTokenizer": "stepvar.models.var.tokenizer",
+    "VARTransformer": "stepvar.models.var.transformer",
+    "convert": "stepvar.models.registry",
     "load_embedded": "stepvar.embedded",
 }
 
@@ -54,6 +66,12 @@ __all__ = [
     "ScaleSchedule",
     "StepVAR",
     "Summary",
+    "SwittiPipeline",
+    "SwittiTokenizer",
+    "SwittiTransformer",
+    "VARPipeline",
+    "VARTokenizer",
+    "VARTransformer",
     "convert",
     "load_embedded",
 ]

@@ -23,12 +23,15 @@ _LATE_STEPS: dict[str, StepVAR] = {
 PRESETS: dict[str, dict[str, StepVAR]] = {
     "InfinityPipeline": _LATE_SCALES,
     "InfinityStarPipeline": _LATE_STEPS,
+    "SwittiPipeline": _LATE_SCALES,
+    "VARPipeline": _LATE_SCALES,
 }
 """By class name of a pipeline, then by name.
 
 "paper" has StepVAR's ratios for Infinity: 0.4 and 0.5 on the fourth and third last scale, the last
 two skipped. "prune" skips nothing: 0.5 and 0.75 on the last two scales, the paper's ratios for HART.
-"skip" only leaves out the last two scales, to tell what skipping alone brings.
+"skip" only leaves out the last two scales, to tell what skipping alone brings. The paper has no ratios
+for Switti and VAR: there the plans are Infinity's.
 
 InfinityStar's are for 480p: "paper" saves what the paper reports, 1.4 x, on the last three steps; "prune"
 2 x on the last six, those from 18 rows up; "skip" leaves out the last step. At 720p the last step alone is

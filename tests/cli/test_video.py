@@ -108,11 +108,18 @@ def _write_sound(path) -> None:
         sound.writeframes(b"\0\1" * 800)
 
 
-@pytest.mark.parametrize("arguments", [["--seconds", 5], ["-o", "clip.mp4"], ["--frames", "-o", "clip"]])
-def test_models_of_pictures_draw_no_videos(run, model_folder, arguments):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seconds", 5], "--seconds means nothing to a InfinityPipeline"),
+        (["-o", "clip.mp4"], "-o clip.mp4 is for models that draw videos, and this one draws pictures"),
+        (["--frames", "-o", "clip"], "--frames is for models that draw videos"),
+    ],
+)
+def test_models_of_pictures_draw_no_videos(run, model_folder, arguments, message):
     result = run("generate", PROMPT, "--model", model_folder, *arguments)
     assert result.code == 2
-    assert "is for models that draw videos, and this one draws pictures" in result.stderr
+    assert message in result.stderr
 
 
 def test_without_the_extra_an_mp4_is_refused_before_any_work(run, video_model, monkeypatch):

@@ -15,6 +15,7 @@ from stepvar.cli import display
 from stepvar.cli.errors import InputError, explain_errors
 from stepvar.cli.groups import with_option_groups
 from stepvar.cli.models import (
+    check_options,
     check_prompts,
     note_other_aspect,
     open_pipeline,
@@ -48,7 +49,10 @@ if TYPE_CHECKING:
     from stepvar.generation.report import Report
     from stepvar.models.pipeline import NextScalePipeline
 
-Prompts = Annotated[list[str], typer.Argument(help="What the pictures show, one prompt or several.")]
+Prompts = Annotated[
+    list[str],
+    typer.Argument(help="What the pictures show, one prompt or several; classes for a model of classes."),
+]
 Batch = Annotated[int, typer.Option(min=1, max=4096, help="Pictures drawn at a time: more take more memory.")]
 
 _FRESH_SEEDS = 2**31
@@ -69,7 +73,7 @@ def generate(
     output: MediaOutput = None,
     json: Json = False,
 ) -> None:
-    """Draw pictures, or videos, of prompts.
+    """Draw pictures, or videos, of prompts, or of classes.
 
     Each is written with its settings inside, by default named after its prompt and seed.
     """
@@ -83,6 +87,7 @@ def generate(
     suggestions = [f"{slug(entry)}-{own_seed}" for entry, own_seed in jobs]
     with quiet_libraries():
         pipeline = open_pipeline(model)
+        check_options(pipeline, settings)
         check_prompts(pipeline, sampling.texts(prompt))
         note_other_aspect(pipeline, dimensions)
         destination = check_media(pipeline, video, wanted)
@@ -154,8 +159,8 @@ class _Drawn:
             merged["peak_bytes"] = max(merged["peak_bytes"], other["peak_bytes"])
             merged["cache_bytes"] = max(merged["cache_bytes"], other["cache_bytes"])
             merged["seeds"] += other["seeds"]
-            for name in ("prompts", "negative_prompts"):
-                if other["settings"][name] is not None:
+            for name in _PER_PICTURE:
+                if other["settings"].get(name) is not None:
                     merged["settings"][name] += other["settings"][name]
             for stage, spent in other["stages"].items():
                 merged["stages"][stage] += spent
@@ -217,8 +222,11 @@ def _draw(
     return drawn
 
 
-_SAMPLING_ONLY = ("negative_prompt", "temperature", "top_k", "top_p", "image", "video")
+_SAMPLING_ONLY = ("negative_prompt", "temperature", "top_k", "top_p", "smooth", "image", "video")
 """Arguments of a call that its summary does not depend on."""
+
+_PER_PICTURE = ("prompts", "negative_prompts", "class_labels")
+"""Settings in a report that are a list with one entry a picture."""
 
 
 def _write(
@@ -228,9 +236,7 @@ def _write(
     report: Report,
     frames_per_second: float,
 ) -> None:
-    shared = {
-        key: value for key, value in report.settings.items() if key not in ("prompts", "negative_prompts")
-    }
+    shared = {key: value for key, value in report.settings.items() if key not in _PER_PICTURE}
     negatives = report.settings.get("negative_prompts")
     scales = [
         {"scale": str(entry.plan.scale), "kept": entry.plan.kept, "skipped": entry.plan.skipped}
@@ -258,7 +264,8 @@ def summary(
     size: SizeChoice,
     seconds: Annotated[int | None, typer.Option(min=0, help="Of a video; 0 is a picture.")] = None,
     guidance: Annotated[
-        str | None, typer.Option(metavar="X[,X...]", help="Guidance, one number or one a scale; 1 is off.")
+        str | None,
+        typer.Option(metavar="X[,X...]", help="Guidance, one number or one a scale."),
     ] = None,
     number: Annotated[int, typer.Option("-n", "--number", min=1, help="Pictures in a batch.")] = 1,
     json: Json = False,
@@ -271,6 +278,7 @@ def summary(
     settings = {**size.arguments(), **sampling, "pruning": plan.method()}
     with quiet_libraries():
         pipeline = open_pipeline(model)
+        check_options(pipeline, settings)
         note_other_aspect(pipeline, size.arguments())
         if seconds is not None:
             check_media(pipeline, VideoChoice(seconds), Destination(Path()))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from stepvar.cli.errors import InputError, is_out_of_memory, one_line
-from stepvar.cli.options import ModelChoice
+from stepvar.cli.options import OPTION_NAMES, ModelChoice
 
 if TYPE_CHECKING:
     import torch
@@ -252,22 +252,26 @@ def note_other_aspect(pipeline: NextScalePipeline, size: Mapping[str, Any]) -> N
         typer.echo(f"Note: this model's nearest to that aspect ratio is {width}x{height} pixels.", err=True)
 
 
-def check_prompts(pipeline: NextScalePipeline, prompts: Sequence[str]) -> None:
-    """Refuses prompts that are longer than the model reads, which a pipeline would cut.
+def check_options(pipeline: NextScalePipeline, arguments: Mapping[str, Any]) -> None:
+    """Refuses options that mean nothing to a model.
+
+    Args:
+        arguments: Keyword arguments for the pipeline's call.
 
     Raises:
-        InputError: Naming both lengths.
+        InputError: Naming the options.
     """
-    tokenizer = getattr(pipeline, "tokenizer", None)
-    if tokenizer is None or getattr(pipeline, "text_encoder", None) is None:
-        raise InputError(
-            "The model has no text encoder: convert it with 'stepvar convert --text-encoder DIR'."
-        )
-    longest = pipeline.transformer.config.text_length
-    for prompt in prompts:
-        length = len(tokenizer(prompt, verbose=False).input_ids)
-        if length > longest:
-            raise InputError(
-                f"The prompt has {length} tokens, but the model reads at most {longest}: shorten it by "
-                f"{length - longest} ({prompt[:60]!r}...)."
-            )
+    known = inspect.signature(type(pipeline).__call__).parameters
+    foreign = sorted({OPTION_NAMES[name] for name in arguments if name not in known})
+    if foreign:
+        which = f"{' and '.join(foreign)} mean{'s' if len(foreign) == 1 else ''}"
+        raise InputError(f"{which} nothing to a {type(pipeline).__name__}: leave it out.")
+
+
+def check_prompts(pipeline: NextScalePipeline, prompts: Sequence[str]) -> None:
+    """Refuses what a model cannot draw, and prompts that it would cut.
+
+    Raises:
+        ValueError: Saying what is wrong.
+    """
+    pipeline.check_prompts(prompts)

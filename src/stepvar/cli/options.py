@@ -18,12 +18,26 @@ if TYPE_CHECKING:
 
     from stepvar.pruning.base import PruningMethod
 
-EXAMPLE_PROMPT = "two yellow stars above a striped blue ring on sand"
-
 DTYPES = ("float32", "bfloat16", "float16")
 
-Prompt = Annotated[str, typer.Argument(help="What the picture shows.")]
-ExamplePrompt = Annotated[str, typer.Argument(help="What the pictures show; any prompt takes the same time.")]
+OPTION_NAMES = {
+    "negative_prompt": "--negative",
+    "temperature": "--temperature",
+    "smooth": "--smooth",
+    "aspect_ratio": "--aspect",
+    "pixel_budget": "--budget",
+    "seconds": "--seconds",
+    "image": "--image",
+    "video": "--video",
+}
+"""Options that some models have no use for, by the argument of a pipeline's call."""
+
+Prompt = Annotated[
+    str, typer.Argument(help="What the picture shows; for a model of classes a class, by number or name.")
+]
+ExamplePrompt = Annotated[
+    str | None, typer.Argument(help="What the pictures show, an example by default; all take the same time.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else, on stdout.")]
 Output = Annotated[
     Path | None,
@@ -171,13 +185,17 @@ class SamplingChoice:
 
     negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What to steer away from.")] = None
     guidance: Annotated[
-        str | None, typer.Option(metavar="X[,X...]", help="Guidance, one number or one a scale; 1 is off.")
+        str | None,
+        typer.Option(metavar="X[,X...]", help="Guidance, one number or one a scale."),
     ] = None
     temperature: Annotated[
         str | None, typer.Option(metavar="X[,X...]", help="Above 0, one number or one a scale.")
     ] = None
-    top_k: Annotated[int | None, typer.Option(min=0, help="1 takes the likelier bit; 0 is off.")] = None
-    top_p: Annotated[float | None, typer.Option(help="Drops bits rarer than 1 - X; 0 is off.")] = None
+    top_k: Annotated[int | None, typer.Option(min=0, help="1 takes the likeliest; 0 is off.")] = None
+    top_p: Annotated[float | None, typer.Option(help="Drops the rarest 1 - X; 0 is off.")] = None
+    smooth: Annotated[
+        bool | None, typer.Option("--smooth/--no-smooth", help="Mix codes instead of picking one.")
+    ] = None
 
     def texts(self, prompts: Sequence[str]) -> list[str]:
         """Everything that the text encoder will read."""
@@ -187,7 +205,12 @@ class SamplingChoice:
         """Keyword arguments for a pipeline's call."""
         if self.negative is not None and not self.negative.strip():
             raise InputError("--negative is empty: say what to steer away from, or leave it out.")
-        given = {"negative_prompt": self.negative, "top_k": self.top_k, "top_p": self.top_p}
+        given = {
+            "negative_prompt": self.negative,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "smooth": self.smooth,
+        }
         arguments = {name: value for name, value in given.items() if value is not None}
         if self.guidance is not None:
             arguments["guidance_scale"] = parse_numbers(self.guidance, "--guidance")

@@ -1,4 +1,4 @@
-"""Proof of fidelity: runs our models on golden cases of the official code and compares everything."""
+"""Proof of fidelity: runs our models on golden cases of official code and compares every stored tensor."""
 
 from __future__ import annotations
 
@@ -7,12 +7,7 @@ from pathlib import Path
 
 from stepvar.conformance.case import Case, CaseError
 from stepvar.conformance.report import CaseReport
-
-_RUNNERS = {
-    "FoundationVision/Infinity": "stepvar.conformance.infinity",
-    "FoundationVision/InfinityStar": "stepvar.conformance.infinitystar",
-}
-"""Module that runs the cases of a repository."""
+from stepvar.models.registry import MODELS
 
 __all__ = ["CaseError", "CaseReport", "run_case"]
 
@@ -29,16 +24,15 @@ def run_case(folder: Path) -> CaseReport:
         CheckpointError: When its weights are missing or damaged.
     """
     case = Case.load(folder)
-    repository = str(case.info.get("official_repo", "")).split(" ")[0]
-    if repository in _RUNNERS:
-        runner = import_module(_RUNNERS[repository])
-        try:
-            return runner.run(case)
-        except (LookupError, TypeError, RuntimeError) as error:
-            raise CaseError(
-                f"{folder} cannot be run, its case.json and its tensors do not fit together: {error!r}."
-            ) from error
-    raise CaseError(
-        f"{folder} was made by {repository or 'an unnamed repository'}; "
-        f"cases of {' and '.join(_RUNNERS)} can be run."
-    )
+    runners = {model.repository: model.conformance for model in MODELS}
+    if case.repository not in runners:
+        raise CaseError(
+            f"{folder} was made by {case.repository or 'an unnamed repository'}; "
+            f"cases of {', '.join(runners)} can be run."
+        )
+    try:
+        return import_module(runners[case.repository]).run(case)
+    except (LookupError, TypeError, RuntimeError) as error:
+        raise CaseError(
+            f"{folder} cannot be run, its case.json and its tensors do not fit together: {error!r}."
+        ) from error

@@ -53,6 +53,30 @@ class Case:
         return cls(folder, info, tensors)
 
     @property
+    def repository(self) -> str:
+        """The official repository, owner/name; empty when the case names none."""
+        official = self.info.get("official_repo") or self.info.get("official", "")
+        named = official.get("repo", "") if isinstance(official, dict) else official
+        return str(named).split(" ")[0]
+
+    def state(self, part: str) -> dict[str, Tensor]:
+        """Official weights of a part, "transformer" for example, in float32: the stored values are exact.
+
+        Raises:
+            CaseError: When the case does not name them, or the file cannot be read.
+        """
+        weights = self.info.get("weights")
+        named = weights.get(part, weights.get("file")) if isinstance(weights, dict) else weights
+        named = named.get("file") if isinstance(named, dict) else named
+        if not isinstance(named, str):
+            raise CaseError(f"{self.folder / 'case.json'} does not say where the weights of {part!r} are.")
+        try:
+            state = load_file(self.folder / named)
+        except (OSError, SafetensorError) as error:
+            raise CaseError(f"The weights '{self.folder / named}' cannot be read: {error}.") from error
+        return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+
+    @property
     def weights(self) -> Path:
         """Folder or file that `case.json` names as the weights; the case's own folder by default."""
         named = str(self.info.get("weights", ".")).split(" ")[0]
@@ -92,10 +116,12 @@ class Comparison:
 
     Args:
         case: The case.
+        relative: See `compare`.
     """
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, relative: float | None = None) -> None:
         self.case = case
+        self.relative = relative
         self.report = CaseReport(str(case.folder))
 
     def take(self, name: str) -> Tensor:
@@ -116,7 +142,12 @@ class Comparison:
         if stored is None:
             return
         picture = "uint8" in name
-        self.report.tensors[name] = compare(self.case.sliced(name, computed.detach()), stored, picture)
+        sliced = self.case.sliced(name, computed.detach())
+        self.report.tensors[name] = compare(sliced, stored, picture, self.relative)
+
+    def require(self, name: str, computed: Tensor, expected: Tensor) -> None:
+        """Compares with what follows from stored tensors, under a name of our own."""
+        self.report.tensors[name] = compare(computed.detach(), expected, relative=self.relative)
 
     def finish(self) -> CaseReport:
         """Names what was neither compared nor used."""

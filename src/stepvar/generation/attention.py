@@ -1,4 +1,4 @@
-"""What self-attention remembers: the KV cache of inference, the block-causal view of training.
+"""What self-attention remembers: the KV cache of inference, nothing, or the block-causal view of training.
 
 All answer one call, `attend(query, key, value)`, so that a block is written once.
 Shapes: R rows (conditional, then unconditional), H heads, N tokens, c channels of a head.
@@ -48,6 +48,15 @@ class Memory(Protocol):
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         """Attends from query [R, H, N, c]; returns [R, H, N, c]."""
         ...
+
+
+class Cache(Protocol):
+    """The memory of every layer, and what it takes."""
+
+    @property
+    def bytes(self) -> int: ...
+
+    def __getitem__(self, layer: int) -> Memory: ...
 
 
 class LayerCache:
@@ -235,6 +244,21 @@ class KVCache:
 
     def __getitem__(self, layer: int) -> LayerCache | WindowLayerCache:
         return self.layers[layer]
+
+
+class NoCache:
+    """Nothing is remembered: the tokens of a scale see one another and no earlier scale.
+
+    Stands in for a `KVCache`, and for the memory of each of its layers.
+    """
+
+    bytes = 0
+
+    def __getitem__(self, layer: int) -> NoCache:
+        return self
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        return attention(query, key, value, scale)
 
 
 class BlockCausal:

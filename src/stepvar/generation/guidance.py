@@ -38,6 +38,8 @@ class Guidance:
         layers: Layers after which both copies are replaced by their mixture.
         at_logits: Whether the logits are mixed.
         release: Stop computing the unconditional copies after the last scale that mixes them.
+        remembers: Whether scales read what unconditional copies left in a cache; if not, they are computed
+            only at the scales that mix them.
 
     Source: `cfg_list` and `cfg_insertion_layer` of FoundationVision/Infinity, models/infinity.py.
     """
@@ -46,6 +48,7 @@ class Guidance:
     layers: frozenset[int] = frozenset()
     at_logits: bool = True
     release: bool = True
+    remembers: bool = True
 
     @property
     def active(self) -> bool:
@@ -54,7 +57,8 @@ class Guidance:
 
     def rows(self, scale: int, images: int, copies: int) -> int:
         """Rows to compute at a scale, of a batch of `images` in `copies` (1 or 2) copies."""
-        if self.release and all(weight == 1.0 for weight in self.weights[scale:]):
+        needed = self.weights[scale:] if self.remembers else self.weights[scale : scale + 1]
+        if self.release and all(weight == 1.0 for weight in needed):
             return images
         return images * copies
 

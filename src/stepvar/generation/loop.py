@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
-from stepvar.generation.attention import KVCache, Memory
+from stepvar.generation.attention import Cache, Memory
 from stepvar.generation.guidance import Guidance
 from stepvar.generation.progress import Observer, ScaleReport, Stopwatch
 from stepvar.generation.schedule import Scale, ScaleSchedule
@@ -37,8 +37,8 @@ class Session(Protocol):
     copies: int
     latent: Tensor
 
-    def allocate_cache(self, plan: GenerationPlan) -> KVCache:
-        """Allocates the KV cache for exactly the tokens of the plan."""
+    def allocate_cache(self, plan: GenerationPlan) -> Cache:
+        """Allocates the KV cache for exactly the tokens of the plan, or `NoCache` where scales share none."""
         ...
 
     def embed(self, scale: Scale, rows: int) -> tuple[Tensor, Tokens]:
@@ -53,11 +53,11 @@ class Session(Protocol):
         """Logits of the first rows' hidden states [rows, N, C], value last."""
         ...
 
-    def commit(self, scale: Scale, choice: Tensor, hidden: Tensor) -> None:
+    def commit(self, scale: Scale, choice: Any, hidden: Tensor) -> None:
         """Adds the sampled values of a scale to the latent.
 
         Args:
-            choice: What the sampler drew, [B, N, ...].
+            choice: What the sampler drew.
             hidden: [rows, N, C] hidden states that the logits came from.
         """
         ...
@@ -70,13 +70,13 @@ class Sampler(Protocol):
         """What a scale's logits are divided by, before guidance."""
         ...
 
-    def sample(self, logits: Tensor, scale: Scale) -> Tensor:
-        """Draws [B, N, ...] from guided logits."""
+    def sample(self, logits: Tensor, scale: Scale) -> Any:
+        """Draws from guided logits, in the form that the session commits: a tensor [B, N, ...] or several."""
         ...
 
 
-Probe = Callable[[str, Scale, Tensor], None]
-"""Called with (name, scale, tensor) at the loop's landmarks; see `generate`."""
+Probe = Callable[[str, Scale, Any], None]
+"""Called with (name, scale, value) at the loop's landmarks; see `generate`."""
 
 
 @dataclass
@@ -91,7 +91,7 @@ class Generation:
     """
 
     latent: Tensor
-    choices: dict[int, Tensor] = field(default_factory=dict)
+    choices: dict[int, Any] = field(default_factory=dict)
     scales: list[ScaleReport] = field(default_factory=list)
     cache_bytes: int = 0
 
@@ -118,7 +118,7 @@ def generate(
         sampler: Draws the values.
         pruning: A pruning method's configuration; None runs everything.
         observer: Hears of every scale.
-        probe: Sees intermediate tensors: "input" of the first layer, "layer 0", "layer 1", ... (what
+        probe: Sees intermediate values: "input" of the first layer, "layer 0", "layer 1", ... (what
             leaves a layer: living tokens only, before guidance), "logits" (after temperature and
             guidance), "choice" and "latent".
 
@@ -156,12 +156,12 @@ def run_scale(
     session: Session,
     scale: Scale,
     rows: int,
-    cache: KVCache,
+    cache: Cache,
     pruner: Pruner,
     guidance: Guidance,
     sampler: Sampler,
     probe: Probe | None,
-) -> Tensor:
+) -> Any:
     """One scale: embed, run the layers, sample, commit. Returns the sampled values."""
     hidden, tokens = session.embed(scale, rows)
     _show(probe, "input", scale, hidden)
@@ -185,6 +185,6 @@ def run_scale(
     return choice
 
 
-def _show(probe: Probe | None, name: str, scale: Scale, tensor: Tensor) -> None:
+def _show(probe: Probe | None, name: str, scale: Scale, value: Any) -> None:
     if probe is not None:
-        probe(name, scale, tensor)
+        probe(name, scale, value)

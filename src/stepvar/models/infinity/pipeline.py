@@ -28,13 +28,10 @@ from stepvar.models.pipeline import (
     ImageOutput,
     NextScalePipeline,
     as_prompts,
-    check_plan,
     describe,
     make_generators,
-    peak_memory,
     reset_peak_memory,
     rows_per_scale,
-    to_output,
 )
 from stepvar.pruning.base import PruningMethod
 
@@ -162,13 +159,13 @@ class InfinityPipeline(NextScalePipeline):
             schedule,
             self._guidance(guidance_scale, guidance_layers, len(schedule)),
             self._sampling(temperature, top_k, top_p, len(schedule)),
-            self._method(pruning, schedule),
+            self.plan_method(pruning, schedule),
             generators,
             seeds,
         )
         embeds = (prompt_embeds, negative_prompt_embeds)
         latent, report = self._generate(request, num_images_per_prompt, embeds, observer)
-        return self._decode(latent, report, output_type)
+        return self.decode_output(latent, report, output_type)
 
     def summary(
         self,
@@ -192,7 +189,7 @@ class InfinityPipeline(NextScalePipeline):
             ValueError: As `__call__` would.
         """
         schedule = self.schedule(height, width, aspect_ratio, pixel_budget)
-        method = self._method(pruning, schedule)
+        method = self.plan_method(pruning, schedule)
         guidance = self._guidance(guidance_scale, (0,), len(schedule))
         rows = rows_per_scale(guidance, schedule, images, 2 if guidance.active else 1)
         depth = len(self.transformer.blocks)
@@ -233,11 +230,6 @@ class InfinityPipeline(NextScalePipeline):
                 " and ".join(trained), pixels[1], pixels[0],
             )  # fmt: skip
         return schedule
-
-    def _method(self, pruning: PruningMethod | str | None, schedule: ScaleSchedule) -> PruningMethod | None:
-        method = self.resolve_pruning(pruning)
-        check_plan(plan_generation(method, schedule, len(self.transformer.blocks)), method)
-        return method
 
     def _negatives(self, negative: str | Sequence[str] | None, prompts: int) -> list[str] | None:
         if negative is None or negative == "":
@@ -367,14 +359,3 @@ class InfinityPipeline(NextScalePipeline):
                 "dtype": str(self.transformer.compute_dtype).removeprefix("torch."),
             }
         )
-
-    def _decode(self, latent: Tensor, report: Report, output_type: str) -> ImageOutput:
-        device = latent.device
-        watch = Stopwatch(device)
-        watch.mark()
-        images = latent if output_type == "latent" else to_output(self.vae.decode(latent), output_type)
-        watch.mark()
-        report.stages["decode"] = watch.seconds(0)
-        report.peak_bytes = peak_memory(device)
-        self.maybe_free_model_hooks()
-        return ImageOutput(images=images, report=report)

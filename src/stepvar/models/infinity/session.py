@@ -12,9 +12,10 @@ from torch import Tensor
 from stepvar.generation.attention import KVCache, Memory
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.generation.tokens import Tokens
-from stepvar.models.infinity.quantizer import codes_from_bits, latent_bits_from_tokens, resize_bilinear
+from stepvar.models.infinity.quantizer import codes_from_bits, latent_bits_from_tokens
 from stepvar.models.infinity.transformer import InfinityTransformer
 from stepvar.models.layers import padding_mask
+from stepvar.models.resizing import resize_bilinear
 from stepvar.pruning.base import Branch
 from stepvar.pruning.plan import GenerationPlan
 

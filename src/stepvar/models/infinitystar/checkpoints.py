@@ -5,16 +5,15 @@ Source of the file forms: FoundationVision/InfinityStar (MIT), tools/run_infinit
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-import diffusers
 import torch
 from torch import Tensor
 
+from stepvar.models.folders import write_index
 from stepvar.models.infinity.text import load_text_encoder, load_text_tokenizer
 from stepvar.models.infinitystar.official import (
     UNUSED,
@@ -230,12 +229,7 @@ def convert(
             transformer = load_transformer(transformer_path, dtype)
         transformer.save_pretrained(folder / "transformer")
         tokenizer.save_pretrained(folder / "vae")
-        index = {
-            "_class_name": "InfinityStarPipeline",
-            "_diffusers_version": diffusers.__version__,
-            **components,
-        }
-        (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+        write_index(folder, "InfinityStarPipeline", components)
     return Path(output_dir).expanduser()
 
 
