@@ -115,16 +115,17 @@ def _open_folder(folder: Path, index: Mapping[str, Any], dtype: torch.dtype) -> 
     Raises:
         InputError, CheckpointError: When something is missing, damaged, executable, or of another model.
     """
-    from stepvar.models.infinity.text import load_text_encoder
     from stepvar.models.loading import CheckpointError
+    from stepvar.models.registry import TEXT_ENCODERS
 
     kind = _pipeline_class(folder, index)
     parts = {name: _check_part(folder, name, index.get(name)) for name in _part_names(kind)}
     given: dict[str, Any] = {}
     try:
-        if parts.get("text_encoder") == "T5EncoderModel":
-            # transformers itself goes on with random numbers where weights are missing.
-            given["text_encoder"] = load_text_encoder(folder / "text_encoder", dtype)
+        for name, part in parts.items():
+            if part in TEXT_ENCODERS:
+                # transformers itself goes on with random numbers where weights are missing.
+                given[name] = import_module(TEXT_ENCODERS[part]).load_text_encoder(folder / name, dtype)
         pipeline = kind.from_pretrained(folder, torch_dtype=dtype, local_files_only=True, **given)
         _try_text(pipeline)
         pipeline.summary()
@@ -210,12 +211,17 @@ def _check_our_part(path: Path, library: str, kind: str) -> None:
 
 
 def _try_text(pipeline: NextScalePipeline) -> None:
-    """Runs the text encoder on two tokens: a damaged configuration shows only then."""
+    """Runs the text encoders on two tokens: a damaged configuration shows only then."""
+    for suffix in ("", "_2"):
+        encoder = getattr(pipeline, f"text_encoder{suffix}", None)
+        tokenizer = getattr(pipeline, f"tokenizer{suffix}", None)
+        if encoder is not None and tokenizer is not None:
+            _try_encoder(encoder, tokenizer)
+
+
+def _try_encoder(encoder: Any, tokenizer: Any) -> None:
     import torch
 
-    encoder, tokenizer = getattr(pipeline, "text_encoder", None), getattr(pipeline, "tokenizer", None)
-    if encoder is None or tokenizer is None:
-        return
     with torch.no_grad():
         encoder(input_ids=torch.zeros(1, 2, dtype=torch.long, device=encoder.device))
     largest = max(tokenizer.get_vocab().values())
@@ -265,7 +271,7 @@ def check_options(pipeline: NextScalePipeline, arguments: Mapping[str, Any]) -> 
     foreign = sorted({OPTION_NAMES[name] for name in arguments if name not in known})
     if foreign:
         which = f"{' and '.join(foreign)} mean{'s' if len(foreign) == 1 else ''}"
-        raise InputError(f"{which} nothing to a {type(pipeline).__name__}: leave it out.")
+        raise InputError(f"{which} nothing to {type(pipeline).__name__}: leave it out.")
 
 
 def check_prompts(pipeline: NextScalePipeline, prompts: Sequence[str]) -> None:

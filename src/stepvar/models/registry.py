@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepvar.models.loading import Checkpoint, name_architecture
+from stepvar.models.loading import Checkpoint, CheckpointError, name_architecture
 
 if TYPE_CHECKING:
     import torch
@@ -67,6 +67,12 @@ MODELS = (
     ),
 )
 
+TEXT_ENCODERS = {
+    "CLIPTextModel": "stepvar.models.switti.text",
+    "T5EncoderModel": "stepvar.models.infinity.text",
+}
+"""Module whose `load_text_encoder` loads a text encoder strictly, by its class."""
+
 
 def convert(
     transformer_path: PathLike,
@@ -102,11 +108,17 @@ def convert(
 
 
 def model_of(transformer_path: PathLike) -> ModelEntry:
-    """The model that a transformer belongs to; of an unknown one the first, whose reader says what it is.
+    """The model that a transformer belongs to, under the official names or ours.
 
     Raises:
-        CheckpointError: When the file is missing, damaged or not a checkpoint.
+        CheckpointError: When the file is missing, damaged, not a checkpoint or of none of them.
     """
     routes = [route for entry in MODELS for route in entry.routes]
-    found = name_architecture(Checkpoint.open(transformer_path, routes).layout)
-    return next((entry for entry in MODELS if entry.architecture == found), MODELS[0])
+    layout = Checkpoint.open(transformer_path, routes).layout
+    found = name_architecture(layout)
+    for entry in MODELS:
+        if found is not None and found.startswith(entry.architecture):
+            return entry
+    found = found or f"nothing that stepvar knows (its first keys are {', '.join(list(layout)[:3])})"
+    known = ", ".join(entry.architecture for entry in MODELS)
+    raise CheckpointError(f"'{transformer_path}' holds {found}; a transformer is needed: {known}.")

@@ -144,6 +144,12 @@ def test_conversion_changes_the_number_format(files, tmp_path):
     assert stored["position_embedding"].dtype == torch.float32
 
 
+def test_a_converted_folder_converts_again(files, tmp_path):
+    first = convert(*files, None, tmp_path / "first")
+    second = convert(first / "transformer", first / "vae", None, tmp_path / "second")
+    assert_same_weights(load_transformer(second / "transformer"), load_transformer(first / "transformer"))
+
+
 def test_a_wrong_conversion_leaves_nothing_behind(files, tmp_path):
     save_file(
         tokenizer_to_official(make_vector_tokenizer().state_dict(), make_vector_tokenizer().config),
@@ -156,7 +162,7 @@ def test_a_wrong_conversion_leaves_nothing_behind(files, tmp_path):
         convert(*files, tmp_path, tmp_path / "out")
     with pytest.raises(CheckpointError, match="does not name the 6 classes"):
         convert(*files, None, tmp_path / "out", labels=tmp_path / "two.txt")
-    with pytest.raises(CheckpointError, match="holds a visual tokenizer of the VAR family"):
+    with pytest.raises(CheckpointError, match="tokenizer of the VAR family; a transformer is needed"):
         convert(files[1], files[0], None, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -246,6 +246,8 @@ def convert(
     Raises:
         CheckpointError: When an input cannot be used, the inputs do not fit each other, or the folder exists.
     """
+    if isinstance(text_encoder, (list, tuple)):
+        raise CheckpointError(f"Infinity reads one text encoder, but {len(text_encoder)} were given.")
     with staged_folder(output_dir) as folder:
         # Without a change of format nothing is read yet, so a wrong pair is refused at once.
         transformer = load_transformer(transformer_path)

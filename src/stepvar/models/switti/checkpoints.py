@@ -18,7 +18,7 @@ from stepvar.models.loading import CheckpointError, staged_folder
 from stepvar.models.official import OfficialFormat
 from stepvar.models.square_schedules import LEVELS
 from stepvar.models.switti.official import DERIVED, MASK, infer_config, rename, to_official
-from stepvar.models.switti.text import load_text_encoder
+from stepvar.models.switti.text import load_text_encoder, load_text_tokenizer
 from stepvar.models.switti.tokenizer import SwittiTokenizer
 from stepvar.models.switti.transformer import SwittiTransformer
 from stepvar.models.vector_checkpoints import check_pair, load_vector_tokenizer
@@ -143,7 +143,7 @@ def _save_text_encoders(
     paths: Sequence[PathLike], transformer: SwittiTransformer, folder: Path
 ) -> dict[str, tuple[str, str]]:
     """Saves text encoders and tokenizers beside the other components; returns their entries in the index."""
-    loaded = [load_text_encoder(path) for path in paths]
+    loaded = [(load_text_encoder(path), load_text_tokenizer(path)) for path in paths]
     widths = [encoder.config.hidden_size for encoder, _ in loaded]
     wanted = (transformer.config.text_channels, transformer.config.pooled_channels)
     if (sum(widths), widths[1]) != wanted:

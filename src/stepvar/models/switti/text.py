@@ -103,34 +103,52 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, max_length: int) 
 
 
 def load_text_encoder(
-    path: str | os.PathLike[str], dtype: torch.dtype | str = "auto"
-) -> tuple[CLIPTextModel, PreTrainedTokenizerBase]:
-    """Loads the text half of a CLIP folder, and its tokenizer.
+    path: str | os.PathLike[str], dtype: torch.dtype | str = "auto", device: torch.device | str | None = None
+) -> CLIPTextModel:
+    """Loads the text half of a CLIP folder.
 
     Args:
         path: A local transformers folder, of openai/clip-vit-large-patch14 for example.
         dtype: Number format; "auto" is the file's.
+        device: Where the weights go; None is the CPU.
 
     Raises:
         CheckpointError: When the folder holds no CLIP that can be read.
     """
-    from transformers import AutoTokenizer, CLIPTextModel
+    from transformers import CLIPTextModel
 
     try:
         encoder, report = CLIPTextModel.from_pretrained(
             path, torch_dtype=dtype, local_files_only=True, output_loading_info=True
         )
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except Exception as error:  # transformers raises almost any type for a damaged folder
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
-        raise CheckpointError(
-            f"The text encoder in '{path}' cannot be loaded ({reason}); "
-            "give a folder of CLIP such as clip-vit-large-patch14."
-        ) from error
+        raise _unreadable("text encoder", path, error) from error
     if report["missing_keys"]:
         # transformers would go on with random numbers in their place.
         lost = sorted(report["missing_keys"])
         raise CheckpointError(
             f"The text encoder in '{path}' lacks {len(lost)} weights, e.g. {lost[0]}; fetch it again."
         )
-    return encoder.eval(), tokenizer
+    return encoder.to(device).eval()
+
+
+def load_text_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
+    """Loads the tokenizer of a CLIP folder.
+
+    Raises:
+        CheckpointError: When the folder holds no tokenizer that can be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except Exception as error:  # as above
+        raise _unreadable("text tokenizer", path, error) from error
+
+
+def _unreadable(what: str, path: str | os.PathLike[str], error: Exception) -> CheckpointError:
+    reason = str(error).strip().partition("\n")[0].rstrip(".")
+    return CheckpointError(
+        f"The {what} in '{path}' cannot be loaded ({reason}); "
+        "give a folder of CLIP such as clip-vit-large-patch14."
+    )
