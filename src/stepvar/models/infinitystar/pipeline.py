@@ -183,10 +183,11 @@ class InfinityStarPipeline(NextScalePipeline):
         )
         request.require_beginning()
         method = self._method(pruning, request.schedule)
+        negatives = self._negatives(negative_prompt, len(prompts))
         generators, seeds = make_generators(len(prompts), seed, generator)
         watch = Stopwatch(self._execution_device)
         watch.mark()
-        texts = self._texts(prompts, negative_prompt, request, prompt_embeds, negative_prompt_embeds)
+        texts = self._texts(prompts, negatives, request, prompt_embeds, negative_prompt_embeds)
         watch.mark()
         decoding = (decode_chunk, decode_tile)
         drawn = [
@@ -199,7 +200,7 @@ class InfinityStarPipeline(NextScalePipeline):
         report.settings = {
             "model": self.config.get("_name_or_path") or type(self).__name__,
             "prompts": prompts,
-            "negative_prompts": self._negatives(negative_prompt, len(prompts)),
+            "negative_prompts": negatives,
             **request.describe(method),
             "dtype": str(self.transformer.compute_dtype).removeprefix("torch."),
         }
@@ -283,7 +284,7 @@ class InfinityStarPipeline(NextScalePipeline):
     def _texts(
         self,
         prompts: list[str],
-        negative: str | Sequence[str] | None,
+        negatives: list[str] | None,
         request: Request,
         embeds: Sequence[Tensor] | None,
         negative_embeds: Sequence[Tensor] | None,
@@ -294,12 +295,12 @@ class InfinityStarPipeline(NextScalePipeline):
             embeds = self._encode([worded(prompt, *style) for prompt in prompts])
         if not request.guidance.active:
             return [TextPrefix(text) for text in embeds]
-        negatives = self._negatives(negative, len(embeds))
         if negative_embeds is None and negatives:
             negative_embeds = self._encode(negatives)
         if negative_embeds is None:
             bring_in(self.transformer)
-            return [TextPrefix(text, self.transformer.unconditional(len(text))) for text in embeds]
+            blank, device = self.transformer.unconditional, self._execution_device
+            return [TextPrefix(text, blank(len(text), device)) for text in embeds]
         if len(negative_embeds) != len(embeds):
             raise ValueError(f"{len(embeds)} prompts need as many negatives; got {len(negative_embeds)}.")
         return [TextPrefix(*pair) for pair in zip(embeds, negative_embeds, strict=True)]

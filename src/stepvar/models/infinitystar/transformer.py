@@ -229,10 +229,13 @@ class InfinityStarTransformer(ModelMixin, ConfigMixin):
         """Rotary tables for the tokens of a schedule."""
         return RotaryTables(self.head_dim, position_grid, device)
 
-    def unconditional(self, tokens: int) -> Tensor:
-        """Learned text features that stand for no prompt of that many tokens, [L, E] in float32."""
-        places = torch.arange(tokens, device=self.unconditional_text.weight.device)
-        return self.unconditional_text(places).float()
+    def unconditional(self, tokens: int, device: torch.device | None = None) -> Tensor:
+        """Learned text features that stand for no prompt of that many tokens, [L, E] in float32.
+
+        Args:
+            device: Where the model runs; by default where its weights are.
+        """
+        return self.unconditional_text(torch.arange(tokens, device=device or self.device)).float()
 
     def embed_text(self, text: Tensor) -> Tensor:
         """Text features [..., E] -> prefix tokens [..., C] in float32."""
