@@ -51,6 +51,8 @@ def read_video(path: str | os.PathLike[str]) -> Video:
         raise ValueError(f"There is no video file '{path}'.")
     try:
         with av.open(str(path)) as container:
+            if container.format.name == "tty":  # FFmpeg would draw the letters of a text file
+                raise ValueError(f"'{path}' is not a video that can be read; give a video file.")
             if not container.streams.video:
                 raise ValueError(f"'{path}' has sound but no pictures; give a video file.")
             stream = container.streams.video[0]

@@ -96,7 +96,7 @@ def test_a_sharded_folder_loads_in_bfloat16_with_what_must_stay_exact(shards):
     assert torch.equal(model.blocks[1].attention.key.weight, block.to(torch.bfloat16))
 
 
-def test_never_more_than_one_shard_is_in_memory(shards, monkeypatch):
+def test_weights_are_read_one_shard_after_the_other(shards, monkeypatch):
     from stepvar.models import loading
 
     alive: list[int] = []
