@@ -67,7 +67,7 @@ def run(model: InfinityStarTransformer, schedule: VideoSchedule, pruning: StepVA
     picture = torch.zeros(1, model.config.detail_bits, *grid, device=device)
     features = torch.randn(2, text, model.config.text_channels, device=device)
     session = InfinityStarSession(
-        model, TextPrefix(*features), schedule, KnownClips(picture, (picture,)), device=device
+        model, TextPrefix(*features), schedule, KnownClips((picture,), (picture,)), device=device
     )
     # The steps' input is what is drawn so far: noise does for timing.
     settings = SamplingSettings((0.4,) * len(schedule))

@@ -79,7 +79,7 @@ def test_a_video_goes_on(pipeline):
     result = pipeline(PROMPT, video=pictures(17), seed=1, output_type="latent")
     assert result.frames.shape == (1, 64, 9, 3, 5)
     assert result.report.settings["seconds"] == 2
-    assert len(result.report.scales) == 1 + STEPS_OF_CLIP
+    assert len(result.report.scales) == 2 + STEPS_OF_CLIP
 
 
 def test_a_picture_of_another_shape_is_cut_with_a_note(pipeline, caplog, tmp_path):

@@ -124,13 +124,8 @@ def encode_known(
         generator: Draws from the posterior; None takes its mean.
     """
     latent = encode_latent(tokenizer, pixels, generator, device)
-    clips: list[Tensor] = []
-    entering = latent
-    for step in quantize(latent, schedule):
-        if step.scale.ends_clip:
-            entering = step.before
-            clips.append(step.after)
-    return KnownClips(entering, tuple(clips))
+    last = [step for step in quantize(latent, schedule) if step.scale.ends_clip]
+    return KnownClips(tuple(step.before for step in last), tuple(step.after for step in last))
 
 
 def encode_latent(

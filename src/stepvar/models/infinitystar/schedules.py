@@ -106,9 +106,10 @@ class VideoSchedule(ScaleSchedule):
         return max((step.index for step in self.scales if step.clip == clip + 1), default=index)
 
     def without_known(self, clips: int) -> VideoSchedule:
-        """The same schedule when the first clips are known: of those, only the last step still runs.
+        """The same schedule when the first clips are known: of each of them, only the last step still runs.
 
-        Nothing else of a known clip influences the rest: a clip sees one step of the clip before it.
+        Nothing else of a known clip influences the rest: a clip sees one step of the clip before it. That
+        step in turn saw one of the clip before its own, so all known clips need theirs.
 
         Raises:
             ValueError: When no clip would be left to draw.
@@ -118,7 +119,7 @@ class VideoSchedule(ScaleSchedule):
         kept = [
             replace(scale, given=scale.clip < clips)
             for scale in self.scales
-            if scale.clip >= clips or (scale.clip == clips - 1 and scale.ends_clip)
+            if scale.clip >= clips or scale.ends_clip
         ]
         steps = tuple(replace(scale, index=index) for index, scale in enumerate(kept))
         return replace(self, scales=steps)

@@ -49,11 +49,11 @@ class KnownClips:
     """Clips that are given: of a picture that begins the video, or of a video that goes on.
 
     Attributes:
-        entering: Codes of the last known clip before its last step, [B, C, t, H, W].
+        entering: Codes of each known clip before its last step, [B, C, t, H, W].
         clips: The finished codes of each known clip.
     """
 
-    entering: Tensor
+    entering: tuple[Tensor, ...]
     clips: tuple[Tensor, ...]
 
 
@@ -109,13 +109,14 @@ class InfinityStarSession:
         self.prefix_probe = prefix_probe
         self.device = device or transformer.device
         self.rotary = transformer.rotary(schedule.position_grid, self.device)
-        self.clip = schedule[0].clip
-        self.finished = list(known.clips[:-1]) if known else []
-        self.latent = known.entering.to(self.device) if known else self._empty(schedule[0])
-        self.bits = schedule[0].bits
+        self.finished: list[Tensor] = []
+        self.clip, self.bits = schedule[0].clip, schedule[0].bits
+        self.latent = self._begin(schedule[0])
 
-    def _empty(self, scale: VideoScale) -> Tensor:
-        """The codes of a clip that begins, all zero."""
+    def _begin(self, scale: VideoScale) -> Tensor:
+        """The codes of a clip before the first step that runs: zero, or what is known of it."""
+        if scale.given and self.known is not None:
+            return self.known.entering[scale.clip].to(self.device)
         grid = (scale.frames, *self.schedule.position_grid)
         return torch.zeros(1, self.transformer.config.detail_bits, *grid, device=self.device)
 
@@ -162,7 +163,7 @@ class InfinityStarSession:
     def embed(self, scale: VideoScale, rows: int) -> tuple[Tensor, Tokens]:
         if scale.clip != self.clip:
             self.finished.append(self.latent)
-            self.latent, self.clip = self._empty(scale), scale.clip
+            self.latent, self.clip = self._begin(scale), scale.clip
         self.bits = scale.bits
         hidden = self.transformer.embed_tokens(resize_area(self.latent, scale.grid))
         return hidden.repeat(rows, 1, 1), Tokens(scale, self.rotary.scale(scale))
@@ -180,14 +181,14 @@ class InfinityStarSession:
     def commit(self, scale: VideoScale, choice: Tensor, hidden: Tensor) -> None:
         """Adds the codes of bits [1, N, D] to the clip."""
         if scale.given and self.known is not None:
-            self.latent = self.known.clips[-1].to(self.device)
+            self.latent = self.known.clips[scale.clip].to(self.device)
             return
         channels = self.transformer.config.detail_bits
         self.latent = self.latent + expand(choice, scale, channels, self.schedule.position_grid)
 
     def video(self) -> Tensor:
         """Codes of all clips so far, known ones included, [1, C, T, H, W]."""
-        return torch.cat([*(clip.to(self.device) for clip in self.finished), self.latent], dim=2)
+        return torch.cat([*self.finished, self.latent], dim=2)
 
 
 def layer_windows(schedule: VideoSchedule, plan: GenerationPlan, prefix: Sequence[int]) -> list[Window]:
