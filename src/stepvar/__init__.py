@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from stepvar.models.infinity.pipeline import InfinityPipeline
     from stepvar.models.infinity.tokenizer import InfinityTokenizer
     from stepvar.models.infinity.transformer import InfinityTransformer
+    from stepvar.models.infinitystar.pipeline import InfinityStarPipeline
+    from stepvar.models.infinitystar.tokenizer import InfinityStarTokenizer
+    from stepvar.models.infinitystar.transformer import InfinityStarTransformer
     from stepvar.models.registry import convert
     from stepvar.models.switti.pipeline import SwittiPipeline
     from stepvar.models.switti.tokenizer import SwittiTokenizer
@@ -35,6 +38,9 @@ _HOMES = {
     "HARTTokenizer": "stepvar.models.hart.tokenizer",
     "HARTTransformer": "stepvar.models.hart.transformer",
     "InfinityPipeline": "stepvar.models.infinity.pipeline",
+    "InfinityStarPipeline": "stepvar.models.infinitystar.pipeline",
+    "InfinityStarTokenizer": "stepvar.models.infinitystar.tokenizer",
+    "InfinityStarTransformer": "stepvar.models.infinitystar.transformer",
     "InfinityTokenizer": "stepvar.models.infinity.tokenizer",
     "InfinityTransformer": "stepvar.models.infinity.transformer",
     # diffusers looks up the base class of a saved component on the library that the component names.
@@ -62,6 +68,9 @@ __all__ = [
     "HARTTokenizer",
     "HARTTransformer",
     "InfinityPipeline",
+    "InfinityStarPipeline",
+    "InfinityStarTokenizer",
+    "InfinityStarTransformer",
     "InfinityTokenizer",
     "InfinityTransformer",
     "Report",

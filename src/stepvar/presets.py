@@ -49,9 +49,19 @@ _HART: dict[str, PruningMethod] = {
     "fastvar": FastVAR(ratios={-2: 0.5, -1: 0.75}, first_layer=0, dense_end=0),
 }
 
+_LATE_STEPS: dict[str, PruningMethod] = {
+    "paper": StepVAR(ratios={-3: 0.5, -2: 0.5, -1: 0.5}),
+    "prune": StepVAR(ratios=dict.fromkeys(range(-6, 0), 0.65)),
+    "skip": StepVAR(skip=(-1,)),
+    "720p-1.4x": StepVAR(ratios={-1: 0.5}),
+    "720p-2x": StepVAR(ratios={-3: 0.7, -2: 0.7, -1: 0.7}),
+    "10s-1.4x": StepVAR(ratios={step: 0.5 for first in (-3, -42) for step in range(first, first + 3)}),
+}
+
 PRESETS: dict[str, dict[str, PruningMethod]] = {
     "HARTPipeline": _HART,
     "InfinityPipeline": _LATE_SCALES,
+    "InfinityStarPipeline": _LATE_STEPS,
     "SwittiPipeline": _LATE_SCALES,
     "VARPipeline": _LATE_SCALES,
 }
@@ -68,6 +78,11 @@ The paper has no ratios for Switti and VAR: there the plans are Infinity's.
 HART: "paper" has the ratios of StepVAR and FastVAR for it, 0.5 and 0.75 on the last two scales (48 and 64
 tokens a side as published); "fastvar" prunes the same in all layers, and fills from the scale before; "skip"
 leaves out the last scale, with its diffusion head.
+
+InfinityStar's are for 480p: "paper" saves what the paper reports, 1.4 x, on the last three steps; "prune"
+2 x on the last six, those from 18 rows up; "skip" leaves out the last step. At 720p the last step alone is
+half of everything, so it has plans of its own. "10s-1.4x" prunes the last three steps of both clips of 10
+seconds.
 """
 
 

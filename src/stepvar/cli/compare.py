@@ -67,6 +67,8 @@ def compare(
         check_options(pipeline, {**dimensions, **settings})
         check_prompts(pipeline, sampling.texts([prompt]))
         note_other_aspect(pipeline, dimensions)
+        if pipeline.draws_videos:
+            raise InputError("'compare' shows pictures, and this model draws videos: use 'generate' twice.")
         [path] = destination.names([f"{slug(prompt)}-{own_seed}-compare"])
         from stepvar.evaluation.comparison import compare as run
         from stepvar.evaluation.figure import draw_comparison

@@ -26,6 +26,9 @@ OPTION_NAMES = {
     "smooth": "--smooth",
     "aspect_ratio": "--aspect",
     "pixel_budget": "--budget",
+    "seconds": "--seconds",
+    "image": "--image",
+    "video": "--video",
 }
 """Options that some models have no use for, by the argument of a pipeline's call."""
 
@@ -39,6 +42,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, and
 Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="FILE|DIR", help="A .png file, or a folder for named files."),
+]
+MediaOutput = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", metavar="FILE|DIR", help="A .png file (videos: .mp4 or .gif), or a folder."
+    ),
 ]
 Seed = Annotated[
     int | None, typer.Option(help="Seed of the first picture; the others count on. Default: a fresh one.")
@@ -107,7 +116,9 @@ class PlanChoice:
 
     pruning: Annotated[
         str | None,
-        typer.Option(metavar="PRESET", help="paper, prune, skip, fastvar, sparsevar-standin or none."),
+        typer.Option(
+            metavar="PRESET", help="paper, prune, skip, fastvar, another of the model's plans, or none."
+        ),
     ] = None
     method_name: Annotated[
         str | None,
@@ -218,3 +229,39 @@ class SamplingChoice:
         if self.temperature is not None:
             arguments["temperature"] = parse_numbers(self.temperature, "--temperature")
         return arguments
+
+
+@dataclass(frozen=True)
+class VideoChoice:
+    """How long a video is and what it begins with; only for models that draw videos."""
+
+    seconds: Annotated[
+        int | None, typer.Option(min=0, help="Of the whole video; 0 draws a picture. Default: the model's.")
+    ] = None
+    image: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A picture that the video begins with.")
+    ] = None
+    video: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A video to go on from: its first seconds are kept.")
+    ] = None
+    frames: Annotated[bool, typer.Option("--frames", help="Write each video as a folder of .png files.")] = (
+        False
+    )
+
+    @property
+    def given(self) -> list[str]:
+        """Options that were given."""
+        named = {"--seconds": self.seconds, "--image": self.image, "--video": self.video}
+        return [name for name, value in named.items() if value is not None] + ["--frames"] * self.frames
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Endings of the files, the usual one first; empty for a folder of frames."""
+        if self.frames:
+            return ("",)
+        return (".png",) if self.seconds == 0 else (".mp4", ".gif")
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for a call of a pipeline that draws videos."""
+        given = {"seconds": self.seconds, "image": self.image, "video": self.video}
+        return {name: value for name, value in given.items() if value is not None}

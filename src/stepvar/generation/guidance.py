@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -77,3 +78,34 @@ class Guidance:
         conditional, unconditional = paired.chunk(2)
         weight = self.weights[scale]
         return weight * conditional + (1.0 - weight) * unconditional
+
+
+@dataclass(frozen=True)
+class ProjectedGuidance(Guidance):
+    """Adaptive projected guidance (APG): bounded, and only across the direction of the prediction.
+
+    The difference of both copies is first shortened to a root mean square of `threshold`; then only its
+    part across the conditional logits counts, and `parallel` of the part along them. Both are statistics of
+    an image's whole token map, so a token that is copied from a neighbour counts as often as it is copied.
+
+    Attributes:
+        threshold: Largest root mean square of the difference; 0 is off.
+        parallel: Weight of the part along the conditional logits.
+
+    Source: `apg` of FoundationVision/InfinityStar, infinity/models/apg.py; method of arXiv 2410.02416.
+    """
+
+    threshold: float = 0.0
+    parallel: float = 0.0
+
+    def mix(self, scale: int, paired: Tensor) -> Tensor:
+        conditional, unconditional = paired.chunk(2)
+        rows = conditional.flatten(1)
+        difference = rows - unconditional.flatten(1)
+        if self.threshold > 0:
+            size = difference.norm(dim=1, keepdim=True) / rows.shape[1] ** 0.5
+            difference = difference * (self.threshold / size.clamp_min(1e-12)).clamp_max(1.0)
+        direction = torch.nn.functional.normalize(rows.double(), dim=1)
+        along = (difference * direction).sum(dim=1, keepdim=True) * direction
+        update = (difference - along).float() + self.parallel * along.float()
+        return conditional + (self.weights[scale] - 1.0) * update.view_as(conditional)

@@ -62,7 +62,7 @@ class BitSampler:
     Args:
         settings: Temperature and filters.
         schedule: The whole schedule, skipped scales included.
-        bits: Bits per token.
+        bits: Bits per token, one number or one a scale.
         generators: One generator an image, on any device.
         device: Where the loop runs.
     """
@@ -71,19 +71,21 @@ class BitSampler:
         self,
         settings: SamplingSettings,
         schedule: ScaleSchedule,
-        bits: int,
+        bits: int | Sequence[int],
         generators: Sequence[torch.Generator],
         device: torch.device,
     ) -> None:
         self.settings = settings
-        self.bits = bits
+        counts = [bits] * len(schedule) if isinstance(bits, int) else bits
+        sizes = [scale.tokens * count for scale, count in zip(schedule, counts, strict=True)]
         noise = torch.stack(
             [
-                torch.rand(schedule.tokens, bits, generator=generator, device=generator.device).to(device)
+                torch.rand(sum(sizes), generator=generator, device=generator.device).to(device)
                 for generator in generators
             ]
         )
-        self.noise = noise.split([scale.tokens for scale in schedule], dim=1)
+        parts = zip(noise.split(sizes, dim=1), counts, strict=True)
+        self.noise = [part.unflatten(1, (-1, count)) for part, count in parts]
 
     def temperature(self, scale: Scale) -> float:
         return self.settings.temperature[scale.index]

@@ -51,7 +51,7 @@ _ARCHITECTURES: dict[str, tuple[str, ...]] = {
     "a VAR transformer in stepvar's own names": ("class_embedding.weight", "position_embedding"),
     "a visual tokenizer of HART": ("vae.encoder.conv_in.weight", "vae.quantize.embedding.weight"),
     "a visual tokenizer of the VAR family": ("encoder.conv_in.weight", "quantize.embedding.weight"),
-    "a video tokenizer of InfinityStar": ("encoder.conv_in.conv.weight", "scale_learnable_parameters"),
+    "a video tokenizer of InfinityStar": ("decoder.conv_in.conv.weight", "scale_learnable_parameters"),
     "a visual tokenizer of Infinity": ("encoder.conv_in.conv.weight", "decoder.conv_in.conv.weight"),
     "a visual tokenizer": ("encoder.conv_in.weight", "decoder.conv_in.weight"),
 }

@@ -13,7 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from stepvar.generation.guidance import Guidance
 from stepvar.generation.loop import plan_generation
@@ -44,8 +44,12 @@ class NextScalePipeline(DiffusionPipeline):
     """Base of the pipelines: one generation loop, one way to pass pruning, seeds and sizes.
 
     A pipeline is called with what to draw, one thing or several: texts, unless it says otherwise.
+
+    Attributes:
+        draws_videos: Whether results have `.frames`, and calls take `seconds`.
     """
 
+    draws_videos = False
     example_prompt = "two yellow stars above a striped blue ring on sand"
     """Something that this kind of pipeline draws."""
 
@@ -168,6 +172,16 @@ def make_generators(
 def rows_per_scale(guidance: Guidance, schedule: ScaleSchedule, images: int, copies: int) -> list[int]:
     """Batch rows that each scale computes."""
     return [guidance.rows(scale.index, images, copies) for scale in schedule]
+
+
+def bring_in(part: nn.Module) -> None:
+    """Moves a part onto its device where offloading moves it at the call of its `forward`.
+
+    The loop calls the layers of a transformer one by one, so nobody else would.
+    """
+    hook = getattr(part, "_hf_hook", None)
+    if hook is not None:
+        hook.pre_forward(part)
 
 
 def check_plan(plan: GenerationPlan, method: PruningMethod | None) -> None:

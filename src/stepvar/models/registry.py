@@ -46,6 +46,13 @@ MODELS = (
         (("trainer", "gpt_fsdp"), ("trainer", "gpt_wo_ddp")),
     ),
     ModelEntry(
+        "an InfinityStar transformer",
+        "FoundationVision/InfinityStar",
+        "stepvar.models.infinitystar",
+        "stepvar.conformance.infinitystar",
+        (("trainer", "gpt_fsdp"), ("trainer", "gpt_wo_ddp"), ("state_dict",)),
+    ),
+    ModelEntry(
         "a VAR transformer",
         "FoundationVision/VAR",
         "stepvar.models.var",
