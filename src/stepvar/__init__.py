@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from stepvar.models.infinity.tokenizer import InfinityTokenizer
     from stepvar.models.infinity.transformer import InfinityTransformer
     from stepvar.presets import PRESETS
+    from stepvar.pruning.fastvar import FastVAR
     from stepvar.pruning.stepvar import StepVAR
 
 __version__ = "0.1.0"
 
 # torch takes seconds to import, diffusers and transformers more: each name loads what it needs.
 _HOMES = {
+    "FastVAR": "stepvar.pruning.fastvar",
     "InfinityPipeline": "stepvar.models.infinity.pipeline",
     "InfinityTokenizer": "stepvar.models.infinity.tokenizer",
     "InfinityTransformer": "stepvar.models.infinity.transformer",
@@ -37,6 +39,7 @@ _HOMES = {
 
 __all__ = [
     "PRESETS",
+    "FastVAR",
     "InfinityPipeline",
     "InfinityTokenizer",
     "InfinityTransformer",

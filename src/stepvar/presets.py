@@ -1,22 +1,56 @@
-"""Named pruning plans, per pipeline."""
+"""Pruning methods by name, and named pruning plans per pipeline."""
 
 from __future__ import annotations
 
-from stepvar.pruning.base import PruningMethod
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+from stepvar.pruning.base import LateScales, PruningMethod
+from stepvar.pruning.fastvar import FastVAR
 from stepvar.pruning.stepvar import StepVAR
 
-_LATE_SCALES: dict[str, StepVAR] = {
-    "paper": StepVAR(ratios={-4: 0.4, -3: 0.5}, skip=(-2, -1)),
+METHODS: dict[str, LateScales] = {
+    "stepvar": StepVAR(),
+    "fastvar": FastVAR(),
+    "sparsevar-standin": StepVAR(score="texture", anchor_stride=4),
+}
+"""Methods that prune tokens, by name, with no scales named yet; see `with_scales`.
+
+"sparsevar-standin" is not SparseVAR, whose code was never published: it does what is known of it, keeps
+the tokens of high spatial frequency and a sparse uniform grid of anchors, and copies the nearest.
+"""
+
+
+def with_scales(method: str, ratios: Mapping[int, float], skip: Collection[int] = ()) -> LateScales:
+    """A method of `METHODS` on named scales, so that methods can be compared on one schedule.
+
+    Raises:
+        ValueError: When there is no such method, or a ratio is out of range.
+    """
+    if method not in METHODS:
+        raise ValueError(f"Unknown pruning method {method!r}; known are {', '.join(METHODS)}.")
+    return replace(METHODS[method], ratios=ratios, skip=tuple(skip))
+
+
+_PAPER: dict[str, Any] = {"ratios": {-4: 0.4, -3: 0.5}, "skip": (-2, -1)}
+
+_LATE_SCALES: dict[str, PruningMethod] = {
+    "paper": with_scales("stepvar", **_PAPER),
     "prune": StepVAR(ratios={-2: 0.5, -1: 0.75}),
     "skip": StepVAR(skip=(-2, -1)),
+    "fastvar": with_scales("fastvar", **_PAPER),
+    "sparsevar-standin": with_scales("sparsevar-standin", **_PAPER),
 }
 
-PRESETS: dict[str, dict[str, StepVAR]] = {"InfinityPipeline": _LATE_SCALES}
+PRESETS: dict[str, dict[str, PruningMethod]] = {"InfinityPipeline": _LATE_SCALES}
 """By class name of a pipeline, then by name.
 
 "paper" has StepVAR's ratios for Infinity: 0.4 and 0.5 on the fourth and third last scale, the last
 two skipped. "prune" skips nothing: 0.5 and 0.75 on the last two scales, the paper's ratios for HART.
-"skip" only leaves out the last two scales, to tell what skipping alone brings.
+"skip" only leaves out the last two scales, to tell what skipping alone brings. "fastvar" is FastVAR as
+published for Infinity, with the same ratios as "paper"; its scales are counted from the end too, so that it
+does the same at every aspect ratio and pixel budget. "sparsevar-standin" is the stand-in, see `METHODS`.
 """
 
 

@@ -96,7 +96,15 @@ class PlanChoice:
 
     pruning: Annotated[
         str | None,
-        typer.Option(metavar="PRESET", help="paper, prune, skip or none."),
+        typer.Option(metavar="PRESET", help="paper, prune, skip, fastvar, sparsevar-standin or none."),
+    ] = None
+    method_name: Annotated[
+        str | None,
+        typer.Option(
+            "--method",
+            metavar="METHOD",
+            help="With --ratios or --skip: stepvar (default), fastvar or sparsevar-standin.",
+        ),
     ] = None
     ratios: Annotated[
         str | None,
@@ -119,6 +127,8 @@ class PlanChoice:
             InputError: When a preset and a plan of one's own were given together.
         """
         if self.ratios is None and self.skip is None:
+            if self.method_name is not None:
+                raise InputError(f"--method {self.method_name} names no scale: give --ratios or --skip too.")
             return self.pruning or default
         if self.pruning is not None:
             raise InputError(
@@ -126,9 +136,9 @@ class PlanChoice:
             )
         ratios = parse_ratios(self.ratios) if self.ratios is not None else {}
         skip = parse_scales(self.skip) if self.skip is not None else ()
-        from stepvar.pruning.stepvar import StepVAR
+        from stepvar.presets import with_scales
 
-        return StepVAR(ratios=ratios, skip=skip)
+        return with_scales(self.method_name or "stepvar", ratios, skip)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def run_case(folder: Path) -> CaseReport:
     """
     case = Case.load(folder)
     repository = str(case.info.get("official_repo", "")).split(" ")[0]
-    if repository == "FoundationVision/Infinity":
+    if repository in ("FoundationVision/Infinity", "csguoh/FastVAR"):
         from stepvar.conformance.infinity import run
 
         try:
@@ -34,5 +34,5 @@ def run_case(folder: Path) -> CaseReport:
             ) from error
     raise CaseError(
         f"{folder} was made by {repository or 'an unnamed repository'}; "
-        "cases of FoundationVision/Infinity can be run."
+        "cases of FoundationVision/Infinity and of its fork csguoh/FastVAR can be run."
     )

@@ -118,6 +118,12 @@ class Comparison:
         picture = "uint8" in name
         self.report.tensors[name] = compare(self.case.sliced(name, computed.detach()), stored, picture)
 
+    def check_set(self, name: str, computed: Tensor) -> None:
+        """Compares positions [..., K] with stored ones whose order does not matter."""
+        stored = self.case.tensors.get(name)
+        if stored is not None:
+            self.report.tensors[name] = compare(computed.sort().values, stored.sort().values)
+
     def finish(self) -> CaseReport:
         """Names what was neither compared nor used."""
         done = {*self.report.tensors, *self.report.inputs}

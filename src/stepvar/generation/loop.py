@@ -178,7 +178,7 @@ def run_scale(
     else:
         logits = session.logits(hidden[: session.images]) / sampler.temperature(scale)
     _show(probe, "logits", scale, logits)
-    choice = sampler.sample(logits, scale)
+    choice = pruner.settle(tokens, sampler.sample(logits, scale))
     session.commit(scale, choice, hidden)
     _show(probe, "choice", scale, choice)
     _show(probe, "latent", scale, session.latent)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stepvar.generation.schedule import Scale, ScaleSchedule
 
@@ -17,6 +17,8 @@ class ScalePlan:
         skipped: The scale is not run at all; it adds nothing to the accumulated codes.
         kept: Tokens that the narrowed layers run on (all of them when nothing is pruned).
         first_layer, last_layer: Half-open range of layers that run on the kept tokens only.
+        stages: (layer, tokens) of each narrowing when there are several, in order: the first at
+            `first_layer`, the last down to `kept`.
     """
 
     scale: Scale
@@ -24,6 +26,7 @@ class ScalePlan:
     kept: int = 0
     first_layer: int = 0
     last_layer: int = 0
+    stages: tuple[tuple[int, int], ...] = ()
 
     @property
     def prunes(self) -> bool:
@@ -33,8 +36,15 @@ class ScalePlan:
         """Tokens that a layer runs on at this scale."""
         if self.skipped:
             return 0
-        narrowed = self.prunes and self.first_layer <= layer < self.last_layer
-        return self.kept if narrowed else self.scale.tokens
+        if not (self.prunes and self.first_layer <= layer < self.last_layer):
+            return self.scale.tokens
+        return next((count for start, count in reversed(self.stages) if start <= layer), self.kept)
+
+    def narrows(self, layer: int) -> bool:
+        """Whether a layer runs on fewer tokens than the one before it."""
+        if not self.prunes:
+            return False
+        return layer == self.first_layer or any(start == layer for start, _ in self.stages)
 
 
 @dataclass(frozen=True)
@@ -138,6 +148,28 @@ def resolve_plan(
     )
     _refuse_silent_no_op(plan, by_index)
     return plan
+
+
+def in_stages(plan: GenerationPlan, stages: int) -> GenerationPlan:
+    """The plan with every narrowing taken in equal steps, spread evenly from its first layer to the last.
+
+    Raises:
+        ValueError: When there are fewer pruned layers than stages.
+    """
+
+    def staged(entry: ScalePlan) -> ScalePlan:
+        if stages == 1 or not entry.prunes:
+            return entry
+        layers, pruned = entry.last_layer - entry.first_layer, entry.scale.tokens - entry.kept
+        if layers < stages:
+            raise ValueError(f"{stages} stages need as many pruned layers; this plan prunes {layers}.")
+        steps = tuple(
+            (entry.first_layer + step * layers // stages, entry.scale.tokens - (step + 1) * pruned // stages)
+            for step in range(stages)
+        )
+        return replace(entry, stages=steps)
+
+    return replace(plan, scales=tuple(staged(entry) for entry in plan.scales))
 
 
 def _refuse_silent_no_op(plan: GenerationPlan, ratios: Mapping[int, float]) -> None:
