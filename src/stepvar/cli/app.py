@@ -7,10 +7,12 @@ from typing import Annotated
 import typer
 
 from stepvar.cli.bench import bench
+from stepvar.cli.calibrate import calibrate
 from stepvar.cli.compare import compare
 from stepvar.cli.convert import conformance, convert
 from stepvar.cli.evaluate import evaluate
 from stepvar.cli.generate import generate, summary
+from stepvar.cli.reproduce import reproduce
 
 app = typer.Typer(
     name="stepvar",
@@ -22,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for _command in (generate, compare, summary, bench, convert, conformance):
+for _command in (generate, compare, summary, bench, calibrate, reproduce, convert, conformance):
     app.command()(_command)
 app.add_typer(evaluate, name="evaluate")
 

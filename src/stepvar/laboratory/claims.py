@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from stepvar.evaluation.statistics import Interval, mean_interval, paired_interval
-from stepvar.laboratory.contestants import DENSE
+from stepvar.laboratory.contestants import DENSE, OURS
 from stepvar.laboratory.results import Results
 
 HELD, FAILED, OPEN = "held", "did not hold", "undecided"
@@ -50,7 +50,7 @@ def judge(results: Results) -> list[Claim]:
         paper_plan_is_fast,
         paper_plan_keeps_quality,
         mostly_skipping,
-        *(_beats(rival.rival) for rival in results.versus("table 1", "StepVAR")),
+        *(_beats(rival.rival) for rival in results.versus("table 1", OURS)),
         nearest_beats_other_recoveries,
         fusion_beats_parts,
         late_pairs_pay,
@@ -174,7 +174,7 @@ def mostly_skipping(results: Results) -> Claim:
 
 def _beats(rival: str) -> Callable[[Results], Claim]:
     def judge_one(results: Results) -> Claim:
-        versus = next(entry for entry in results.versus("table 1", "StepVAR") if entry.rival == rival)
+        versus = next(entry for entry in results.versus("table 1", OURS) if entry.rival == rival)
         return Claim(
             f"Without skips, StepVAR is nearer to the dense run than {rival} at the same ratios.",
             "tables 1, 2 and 4",

@@ -1,6 +1,6 @@
 """What is compared: a list of named configurations, and the exhibits that each takes part in.
 
-A new method is one line in `METHODS`; it then stands in both main tables, dense and skip only beside it.
+A new method in `stepvar.presets.METHODS` stands in both main tables, dense and skip only beside it.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stepvar.generation.schedule import ScaleSchedule
+from stepvar.presets import METHODS, with_scales
 from stepvar.pruning.base import PruningMethod
 from stepvar.pruning.scores import SCORERS
-from stepvar.pruning.stepvar import StepVAR
+from stepvar.pruning.stepvar import RECOVERIES, StepVAR
 
 Ratios = Mapping[int, float]
 Skip = tuple[int, ...]
@@ -26,15 +27,24 @@ WITHOUT_SKIPS: tuple[Ratios, Skip] = ({-2: 0.5, -1: 0.75}, ())
 WITH_SKIPS: tuple[Ratios, Skip] = ({-4: 0.4, -3: 0.5}, (-2, -1))
 """The paper's plan for Infinity: most of what it saves, it saves by skipping."""
 
-METHODS: dict[str, Build] = {
-    "StepVAR": lambda ratios, skip: StepVAR(ratios=ratios, skip=skip),
+OURS = "StepVAR"
+LABELS = {"stepvar": OURS, "fastvar": "FastVAR", "sparsevar-standin": "SparseVAR stand-in"}
+"""How methods of `stepvar.presets.METHODS` are called in a report; others keep their name."""
+
+BASELINES: dict[str, Build] = {
     "L2 distance": lambda ratios, skip: StepVAR(ratios=ratios, skip=skip, score="distance"),
     "random": lambda ratios, skip: StepVAR(ratios=ratios, skip=skip, score="random"),
 }
-"""Whole methods of pruning, by name; "StepVAR" is ours and compared with every other."""
+"""What a method must beat: the paper's own baselines, with StepVAR's recovery."""
 
-RECOVERIES: dict[str, Build] = {"nearest": METHODS["StepVAR"]}
-"""Ways to fill the pruned positions, with StepVAR's selection."""
+VARIANTS: dict[str, StepVAR] = {
+    "as in the paper": StepVAR(ratios=WITHOUT_SKIPS[0]),
+    "bilinear recovery": StepVAR(ratios=WITHOUT_SKIPS[0], recovery="bilinear"),
+    "values copied too": StepVAR(ratios=WITHOUT_SKIPS[0], copy_values=True),
+    "narrowed in two stages": StepVAR(ratios=WITHOUT_SKIPS[0], stages=2),
+    "anchors of stride 4": StepVAR(ratios=WITHOUT_SKIPS[0], anchor_stride=4),
+}
+"""Beyond the paper: one thing changed at a time."""
 
 RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
 PAIR_RATIO = 0.7
@@ -111,17 +121,19 @@ class Field:
         for table, plan, note in (("table 1", WITHOUT_SKIPS, ""), ("table 2", WITH_SKIPS, " and skips")):
             self.add(table, DENSE, None)
             self.add(table, SKIP_ONLY, skip)
-            for name, build in METHODS.items():
+            for name, build in whole_methods().items():
                 self.add(table, f"{name}{note}", build(*plan), main=True)
-        self.add("decomposition", "prune and skip", METHODS["StepVAR"](*WITH_SKIPS))
-        self.add("decomposition", "prune the last two instead", METHODS["StepVAR"](*WITHOUT_SKIPS))
+        self.add("decomposition", "prune and skip", StepVAR(*WITH_SKIPS))
+        self.add("decomposition", "prune the last two instead", StepVAR(*WITHOUT_SKIPS))
 
     def _enter_ablations(self) -> None:
         last = -len(self.schedule) + 1
         for score in SCORERS:
             self.add("selection", score, StepVAR(ratios=WITHOUT_SKIPS[0], score=score))
-        for name, build in RECOVERIES.items():
-            self.add("recovery", name, build(*WITHOUT_SKIPS))
+        for recovery in RECOVERIES:
+            self.add("recovery", recovery, StepVAR(ratios=WITHOUT_SKIPS[0], recovery=recovery))
+        for name, variant in VARIANTS.items():
+            self.add("variants", name, variant)
         self.add("ratio", "0", None)
         for ratio in RATIOS:
             self.add("ratio", f"{ratio:g}", StepVAR(ratios={-2: ratio, -1: ratio}))
@@ -130,6 +142,16 @@ class Field:
             self.add("pairs", pair_label(self.schedule, first), StepVAR(ratios=pair))
         for count in range(1, min(LONGEST_SKIP, len(self.schedule) - 2) + 1):
             self.add("skips", f"last {count}", StepVAR(skip=tuple(range(-count, 0))))
+
+
+def whole_methods() -> dict[str, Build]:
+    """Every method of the main tables by its label, ours first."""
+    known = {LABELS.get(name, name): _builder(name) for name in METHODS}
+    return {**known, **BASELINES}
+
+
+def _builder(name: str) -> Build:
+    return lambda ratios, skip: with_scales(name, ratios, skip)
 
 
 def pair_label(schedule: ScaleSchedule, first: int) -> str:

@@ -75,6 +75,11 @@ class ReportFolder:
         self.run = {"format": _FORMAT, "identity": self.identity, "protocol": dict(protocol)}
         self.write_text(RUN, json.dumps(self.run, indent=1))
 
+    def sweep(self) -> None:
+        """Removes what an interrupted run was just writing."""
+        for partial in [*self.path.glob("*.partial"), *(self.path / RAW).glob("*.partial")]:
+            partial.unlink(missing_ok=True)
+
     def load(self, step: str) -> Any:
         """Raw numbers of a step; None when they are not there, or not whole."""
         try:

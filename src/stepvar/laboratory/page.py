@@ -13,8 +13,9 @@ from stepvar.evaluation.statistics import Interval
 from stepvar.laboratory import charts
 from stepvar.laboratory.analytic import published_costs
 from stepvar.laboratory.claims import HELD, OPEN, Claim, judge
-from stepvar.laboratory.contestants import DENSE, METHODS, WITH_SKIPS
+from stepvar.laboratory.contestants import DENSE, OURS, WITH_SKIPS
 from stepvar.laboratory.results import Results, Row, Versus
+from stepvar.pruning.stepvar import StepVAR
 
 Cell = tuple[str, Callable[[Row], str]]
 
@@ -24,6 +25,7 @@ EXHIBITS = {
     "table 2": "Methods with the paper's plan: 0.4 and 0.5 pruned, then two scales skipped",
     "selection": "Ablation: what to keep (same ratios, without skips)",
     "recovery": "Ablation: how to fill in what was pruned",
+    "variants": "Beyond the paper: one thing changed at a time",
     "ratio": "Ablation: ratio on the last two scales",
     "pairs": "Ablation: which pair of adjacent scales (0.7 each)",
     "skips": "Leaving out the last scales",
@@ -32,7 +34,7 @@ EXHIBITS = {
 
 def numbers(results: Results) -> dict[str, Any]:
     """Everything that the page shows, as one JSON document."""
-    paper = METHODS["StepVAR"](*WITH_SKIPS)
+    paper = StepVAR(*WITH_SKIPS)
     return {
         "run": results.folder.run,
         "pictures": {
@@ -43,7 +45,7 @@ def numbers(results: Results) -> dict[str, Any]:
         "exhibits": {name: [row.as_json() for row in results.rows(name)] for name in EXHIBITS},
         "versus": {
             name: [entry.as_json() for entry in results.versus(name, ours)]
-            for name, ours in (("table 1", "StepVAR"), ("table 2", _ours_with_skips(results)))
+            for name, ours in (("table 1", OURS), ("table 2", _ours_with_skips(results)))
         },
         "categories": {
             label: {category: interval.as_json() for category, interval in scores.items()}
@@ -67,7 +69,7 @@ def render(results: Results) -> tuple[str, dict[str, Any]]:
     document = numbers(results)
     claims = [Claim(**entry) for entry in document["claims"]]
     template = Template(files("stepvar.laboratory").joinpath("report.html").read_text("utf-8"))
-    paper = METHODS["StepVAR"](*WITH_SKIPS)
+    paper = StepVAR(*WITH_SKIPS)
     parts = {
         "title": "StepVAR, measured",
         "setting": _setting(results),
@@ -76,12 +78,13 @@ def render(results: Results) -> tuple[str, dict[str, Any]]:
         "claims": str(len(claims)),
         "decomposition": _table(results, "decomposition"),
         "categories": _categories(results),
-        "table1": _table(results, "table 1") + _versus(results.versus("table 1", "StepVAR"), "StepVAR"),
+        "table1": _table(results, "table 1") + _versus(results.versus("table 1", OURS), OURS),
         "table2": _table(results, "table 2")
-        + _versus(results.versus("table 2", _ours_with_skips(results)), "StepVAR"),
+        + _versus(results.versus("table 2", _ours_with_skips(results)), OURS),
         "trade_off": charts.trade_off(results),
         "selection": _table(results, "selection"),
         "recovery": _table(results, "recovery"),
+        "variants": _table(results, "variants"),
         "ratio": charts.ratios(results) + _table(results, "ratio"),
         "pairs": charts.pairs(results) + _table(results, "pairs"),
         "skips": _table(results, "skips"),
@@ -102,7 +105,7 @@ _MISSING = '<p class="note">Not measured yet: the run was stopped before.</p>'
 
 
 def _ours_with_skips(results: Results) -> str:
-    return next(label for label, _ in results.field.exhibit("table 2") if label.startswith("StepVAR"))
+    return next(label for label, _ in results.field.exhibit("table 2") if label.startswith(OURS))
 
 
 def cell(interval: Interval, digits: int = 2, factor: float = 1.0) -> str:
@@ -134,7 +137,7 @@ def _table(results: Results, exhibit: str) -> str:
     rows = results.rows(exhibit)
     columns = [column for column in _COLUMNS if any(column[1](row) for row in rows)]
     body = [[html.escape(row.label), *(render_cell(row) for _, render_cell in columns)] for row in rows]
-    marked = [row.label.startswith("StepVAR") for row in rows]
+    marked = [row.label.startswith(OURS) for row in rows]
     caption = f"{EXHIBITS[exhibit]}. {rows[0].n} pictures each, the same prompts and seeds."
     return _html_table(caption, ["", *(name for name, _ in columns)], body, marked)
 

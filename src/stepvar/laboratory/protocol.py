@@ -79,11 +79,16 @@ class Pace:
     scales: int
 
 
-def protocol_for(minutes: float, pace: Pace, batch: int = 8) -> Protocol:
-    """The largest protocol that should fit a time: half of it for the main tables."""
+def protocol_for(minutes: float, pace: Pace) -> Protocol:
+    """The largest protocol that should fit a time: half of it for the main tables.
+
+    One block of everything is the least there is, so a slow machine gets smaller blocks.
+    """
     budget = 60.0 * minutes
-    per_main = batch * (pace.main * pace.batched + pace.contestants * pace.judging * 0.3)
-    per_ablation = batch * (pace.ablations * pace.batched + pace.contestants * pace.judging * 0.7)
+    main_cost = pace.main * pace.batched + 0.3 * pace.contestants * pace.judging
+    ablation_cost = pace.ablations * pace.batched + 0.7 * pace.contestants * pace.judging
+    batch = next((size for size in (8, 4) if size * (main_cost + ablation_cost) < 0.4 * budget), 2)
+    per_main, per_ablation = batch * main_cost, batch * ablation_cost
     per_round = pace.single * (pace.main + pace.ablations)
     main = _between(1, 0.5 * budget / per_main, LARGEST_MAIN // batch)
     ablation = _between(1, 0.25 * budget / per_ablation, min(LARGEST_ABLATION // batch, main))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from stepvar.embedded.scenes import CATEGORIES
 from stepvar.evaluation.frechet import frechet_difference, frechet_interval
 from stepvar.evaluation.statistics import Interval, mean_interval, median_ratio_interval, paired_interval
-from stepvar.laboratory.contestants import DENSE, Contestant, Field
+from stepvar.laboratory.contestants import DENSE, Contestant, Field, rivals
 from stepvar.laboratory.folder import ReportFolder
 from stepvar.laboratory.protocol import Protocol
 
@@ -139,6 +139,7 @@ class Results:
         if not self.costs or not self.blocks or not self.rounds:
             raise ValueError(f"'{folder.path}' holds too few measurements for a report: let the run go on.")
         self._rows: dict[tuple[str, int], Row] = {}
+        self._versus: dict[tuple[str, str], list[Versus]] = {}
 
     def _present(self, pattern: str, count: int) -> list[Any]:
         """Raw numbers up to the first gap: later ones would break the pairing."""
@@ -218,24 +219,24 @@ class Results:
 
     def versus(self, exhibit: str, ours: str) -> list[Versus]:
         """Ours against every other pruning method of an exhibit."""
-        from stepvar.laboratory.contestants import rivals
+        if (exhibit, ours) not in self._versus:
+            members = self.field.exhibit(exhibit)
+            mine = dict(members)[ours]
+            self._versus[exhibit, ours] = [
+                self._compare(label, mine, rival) for label, rival in rivals(members, ours)
+            ]
+        return self._versus[exhibit, ours]
 
-        members = dict(self.field.exhibit(exhibit))
-        mine = members[ours]
-        found = []
-        for label, rival in rivals(self.field.exhibit(exhibit), ours):
-            count = min(len(self.pictures[entry.name].psnr) for entry in (mine, rival))
-            left, right, dense = (self.pictures[name].first(count) for name in (mine.name, rival.name, DENSE))
-            found.append(
-                Versus(
-                    label,
-                    paired_interval(left.psnr, right.psnr),
-                    frechet_difference(dense.features, left.features, right.features, FRECHET_REPEATS),
-                    paired_interval(100 * left.passed, 100 * right.passed),
-                    median_ratio_interval(self.times(mine.name), self.times(rival.name)),
-                )
-            )
-        return found
+    def _compare(self, label: str, mine: Contestant, rival: Contestant) -> Versus:
+        count = min(len(self.pictures[entry.name].psnr) for entry in (mine, rival))
+        left, right, dense = (self.pictures[name].first(count) for name in (mine.name, rival.name, DENSE))
+        return Versus(
+            label,
+            paired_interval(left.psnr, right.psnr),
+            frechet_difference(dense.features, left.features, right.features, FRECHET_REPEATS),
+            paired_interval(100 * left.passed, 100 * right.passed),
+            median_ratio_interval(self.times(mine.name), self.times(rival.name)),
+        )
 
     def categories(self, exhibit: str) -> dict[str, dict[str, Interval]]:
         """Scene score by contestant and category."""

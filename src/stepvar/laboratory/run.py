@@ -66,7 +66,6 @@ def reproduce(
     *,
     minutes: float = DEFAULT_MINUTES,
     protocol: Protocol | None = None,
-    batch: int = 8,
     announce: Announce | None = None,
     advance: Advance | None = None,
 ) -> Outcome:
@@ -80,7 +79,6 @@ def reproduce(
         folder: Of the report; new, empty, or holding this very run.
         minutes: How long it may take; chooses the counts of a new run.
         protocol: Counts, instead of choosing them.
-        batch: Pictures drawn at a time, for chosen counts.
         announce: Told what is going to happen, before it does.
         advance: Told of progress.
 
@@ -91,17 +89,18 @@ def reproduce(
     if not minutes > 0:
         raise ValueError(f"minutes is {minutes:g}; a report needs some time.")
     field = Field(pipeline.schedule())
-    asked = {"protocol": protocol.as_json()} if protocol is not None else {"minutes": minutes, "batch": batch}
+    asked = {"protocol": protocol.as_json()} if protocol is not None else {"minutes": minutes}
     store = ReportFolder(folder, _identity(pipeline, field, asked))
-    seconds_per_weight: float | None = None
     if store.run is None:
+        seconds_per_weight: float | None = None
         if protocol is None:
-            pace = measure_pace(pipeline, field, batch)
+            pace = measure_pace(pipeline, field)
             seconds_per_weight = pace.batched + pace.judging
-            protocol = protocol_for(minutes, pace, batch)
+            protocol = protocol_for(minutes, pace)
         store.start({**protocol.as_json(), "seconds_per_weight": seconds_per_weight})
-    stored = dict(store.run["protocol"]) if store.run else {}
-    seconds_per_weight = stored.pop("seconds_per_weight", None)
+    store.sweep()
+    stored = dict(store.run["protocol"])
+    seconds_per_weight = stored.pop("seconds_per_weight")
     protocol = Protocol(**stored)
     study = Study(pipeline, protocol, field)
     steps = study.steps()

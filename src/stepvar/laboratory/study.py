@@ -154,13 +154,13 @@ def relative_cost(pipeline: NextScalePipeline, member: Contestant) -> float:
     return _FIXED_SHARE + (1.0 - _FIXED_SHARE) * summary.flops / summary.dense_flops
 
 
-def measure_pace(pipeline: NextScalePipeline, field: Field, batch: int = 8) -> Pace:
+def measure_pace(pipeline: NextScalePipeline, field: Field) -> Pace:
     """Draws a few pictures to learn how long things take here."""
-    trial = Study(pipeline, Protocol(batch=batch, main_blocks=1, ablation_blocks=1), field)
+    trial = Study(pipeline, Protocol(main_blocks=1, ablation_blocks=1), field)
     trial.draw(trial.jobs[:1], None)
     single = trial.draw(trial.jobs[:1], None).seconds
     # A slow machine is not made to wait for a whole batch that it would have no time for anyway.
-    some = trial.jobs[: batch if single < 1.0 else 2]
+    some = trial.jobs if single < 1.0 else trial.jobs[:2]
     dense = trial.draw(some, None)
     started = time.perf_counter()
     measure(dense, dense, some, trial.extractor)
