@@ -1,4 +1,4 @@
-"""A whole report in miniature: all exhibits are there, their numbers are right, interruptions cost nothing."""
+"""A whole report in miniature: its exhibits are there, its numbers right, and interruptions cost nothing."""
 
 from __future__ import annotations
 
@@ -155,12 +155,16 @@ def test_a_witness_sees_every_layer_and_changes_nothing(pipeline):
 
 
 def test_contestants_are_unique(pipeline):
-    field = Field(pipeline.schedule())
+    field = Field(pipeline.schedule(), 2)
     names = [member.name for member in field]
     assert len(set(names)) == len(names)
     plans = [member.pruning for member in field]
     assert all(plans.index(plan) == place for place, plan in enumerate(plans))
-    assert Field(pipeline.schedule()).digest() == field.digest()
+    assert Field(pipeline.schedule(), 2).digest() == field.digest()
+    deep = Field(pipeline.schedule(), 8)
+    assert {label for label, _ in deep.exhibit("variants")} - {
+        label for label, _ in field.exhibit("variants")
+    } == {"narrowed in two stages"}
     pairs = [label for label, _ in field.exhibit("pairs")]
     assert pairs == ["2x2, 3x3", "3x3, 4x4", "4x4, 6x6", "6x6, 8x8"]
 
@@ -171,4 +175,4 @@ def test_too_few_measurements_make_no_report(tmp_path, pipeline):
     folder = ReportFolder(tmp_path / "report", {})
     folder.start({})
     with pytest.raises(ValueError, match="too few measurements"):
-        Results(folder, Field(pipeline.schedule()), TINY)
+        Results(folder, Field(pipeline.schedule(), 2), TINY)

@@ -116,7 +116,8 @@ def clip_score(folder: Path, clip: ClipFeatures, advance: Advance | None = None)
     scores: list[float] = []
     for start in range(0, len(entries), _BATCH):
         part = entries[start : start + _BATCH]
-        seen = np.concatenate([clip(load_picture(folder / entry["file"])[None]) for entry in part])
+        # The pictures of one run have one size.
+        seen = clip(np.stack([load_picture(folder / entry["file"]) for entry in part]))
         scores += alignment(seen, clip.texts([entry["prompt"] for entry in part])).tolist()
         if advance is not None:
             advance(len(part))

@@ -21,8 +21,8 @@ def require_video(pipeline: Any, benchmark: str) -> None:
     """
     if "seconds" not in inspect.signature(type(pipeline).__call__).parameters:
         raise ValueError(
-            f"{benchmark} scores videos, but {type(pipeline).__name__} draws pictures: name a video model with "
-            "--model."
+            f"{benchmark} scores videos, but {type(pipeline).__name__} draws pictures: name a video model "
+            "with --model."
         )
 
 

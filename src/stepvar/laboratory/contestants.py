@@ -76,10 +76,11 @@ class Field:
 
     Args:
         schedule: The model's scales: stage pairs depend on how many there are.
+        depth: Its layers; variants that need more are left out.
     """
 
-    def __init__(self, schedule: ScaleSchedule) -> None:
-        self.schedule = schedule
+    def __init__(self, schedule: ScaleSchedule, depth: int) -> None:
+        self.schedule, self.depth = schedule, depth
         self.members: list[Contestant] = []
         self._enter_main()
         self._enter_ablations()
@@ -133,7 +134,8 @@ class Field:
         for recovery in RECOVERIES:
             self.add("recovery", recovery, StepVAR(ratios=WITHOUT_SKIPS[0], recovery=recovery))
         for name, variant in VARIANTS.items():
-            self.add("variants", name, variant)
+            if variant.stages < self.depth:
+                self.add("variants", name, variant)
         self.add("ratio", "0", None)
         for ratio in RATIOS:
             self.add("ratio", f"{ratio:g}", StepVAR(ratios={-2: ratio, -1: ratio}))

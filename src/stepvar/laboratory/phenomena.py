@@ -67,7 +67,7 @@ def residual_energy(study: Study, pictures: int) -> dict[str, Any]:
     """Correlation, token by token, of a layer's residual energy with |projection| (figure 3)."""
     correlations: dict[str, list[list[float]]] = {}
     maps: list[dict[str, Any]] = []
-    depth = study.pipeline.summary().plan.depth
+    depth = study.field.depth
     last = study.field.schedule.final
 
     def told(layer: int, scale: Scale, energy: Tensor, projection: Tensor) -> None:

@@ -88,7 +88,7 @@ def reproduce(
     require_matplotlib()
     if not minutes > 0:
         raise ValueError(f"minutes is {minutes:g}; a report needs some time.")
-    field = Field(pipeline.schedule())
+    field = Field(pipeline.schedule(), pipeline.summary().plan.depth)
     asked = {"protocol": protocol.as_json()} if protocol is not None else {"minutes": minutes}
     store = ReportFolder(folder, _identity(pipeline, field, asked))
     if store.run is None:
