@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stepvar.embedded import load_embedded
+    from stepvar.evaluation.calibration import calibrate
     from stepvar.generation.report import Report, Summary
     from stepvar.generation.schedule import Scale, ScaleSchedule
+    from stepvar.laboratory.run import reproduce
     from stepvar.models.infinity.checkpoints import convert
     from stepvar.models.infinity.pipeline import InfinityPipeline
     from stepvar.models.infinity.tokenizer import InfinityTokenizer
@@ -33,8 +35,10 @@ _HOMES = {
     "ScaleSchedule": "stepvar.generation.schedule",
     "StepVAR": "stepvar.pruning.stepvar",
     "Summary": "stepvar.generation.report",
+    "calibrate": "stepvar.evaluation.calibration",
     "convert": "stepvar.models.infinity.checkpoints",
     "load_embedded": "stepvar.embedded",
+    "reproduce": "stepvar.laboratory.run",
 }
 
 __all__ = [
@@ -48,8 +52,10 @@ __all__ = [
     "ScaleSchedule",
     "StepVAR",
     "Summary",
+    "calibrate",
     "convert",
     "load_embedded",
+    "reproduce",
 ]
 
 

@@ -7,6 +7,7 @@ dpg_bench/dpg_bench.csv; playgroundai/MJHQ-30K meta_data.json; Vchitect/VBench V
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -86,7 +87,7 @@ def load_dpg(path: Path) -> list[Item]:
                 raise ValueError(f"'{file}' is empty: it should hold a prompt.")
             items.append(Item(file.stem, prompt))
         return items
-    rows = csv.DictReader(_read(path).splitlines())
+    rows = csv.DictReader(io.StringIO(_read(path), newline=""))
     if not {"item_id", "text"} <= set(rows.fieldnames or ()):
         raise ValueError(f"'{path}' has no columns item_id and text: give DPG-Bench's dpg_bench.csv.")
     found: dict[str, Item] = {}

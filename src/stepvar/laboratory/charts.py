@@ -96,12 +96,12 @@ def _scale_flops(results: Results, name: str) -> np.ndarray:
 
 def published_models(models: Sequence[ModelCost]) -> str:
     """Figure 1a for published models, computed from their sizes and schedules."""
-    with _figure(len(models), height=2.9) as (figure, axes):
+    with _figure(len(models), width=3.4 * len(models), height=2.9) as (figure, axes):
         for axis, model in zip(axes, models, strict=True):
             places = np.arange(len(model.scales))
             axis.bar(places - 0.2, np.array(model.dense) / 1e12, 0.4, color=DENSE_COLOUR, label="dense")
             axis.bar(places + 0.2, np.array(model.pruned) / 1e12, 0.4, color=OURS, label=model.plan)
-            axis.set_xticks(places, model.scales, rotation=60)
+            axis.set_xticks(places, model.scales, rotation=70, fontsize=7.5)
             axis.set_title(model.name)
             axis.set_ylabel("TFLOP")
             axis.legend(fontsize=8)

@@ -13,9 +13,8 @@ from stepvar.evaluation.statistics import Interval
 from stepvar.laboratory import charts
 from stepvar.laboratory.analytic import published_costs
 from stepvar.laboratory.claims import HELD, OPEN, Claim, judge
-from stepvar.laboratory.contestants import DENSE, OURS, WITH_SKIPS
+from stepvar.laboratory.contestants import DENSE, OURS
 from stepvar.laboratory.results import Results, Row, Versus
-from stepvar.pruning.stepvar import StepVAR
 
 Cell = tuple[str, Callable[[Row], str]]
 
@@ -34,7 +33,6 @@ EXHIBITS = {
 
 def numbers(results: Results) -> dict[str, Any]:
     """Everything that the page shows, as one JSON document."""
-    paper = StepVAR(*WITH_SKIPS)
     return {
         "run": results.folder.run,
         "pictures": {
@@ -58,7 +56,7 @@ def numbers(results: Results) -> dict[str, Any]:
         ],
         "published": [
             {**vars(model), "late_share": model.late_share, "saving": model.saving}
-            for model in published_costs(paper, "paper's plan")
+            for model in published_costs()
         ],
         "claims": [claim.as_json() for claim in judge(results)],
     }
@@ -69,7 +67,6 @@ def render(results: Results) -> tuple[str, dict[str, Any]]:
     document = numbers(results)
     claims = [Claim(**entry) for entry in document["claims"]]
     template = Template(files("stepvar.laboratory").joinpath("report.html").read_text("utf-8"))
-    paper = StepVAR(*WITH_SKIPS)
     parts = {
         "title": "StepVAR, measured",
         "setting": _setting(results),
@@ -89,7 +86,7 @@ def render(results: Results) -> tuple[str, dict[str, Any]]:
         "pairs": charts.pairs(results) + _table(results, "pairs"),
         "skips": _table(results, "skips"),
         "figure_1a": charts.time_and_flops(results),
-        "published": charts.published_models(published_costs(paper, "paper's plan")),
+        "published": charts.published_models(published_costs()),
         "figure_1b": charts.perturbation(results) if results.perturbations() else _MISSING,
         "figure_1c": charts.added_frequencies(results) if results.spectra() else _MISSING,
         "figure_3": charts.energy_correlation(results) if results.correlations() else _MISSING,
