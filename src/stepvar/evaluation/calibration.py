@@ -202,7 +202,10 @@ class _Search:
         return (low + high) / 2
 
     def for_speed(self, target: float, most_skips: int) -> tuple[float, int]:
-        """The gentlest plan with a speed-up: as few skips as will do."""
+        """The gentlest plan with a speed-up: as few skips as will do.
+
+        Where a further skip alone is faster than the target, nothing is pruned beside it.
+        """
         reached = 1.0
         for skips in range(most_skips + 1):
             shares = [share for share in FITTED if self.plan(share, skips).ratios]
