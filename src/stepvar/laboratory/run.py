@@ -19,6 +19,7 @@ from stepvar.laboratory.results import Results
 from stepvar.laboratory.study import Advance, Study, measure_pace, run_steps
 
 if TYPE_CHECKING:
+    from stepvar.evaluation.features import Extractor
     from stepvar.models.pipeline import NextScalePipeline
 
 
@@ -66,6 +67,7 @@ def reproduce(
     *,
     minutes: float = DEFAULT_MINUTES,
     protocol: Protocol | None = None,
+    extractor: Extractor | None = None,
     announce: Announce | None = None,
     advance: Advance | None = None,
 ) -> Outcome:
@@ -79,6 +81,7 @@ def reproduce(
         folder: Of the report; new, empty, or holding this very run.
         minutes: How long it may take; chooses the counts of a new run.
         protocol: Counts, instead of choosing them.
+        extractor: Features for Fréchet distances and diversity; by default the model's own tokenizer's.
         announce: Told what is going to happen, before it does.
         advance: Told of progress.
 
@@ -90,11 +93,12 @@ def reproduce(
         raise ValueError(f"minutes is {minutes:g}; a report needs some time.")
     field = Field(pipeline.schedule(), pipeline.summary().plan.depth)
     asked = {"protocol": protocol.as_json()} if protocol is not None else {"minutes": minutes}
-    store = ReportFolder(folder, _identity(pipeline, field, asked))
+    features = "tokenizer" if extractor is None else getattr(extractor, "__name__", type(extractor).__name__)
+    store = ReportFolder(folder, _identity(pipeline, field, {"features": features, **asked}))
     if store.run is None:
         seconds_per_weight: float | None = None
         if protocol is None:
-            pace = measure_pace(pipeline, field)
+            pace = measure_pace(pipeline, field, extractor)
             seconds_per_weight = pace.batched + pace.judging
             protocol = protocol_for(minutes, pace)
         store.start({**protocol.as_json(), "seconds_per_weight": seconds_per_weight})
@@ -102,7 +106,7 @@ def reproduce(
     stored = dict(store.run["protocol"])
     seconds_per_weight = stored.pop("seconds_per_weight")
     protocol = Protocol(**stored)
-    study = Study(pipeline, protocol, field)
+    study = Study(pipeline, protocol, field, extractor)
     steps = study.steps()
     left = [step for step in steps if store.load(step.name) is None]
     weight = sum(step.weight for step in left)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stepvar.embedded.scenes import evaluation_prompts
-from stepvar.evaluation.features import TokenizerFeatures, diversity, extract
+from stepvar.evaluation.features import Extractor, TokenizerFeatures, diversity, extract
 from stepvar.evaluation.memory import with_peak_memory
 from stepvar.laboratory import phenomena
 from stepvar.laboratory.contestants import Contestant, Field
@@ -50,11 +50,18 @@ class Study:
         pipeline: A model that knows the scenes' words.
         protocol: How much is measured.
         field: What is compared.
+        extractor: For Fréchet distances and diversity; by default the model's own visual tokenizer.
     """
 
-    def __init__(self, pipeline: NextScalePipeline, protocol: Protocol, field: Field) -> None:
+    def __init__(
+        self,
+        pipeline: NextScalePipeline,
+        protocol: Protocol,
+        field: Field,
+        extractor: Extractor | None = None,
+    ) -> None:
         self.pipeline, self.protocol, self.field = pipeline, protocol, field
-        self.extractor = TokenizerFeatures(pipeline.vae)
+        self.extractor = TokenizerFeatures(pipeline.vae) if extractor is None else extractor
         prompts = evaluation_prompts(protocol.pictures, protocol.seed)
         self.jobs = [Job(prompt, protocol.seed + index) for index, prompt in enumerate(prompts)]
         self.warm = False
@@ -154,9 +161,9 @@ def relative_cost(pipeline: NextScalePipeline, member: Contestant) -> float:
     return _FIXED_SHARE + (1.0 - _FIXED_SHARE) * summary.flops / summary.dense_flops
 
 
-def measure_pace(pipeline: NextScalePipeline, field: Field) -> Pace:
+def measure_pace(pipeline: NextScalePipeline, field: Field, extractor: Extractor | None = None) -> Pace:
     """Draws a few pictures to learn how long things take here."""
-    trial = Study(pipeline, Protocol(main_blocks=1, ablation_blocks=1), field)
+    trial = Study(pipeline, Protocol(main_blocks=1, ablation_blocks=1), field, extractor)
     trial.draw(trial.jobs[:1], None)
     single = trial.draw(trial.jobs[:1], None).seconds
     # A slow machine is not made to wait for a whole batch that it would have no time for anyway.
