@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stepvar.embedded import load_embedded
+    from stepvar.evaluation.calibration import calibrate
     from stepvar.generation.report import Report, Summary
     from stepvar.generation.schedule import Scale, ScaleSchedule
+    from stepvar.laboratory.run import reproduce
     from stepvar.models.hart.pipeline import HARTPipeline
     from stepvar.models.hart.tokenizer import HARTTokenizer
     from stepvar.models.hart.transformer import HARTTransformer
@@ -58,7 +60,9 @@ _HOMES = {
     "VARTokenizer": "stepvar.models.var.tokenizer",
     "VARTransformer": "stepvar.models.var.transformer",
     "convert": "stepvar.models.registry",
+    "calibrate": "stepvar.evaluation.calibration",
     "load_embedded": "stepvar.embedded",
+    "reproduce": "stepvar.laboratory.run",
 }
 
 __all__ = [
@@ -84,8 +88,10 @@ __all__ = [
     "VARPipeline",
     "VARTokenizer",
     "VARTransformer",
+    "calibrate",
     "convert",
     "load_embedded",
+    "reproduce",
 ]
 
 

@@ -134,14 +134,9 @@ def encode_media(
 
 def versions() -> dict[str, str]:
     """Versions that a picture may depend on."""
-    import diffusers
-    import torch
-    import transformers
+    from stepvar.evaluation.provenance import versions as told
 
-    import stepvar
-
-    modules = (stepvar, torch, diffusers, transformers)
-    return {module.__name__: str(module.__version__) for module in modules}
+    return told()
 
 
 def write_files(contents: Mapping[Path, bytes]) -> None:
