@@ -294,7 +294,7 @@ def test_folders_that_are_no_case_are_refused_in_words(golden, tmp_path):
         (lambda info: info["call"].update(lens=[4]), r"do not fit together"),
         (lambda info: info.update(call="all"), r"do not fit together"),
         (lambda info: info["call"].update(cfg_list=[3.0]), r"cfg_list has 1 entries, but the schedule has 7"),
-        (lambda info: info.update(official_repo="FoundationVision/VAR"), r"made by FoundationVision/VAR"),
+        (lambda info: info.update(official_repo="someone/Unknown"), r"made by someone/Unknown"),
         (lambda info: info.pop("official_repo"), r"made by an unnamed repository"),
     ],
 )

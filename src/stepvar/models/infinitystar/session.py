@@ -178,7 +178,7 @@ class InfinityStarSession:
     def logits(self, hidden: Tensor) -> Tensor:
         return self.transformer.logits(hidden, self.bits)
 
-    def commit(self, scale: VideoScale, choice: Tensor, hidden: Tensor) -> None:
+    def commit(self, scale: VideoScale, choice: Tensor, hidden: Tensor, tokens: Tokens) -> None:
         """Adds the codes of bits [1, N, D] to the clip."""
         if scale.given and self.known is not None:
             self.latent = self.known.clips[scale.clip].to(self.device)
