@@ -37,8 +37,8 @@ does the same at every aspect ratio and pixel budget.
 The paper has no ratios for Switti and VAR: there the plans are Infinity's.
 
 HART: "paper" and "prune" are one, since the paper skips nothing there: 0.5 and 0.75 on the last two scales
-(48 and 64 tokens a side as published); "fastvar" prunes the same in all layers, and fills from the scale before; "skip"
-leaves out the last scale, with its diffusion head.
+(48 and 64 tokens a side as published); "fastvar" prunes the same in all layers, and fills from the scale
+before; "skip" leaves out the last scale, with its diffusion head.
 """
 
 
