@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2Model
 
@@ -12,6 +15,7 @@ from stepvar.generation.attention import KVCache
 from stepvar.generation.loop import Generation, generate
 from stepvar.generation.sampling import CodebookSampler
 from stepvar.generation.schedule import Scale, ScaleSchedule
+from stepvar.models.hart.official import to_official
 from stepvar.models.hart.pipeline import HARTPipeline
 from stepvar.models.hart.sampling import make_guidance, make_sampling
 from stepvar.models.hart.session import HARTSession, ResidualDraw, draw_residual_noise
@@ -19,6 +23,7 @@ from stepvar.models.hart.sizes import draw_orders, scale_schedule
 from stepvar.models.hart.text import ContextFeatures
 from stepvar.models.hart.tokenizer import HARTTokenizer
 from stepvar.models.hart.transformer import HARTTransformer
+from stepvar.models.vector_checkpoints import tokenizer_to_official
 from stepvar.pruning.base import PruningMethod
 
 SIDES = (1, 2, 3, 4, 6, 8)
@@ -172,3 +177,22 @@ def make_pipeline(**transformer) -> HARTPipeline:
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def write_published(folder: Path) -> tuple[HARTTransformer, HARTTransformer, HARTTokenizer]:
+    """A folder as it is published: llm/ with plain and averaged weights, tokenizer/ with a discriminator."""
+    plain, averaged, vae = make_hart(0), make_hart(9), make_vae()
+    llm, tokenizer = folder / "llm", folder / "tokenizer"
+    for path in (llm, tokenizer):
+        path.mkdir(parents=True)
+    official = {key: value.clone() for key, value in to_official(plain.state_dict(), plain.config).items()}
+    save_file(official, llm / "model.safetensors")
+    torch.save(to_official(averaged.state_dict(), averaged.config, training_mask=True), llm / "ema_model.bin")
+    told = {"num_heads": 2, "context_token": 7, "patch_nums": [1, 2, 3, 4, 6, 8], "num_sampling_steps": "3"}
+    (llm / "config.json").write_text(json.dumps(told))
+    state = {
+        f"vae.{key}": value for key, value in tokenizer_to_official(vae.state_dict(), vae.config).items()
+    }
+    torch.save({**state, "disc.main.0.weight": torch.zeros(2)}, tokenizer / "pytorch_model.bin")
+    (tokenizer / "config.json").write_text(json.dumps({"quant_resi": 0.5, "vocab_size": 40, "ch": 32}))
+    return plain, averaged, vae

@@ -45,6 +45,7 @@ _LATE_SCALES: dict[str, PruningMethod] = {
 
 _HART: dict[str, PruningMethod] = {
     "paper": StepVAR(ratios={-2: 0.5, -1: 0.75}),
+    "prune": StepVAR(ratios={-2: 0.5, -1: 0.75}),
     "skip": StepVAR(skip=(-1,)),
     "fastvar": FastVAR(ratios={-2: 0.5, -1: 0.75}, first_layer=0, dense_end=0),
 }
@@ -75,9 +76,9 @@ does the same at every aspect ratio and pixel budget. "sparsevar-standin" is the
 
 The paper has no ratios for Switti and VAR: there the plans are Infinity's.
 
-HART: "paper" has the ratios of StepVAR and FastVAR for it, 0.5 and 0.75 on the last two scales (48 and 64
-tokens a side as published); "fastvar" prunes the same in all layers, and fills from the scale before; "skip"
-leaves out the last scale, with its diffusion head.
+HART: "paper" and "prune" are one, since the paper skips nothing there: 0.5 and 0.75 on the last two scales
+(48 and 64 tokens a side as published); "fastvar" prunes the same in all layers, and fills from the scale
+before; "skip" leaves out the last scale, with its diffusion head.
 
 InfinityStar's are for 480p: "paper" saves what the paper reports, 1.4 x, on the last three steps; "prune"
 2 x on the last six, those from 18 rows up; "skip" leaves out the last step. At 720p the last step alone is

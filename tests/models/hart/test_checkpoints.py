@@ -26,7 +26,7 @@ from stepvar.models.vector_checkpoints import (
     tokenizer_from_official,
     tokenizer_to_official,
 )
-from tiny_hart import make_hart, make_language_model, make_tokenizer, make_vae
+from tiny_hart import make_hart, make_language_model, make_tokenizer, make_vae, write_published
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "hart"
 CASES = ("t2i_argmax", "t2i_smooth_maskgit", "t2i_adaln_full", "t2i_adaln_shared", "fastvar")
@@ -143,25 +143,6 @@ def test_other_files_are_called_by_their_names(tmp_path):
     save_file(state, tmp_path / "short.safetensors")
     with pytest.raises(CheckpointError, match=r"1 missing \(head.bias\)"):
         load_transformer(tmp_path / "short.safetensors", official=case_config("t2i_argmax"))
-
-
-def write_published(folder: Path) -> tuple[HARTTransformer, HARTTransformer, HARTTokenizer]:
-    """A folder as it is published: llm/ with plain and averaged weights, tokenizer/ with a discriminator."""
-    plain, averaged, vae = make_hart(0), make_hart(9), make_vae()
-    llm, tokenizer = folder / "llm", folder / "tokenizer"
-    for path in (llm, tokenizer):
-        path.mkdir(parents=True)
-    official = {key: value.clone() for key, value in to_official(plain.state_dict(), plain.config).items()}
-    save_file(official, llm / "model.safetensors")
-    torch.save(to_official(averaged.state_dict(), averaged.config, training_mask=True), llm / "ema_model.bin")
-    told = {"num_heads": 2, "context_token": 7, "patch_nums": [1, 2, 3, 4, 6, 8], "num_sampling_steps": "3"}
-    (llm / "config.json").write_text(json.dumps(told))
-    state = {
-        f"vae.{key}": value for key, value in tokenizer_to_official(vae.state_dict(), vae.config).items()
-    }
-    torch.save({**state, "disc.main.0.weight": torch.zeros(2)}, tokenizer / "pytorch_model.bin")
-    (tokenizer / "config.json").write_text(json.dumps({"quant_resi": 0.5, "vocab_size": 40, "ch": 32}))
-    return plain, averaged, vae
 
 
 def equal(first: torch.nn.Module, second: torch.nn.Module) -> bool:
