@@ -56,7 +56,7 @@ _LATE_STEPS: dict[str, PruningMethod] = {
     "skip": StepVAR(skip=(-1,)),
     "720p-1.4x": StepVAR(ratios={-1: 0.5}),
     "720p-2x": StepVAR(ratios={-3: 0.7, -2: 0.7, -1: 0.7}),
-    "10s-1.4x": StepVAR(ratios={step: 0.5 for first in (-3, -42) for step in range(first, first + 3)}),
+    "10s-1.4x": StepVAR(ratios={step: 0.4 for first in (-3, -42) for step in range(first, first + 3)}),
 }
 
 PRESETS: dict[str, dict[str, PruningMethod]] = {

@@ -83,7 +83,7 @@ def encode_mp4(video: Video, comment: str = "") -> bytes:
     av = _import_av()
     buffer = io.BytesIO()
     width, height = video.frames[0].size
-    with av.open(buffer, mode="w", format="mp4", options={"movflags": "+faststart"}) as container:
+    with av.open(buffer, mode="w", format="mp4") as container:
         container.metadata["comment"] = comment
         stream = container.add_stream("libx264", rate=round(video.frames_per_second))
         stream.width, stream.height = width, height
