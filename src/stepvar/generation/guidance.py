@@ -40,6 +40,7 @@ class Guidance:
         release: Stop computing the unconditional copies after the last scale that mixes them.
         remembers: Whether scales read what unconditional copies left in a cache; if not, they are computed
             only at the scales that mix them.
+        until: First scale that is no longer guided, one an image; empty where all scales are.
 
     Source: `cfg_list` and `cfg_insertion_layer` of FoundationVision/Infinity, models/infinity.py.
     """
@@ -49,6 +50,7 @@ class Guidance:
     at_logits: bool = True
     release: bool = True
     remembers: bool = True
+    until: tuple[int, ...] = ()
 
     @property
     def active(self) -> bool:
@@ -57,21 +59,32 @@ class Guidance:
 
     def rows(self, scale: int, images: int, copies: int) -> int:
         """Rows to compute at a scale, of a batch of `images` in `copies` (1 or 2) copies."""
-        needed = self.weights[scale:] if self.remembers else self.weights[scale : scale + 1]
-        if self.release and all(weight == 1.0 for weight in needed):
+        later = range(scale, len(self.weights)) if self.remembers else (scale,)
+        if self.release and not any(self.guides(index) for index in later):
             return images
         return images * copies
 
+    def guides(self, scale: int) -> bool:
+        """Whether any image is guided at a scale."""
+        return self.weights[scale] != 1.0 and (not self.until or scale < max(self.until))
+
     def mixes_logits(self, scale: int) -> bool:
-        return self.at_logits and self.weights[scale] != 1.0
+        return self.at_logits and self.guides(scale)
 
     def after_layer(self, scale: int, layer: int, hidden: Tensor) -> Tensor:
         """Mixes hidden [R, N, C] after a named layer; the identity after any other."""
-        weight = self.weights[scale]
-        if layer not in self.layers or weight == 1.0:
+        if layer not in self.layers or not self.guides(scale):
             return hidden
-        mixed = self.mix(scale, hidden)
+        mixed = self.mix_images(scale, hidden)
         return mixed.repeat(2, *(1,) * (hidden.dim() - 1))
+
+    def mix_images(self, scale: int, paired: Tensor) -> Tensor:
+        """Mixes [2B, ...] into [B, ...]; images no longer guided keep their conditional copy."""
+        mixed = self.mix(scale, paired)
+        released = [image for image, last in enumerate(self.until) if last <= scale]
+        if released:
+            mixed[released] = paired[released]
+        return mixed
 
     def mix(self, scale: int, paired: Tensor) -> Tensor:
         """Mixes [2B, ...] into [B, ...]."""

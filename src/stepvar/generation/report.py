@@ -18,7 +18,7 @@ class ScaleCost:
 
     Attributes:
         flops: Floating-point operations of the transformer, all rows, a multiply-add as two.
-        cache_bytes: Keys and values it adds to the cache, all layers and rows.
+        cache_bytes: What it adds to the room that keys and values need, all layers and rows.
         rows: Batch rows, unconditional copies included.
     """
 
@@ -137,6 +137,7 @@ class Summary:
             "cache_bytes": self.cache_bytes,
             "attention": self.backend,
             **({"memory": self.memory.as_json()} if self.memory else {}),
+            "decides_per_picture": self.plan.decides,
             "scales": [
                 {
                     "scale": str(entry.scale),
@@ -169,6 +170,8 @@ class Summary:
         lines.append(f"{saved:.2f} x fewer transformer FLOPs than dense; attention: {self.backend}.")
         if self.memory is not None:
             lines.append(str(self.memory))
+        if self.plan.decides:
+            lines.append("The method decides picture by picture: this is the most that will run.")
         return "\n".join(lines)
 
 

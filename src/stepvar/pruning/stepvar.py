@@ -37,7 +37,7 @@ class StepVAR(LateScales):
     Attributes:
         ratios: See `LateScales`. Speed grows with the ratio; fine detail in flat regions goes first,
             visible damage starts above 0.7 or so.
-        skip: See `LateScales`.
+        skip, unguided: See `LateScales`.
         score: What makes a token important; see `stepvar.pruning.scores.SCORERS`.
         recovery: How pruned positions get their features after the last layer:
             "nearest" copies the nearest kept token (the paper's);
@@ -189,7 +189,8 @@ class StepVARPruner(Pruner):
     def leave(self, tokens: Tokens, hidden: Tensor) -> Tensor:
         if self.index is None:
             if self.config.recovery == "cache" and self.plan.prunes:
-                self.cached = (self.entry, hidden)
+                # Without what a model has before a map, a prompt's tokens for example.
+                self.cached = (self.entry, hidden[:, -self.entry.scale.tokens :])
             return hidden
         index, grid = self.every_row(self.index, hidden), tokens.scale.grid
         if self.config.recovery == "cache":
