@@ -27,7 +27,7 @@ from torch import Tensor
 from stepvar.generation.guidance import Guidance
 from stepvar.generation.loop import Sampler
 from stepvar.generation.schedule import Scale, ScaleSchedule
-from stepvar.models.infinity.quantizer import codes_from_bits, resize_bilinear
+from stepvar.models.infinity.quantizer import codes_from_bits
 from stepvar.models.infinity.session import TextCondition
 from stepvar.models.infinity.transformer import (
     LARGEST_LOG_SCALE,
@@ -36,6 +36,7 @@ from stepvar.models.infinity.transformer import (
     InfinityTransformer,
     SelfAttention,
 )
+from stepvar.models.resizing import resize_bilinear
 
 EPSILON = 1e-6
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,11 +14,11 @@ from stepvar.generation.attention import KVCache
 from stepvar.generation.guidance import Guidance, per_scale
 from stepvar.generation.loop import Generation, generate
 from stepvar.generation.progress import Observer, ScaleReport
-from stepvar.generation.sampling import BitSampler, SamplingSettings
+from stepvar.generation.sampling import BitSampler, CodebookChoice, SamplingSettings
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.models.infinity.session import InfinitySession, TextCondition
 from stepvar.models.infinity.transformer import InfinityTransformer
-from stepvar.pruning.base import PruningMethod
+from stepvar.pruning.base import Preview, PruningMethod
 
 SMALL = ScaleSchedule.from_grids([(1, 1), (2, 2), (4, 3), (6, 5), (9, 7), (12, 10)])
 """Six scales, 248 tokens; no two sides are equal where it matters."""
@@ -57,14 +58,18 @@ def make_text(*lengths: int, seed: int = 0, channels: int = TEXT_CHANNELS) -> tu
     return tuple(torch.randn(length, channels, generator=generator) for length in lengths)
 
 
-class WatchedSession(InfinitySession):
-    """A session that remembers the cache it allocated."""
+class WatchedCache:
+    """Mixed into a session: remembers the cache that it allocated."""
 
     cache: KVCache
 
     def allocate_cache(self, plan) -> KVCache:
         self.cache = super().allocate_cache(plan)
         return self.cache
+
+
+class WatchedSession(WatchedCache, InfinitySession):
+    """A session that remembers the cache it allocated."""
 
 
 class ForcedSampler:
@@ -88,7 +93,7 @@ class Drawing:
         tensors: What the loop showed, by (name, index of the scale).
     """
 
-    session: WatchedSession
+    session: WatchedCache
     result: Generation
     tensors: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
@@ -114,11 +119,12 @@ class Drawing:
         return [(layer.length, layer.capacity) for layer in self.session.cache.layers]
 
     def fingerprint(self) -> str:
-        """A hash of every drawn bit, every kept position and the accumulated codes."""
+        """A hash of every drawn bit or code, every kept position and the accumulated codes."""
         digest = hashlib.sha256()
         for report in self.reports:
             choice = self.result.choices.get(report.plan.scale.index)
-            for value in (choice, report.kept_index):
+            drawn = choice.index if isinstance(choice, CodebookChoice) else choice
+            for value in (drawn, report.kept_index):
                 digest.update(b"-" if value is None else value.numpy().tobytes())
         digest.update(self.result.latent.numpy().tobytes())
         return digest.hexdigest()
@@ -143,8 +149,13 @@ def draw(
     forced: dict[int, Tensor] | None = None,
     observer: Observer | None = None,
     patchify: bool = False,
+    preview: Preview | None = None,
+    watch: Any = None,
 ) -> Drawing:
-    """Generates with the real loop; texts default to one prompt of 5 tokens a seed."""
+    """Generates with the real loop; texts default to one prompt of 5 tokens a seed.
+
+    `watch.session` is the session before it runs, for observers that look into it.
+    """
     text = make_text(*[5] * len(seeds)) if text is None else text
     weights = per_scale(guidance, len(schedule), "guidance_scale")
     guide = Guidance(weights, frozenset(layers), at_logits, release)
@@ -153,6 +164,8 @@ def draw(
     elif negative is None:
         negative = [transformer.unconditional_text[: len(entry)] for entry in text]
     session = WatchedSession(transformer, TextCondition(tuple(text), tuple(negative)), schedule, patchify)
+    if watch is not None:
+        watch.session = session
     temperatures = per_scale(temperature, len(schedule), "temperature")
     settings = SamplingSettings(temperatures, top_k, top_p)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -169,6 +182,7 @@ def draw(
         pruning=pruning,
         observer=observer,
         probe=probe,
+        preview=preview,
     )
     return Drawing(session, result, tensors)
 

@@ -7,20 +7,46 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stepvar.embedded import load_embedded
+    from stepvar.evaluation.calibration import calibrate
+    from stepvar.generation.cascade import Cascade
     from stepvar.generation.report import Report, Summary
     from stepvar.generation.schedule import Scale, ScaleSchedule
-    from stepvar.models.infinity.checkpoints import convert
+    from stepvar.laboratory.run import reproduce
+    from stepvar.models.hart.pipeline import HARTPipeline
+    from stepvar.models.hart.tokenizer import HARTTokenizer
+    from stepvar.models.hart.transformer import HARTTransformer
     from stepvar.models.infinity.pipeline import InfinityPipeline
     from stepvar.models.infinity.tokenizer import InfinityTokenizer
     from stepvar.models.infinity.transformer import InfinityTransformer
+    from stepvar.models.infinitystar.pipeline import InfinityStarPipeline
+    from stepvar.models.infinitystar.tokenizer import InfinityStarTokenizer
+    from stepvar.models.infinitystar.transformer import InfinityStarTransformer
+    from stepvar.models.registry import convert
+    from stepvar.models.switti.pipeline import SwittiPipeline
+    from stepvar.models.switti.tokenizer import SwittiTokenizer
+    from stepvar.models.switti.transformer import SwittiTransformer
+    from stepvar.models.var.pipeline import VARPipeline
+    from stepvar.models.var.tokenizer import VARTokenizer
+    from stepvar.models.var.transformer import VARTransformer
     from stepvar.presets import PRESETS
+    from stepvar.pruning.fastvar import FastVAR
+    from stepvar.pruning.scalekv import ScaleKV
+    from stepvar.pruning.skipvar import SkipVAR
     from stepvar.pruning.stepvar import StepVAR
 
 __version__ = "0.1.0"
 
 # torch takes seconds to import, diffusers and transformers more: each name loads what it needs.
 _HOMES = {
+    "Cascade": "stepvar.generation.cascade",
+    "FastVAR": "stepvar.pruning.fastvar",
+    "HARTPipeline": "stepvar.models.hart.pipeline",
+    "HARTTokenizer": "stepvar.models.hart.tokenizer",
+    "HARTTransformer": "stepvar.models.hart.transformer",
     "InfinityPipeline": "stepvar.models.infinity.pipeline",
+    "InfinityStarPipeline": "stepvar.models.infinitystar.pipeline",
+    "InfinityStarTokenizer": "stepvar.models.infinitystar.tokenizer",
+    "InfinityStarTransformer": "stepvar.models.infinitystar.transformer",
     "InfinityTokenizer": "stepvar.models.infinity.tokenizer",
     "InfinityTransformer": "stepvar.models.infinity.transformer",
     # diffusers looks up the base class of a saved component on the library that the component names.
@@ -28,25 +54,53 @@ _HOMES = {
     "PRESETS": "stepvar.presets",
     "Report": "stepvar.generation.report",
     "Scale": "stepvar.generation.schedule",
+    "ScaleKV": "stepvar.pruning.scalekv",
     "ScaleSchedule": "stepvar.generation.schedule",
+    "SkipVAR": "stepvar.pruning.skipvar",
     "StepVAR": "stepvar.pruning.stepvar",
     "Summary": "stepvar.generation.report",
-    "convert": "stepvar.models.infinity.checkpoints",
+    "SwittiPipeline": "stepvar.models.switti.pipeline",
+    "SwittiTokenizer": "stepvar.models.switti.tokenizer",
+    "SwittiTransformer": "stepvar.models.switti.transformer",
+    "VARPipeline": "stepvar.models.var.pipeline",
+    "VARTokenizer": "stepvar.models.var.tokenizer",
+    "VARTransformer": "stepvar.models.var.transformer",
+    "convert": "stepvar.models.registry",
+    "calibrate": "stepvar.evaluation.calibration",
     "load_embedded": "stepvar.embedded",
+    "reproduce": "stepvar.laboratory.run",
 }
 
 __all__ = [
     "PRESETS",
+    "Cascade",
+    "FastVAR",
+    "HARTPipeline",
+    "HARTTokenizer",
+    "HARTTransformer",
     "InfinityPipeline",
+    "InfinityStarPipeline",
+    "InfinityStarTokenizer",
+    "InfinityStarTransformer",
     "InfinityTokenizer",
     "InfinityTransformer",
     "Report",
     "Scale",
+    "ScaleKV",
     "ScaleSchedule",
+    "SkipVAR",
     "StepVAR",
     "Summary",
+    "SwittiPipeline",
+    "SwittiTokenizer",
+    "SwittiTransformer",
+    "VARPipeline",
+    "VARTokenizer",
+    "VARTransformer",
+    "calibrate",
     "convert",
     "load_embedded",
+    "reproduce",
 ]
 
 

@@ -16,6 +16,7 @@ from stepvar.conformance.report import compare
 from stepvar.models.loading import CheckpointError
 
 BATCH, NEGATIVE, TOKENIZER = "t2i_006M_1x1_b2", "t2i_006M_3x4_layercfg_neg", "vae_d16_encode_decode"
+FASTVAR = "fastvar_1M_1x1"
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def edited(golden, tmp_path) -> Callable[..., Path]:
     return copy
 
 
-@pytest.mark.parametrize("name", [BATCH, NEGATIVE, TOKENIZER])
+@pytest.mark.parametrize("name", [BATCH, NEGATIVE, TOKENIZER, FASTVAR])
 def test_golden_cases_pass_with_every_tensor_compared(golden, name):
     report = run_case(golden / name)
     stored = load_file(golden / name / "tensors.safetensors")
@@ -102,6 +103,21 @@ def test_one_changed_number_of_a_generation_fails(edited, name):
     report = run_case(edited(NEGATIVE, nudge(name)))
     assert not report.passed
     assert [key for key, error in report.tensors.items() if not error.passed] == [name]
+
+
+def test_one_changed_choice_score_or_cached_number_of_fastvar_fails(edited):
+    names = ["s09.L04.ca.kept_indices", "s10.L03.sa.scores", "cache.L05.ffn", "s10.logits"]
+
+    def change(stored: dict) -> None:
+        for name in names[1:]:
+            nudge(name)(stored)
+        # Another position, not another order: the one that was left out.
+        kept = stored[names[0]][0]
+        kept[kept.numel() // 3] = min(set(range(1024)) - set(kept.tolist()))
+
+    report = run_case(edited(FASTVAR, change))
+    assert not report.passed
+    assert sorted(key for key, error in report.tensors.items() if not error.passed) == sorted(names)
 
 
 @pytest.mark.parametrize("name", ["enc.h", "enc.bits2", "enc.residual1", "enc.var_input0", "dec2.recon"])
@@ -278,7 +294,7 @@ def test_folders_that_are_no_case_are_refused_in_words(golden, tmp_path):
         (lambda info: info["call"].update(lens=[4]), r"do not fit together"),
         (lambda info: info.update(call="all"), r"do not fit together"),
         (lambda info: info["call"].update(cfg_list=[3.0]), r"cfg_list has 1 entries, but the schedule has 7"),
-        (lambda info: info.update(official_repo="FoundationVision/VAR"), r"made by FoundationVision/VAR"),
+        (lambda info: info.update(official_repo="someone/Unknown"), r"made by someone/Unknown"),
         (lambda info: info.pop("official_repo"), r"made by an unnamed repository"),
     ],
 )

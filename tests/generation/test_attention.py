@@ -77,4 +77,5 @@ def test_the_cache_is_exactly_full_at_the_end(pruning, guidance):
     rows = 1 if guidance == 1.0 else 2
     assert drawing.result.cache_bytes == sum(ran) * rows * 64 * 2 * 4
     allocated = {layer.keys.untyped_storage().nbytes() for layer in drawing.session.cache.layers}
-    assert allocated == {length * rows * 64 * 4 for length in ran}, "no memory beyond what is used"
+    # Keys and values of a layer share one allocation.
+    assert allocated == {length * rows * 64 * 4 * 2 for length in ran}, "no memory beyond what is used"

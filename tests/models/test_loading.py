@@ -12,7 +12,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from stepvar.models.loading import Checkpoint, CheckpointError, name_architecture, read_tensors, staged_folder
+from stepvar.models.loading import (
+    Checkpoint,
+    CheckpointError,
+    name_architecture,
+    read_tensors,
+    staged_folder,
+    weight_files,
+)
 
 
 class Malicious:
@@ -213,3 +220,11 @@ def test_staged_folder_leaves_nothing_after_a_failure(tmp_path):
         (folder / "file").write_text("x")
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
+
+
+def test_averaged_weights_beside_plain_ones_are_left_to_those_who_name_them(tmp_path):
+    for name in ("ema_model.bin", "pytorch_model.bin"):
+        torch.save({"weight": torch.ones(1)}, tmp_path / name)
+    assert weight_files(tmp_path) == [tmp_path / "pytorch_model.bin"]
+    (tmp_path / "pytorch_model.bin").unlink()
+    assert weight_files(tmp_path) == [tmp_path / "ema_model.bin"]

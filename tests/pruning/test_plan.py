@@ -8,7 +8,10 @@ from stepvar.generation.schedule import ScaleSchedule
 from stepvar.models.infinity.sizes import SizeTable
 from stepvar.models.pipeline import check_plan
 from stepvar.presets import PRESETS, resolve_pruning
+from stepvar.pruning.fastvar import FastVAR
 from stepvar.pruning.plan import GenerationPlan, find_scale
+from stepvar.pruning.scalekv import ScaleKV
+from stepvar.pruning.skipvar import SkipVAR
 from stepvar.pruning.stepvar import StepVAR
 from tiny_models import SMALL
 
@@ -156,6 +159,13 @@ def test_presets_are_the_published_ones():
         "paper": StepVAR(ratios={-4: 0.4, -3: 0.5}, skip=(-2, -1)),
         "prune": StepVAR(ratios={-2: 0.5, -1: 0.75}),
         "skip": StepVAR(skip=(-2, -1)),
+        "fastvar": FastVAR(ratios={-4: 0.4, -3: 0.5}, skip=(-2, -1)),
+        "sparsevar-standin": StepVAR(
+            ratios={-4: 0.4, -3: 0.5}, skip=(-2, -1), score="texture", anchor_stride=4
+        ),
+        "unguided": StepVAR(unguided=-2),
+        "skipvar": SkipVAR(0.84),
+        "scalekv": ScaleKV(share=0.06),
     }
 
 
@@ -166,7 +176,7 @@ def test_what_may_be_passed_as_pruning():
     assert resolve_pruning("none", "InfinityPipeline") is None
     assert resolve_pruning("skip", "InfinityPipeline") == StepVAR(skip=(-2, -1))
     with pytest.raises(
-        ValueError, match=r"Unknown pruning preset 'papr'; known are none, paper, prune, skip"
+        ValueError, match=r"Unknown pruning preset 'papr'; known are none, paper, prune, skip, fastvar"
     ):
         resolve_pruning("papr", "InfinityPipeline")
     with pytest.raises(ValueError, match=r"pruning is a float; pass StepVAR"):

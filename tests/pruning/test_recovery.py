@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepvar.pruning.recovery import nearest_kept
+from stepvar.pruning.recovery import anchor_positions, bilinear, nearest_anchor, nearest_kept
 
 Grid = tuple[int, int, int]
 
@@ -114,3 +114,55 @@ def test_time_grows_about_linearly():
 def test_a_grid_beyond_the_keys_is_refused():
     with pytest.raises(ValueError, match="too large for exact recovery"):
         nearest_kept(torch.tensor([[0]]), (1, 2**20, 2**20))
+
+
+@pytest.mark.parametrize(
+    ("grid", "stride", "expected"),
+    [
+        ((1, 3, 3), 3, [4]),
+        ((1, 6, 7), 3, [8, 11, 29, 32]),
+        ((1, 1, 5), 4, [2]),
+        ((1, 1, 1), 3, [0]),
+        ((2, 3, 3), 3, [4, 13]),
+        ((1, 4, 4), 2, [5, 7, 13, 15]),
+    ],
+)
+def test_anchors_lie_on_a_uniform_grid_in_every_frame(grid, stride, expected):
+    assert anchor_positions(grid, stride) == expected
+
+
+@given(kept_positions(frames=2), st.integers(2, 4))
+@settings(max_examples=80, deadline=None)
+def test_only_anchors_are_copied(drawn, stride):
+    grid, kept = drawn
+    anchors = anchor_positions(grid, stride)
+    kept = sorted({*kept[0], *anchors})
+    slots = nearest_anchor(torch.tensor([kept]), grid, stride)[0].tolist()
+    nearest = brute_force(anchors, grid, 1)
+    for position, slot in enumerate(slots):
+        copied = position if position in kept else anchors[nearest[position]]
+        assert kept[slot] == copied
+
+
+@given(kept_positions(frames=2, batch=2))
+@settings(max_examples=80, deadline=None)
+def test_bilinear_recovery_weighs_the_kept_neighbours(drawn):
+    (frames, height, width), kept = drawn
+    grid, index = (frames, height, width), torch.tensor(kept)
+    values = torch.randn(2, index.shape[1], 3, generator=torch.Generator().manual_seed(0))
+    slots = nearest_kept(index, grid)
+    dense = bilinear(values, index, slots, grid)
+    for row, positions in enumerate(kept):
+        for position in range(frames * height * width):
+            frame, y, x = position // (height * width), position // width % height, position % width
+            near = {
+                slot: (2 - abs(y - other // width % height)) * (2 - abs(x - other % width))
+                for slot, other in enumerate(positions)
+                if other // (height * width) == frame
+                and max(abs(y - other // width % height), abs(x - other % width)) <= 1
+            }
+            expected = values[row, slots[row, position]]
+            if position not in positions and near:
+                expected = sum(weight * values[row, slot] for slot, weight in near.items())
+                expected = expected / sum(near.values())
+            torch.testing.assert_close(dense[row, position], expected)

@@ -1,4 +1,4 @@
-"""The command line: `stepvar generate | compare | summary | bench | evaluate | convert | conformance`.
+"""The command line: `stepvar generate | compare | summary | bench | calibrate | reproduce | evaluate | ...`.
 
 torch and the model libraries take seconds to import, so every module here imports them only where a command
 needs them: `stepvar --help` answers at once.

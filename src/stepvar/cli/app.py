@@ -7,10 +7,14 @@ from typing import Annotated
 import typer
 
 from stepvar.cli.bench import bench
+from stepvar.cli.benchmarks import dpg, geneval, mjhq, vbench
+from stepvar.cli.calibrate import calibrate
 from stepvar.cli.compare import compare
 from stepvar.cli.convert import conformance, convert
 from stepvar.cli.evaluate import evaluate
 from stepvar.cli.generate import generate, summary
+from stepvar.cli.reproduce import reproduce
+from stepvar.cli.scoring import clip, fid, fidelity, score
 
 app = typer.Typer(
     name="stepvar",
@@ -22,8 +26,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for _command in (generate, compare, summary, bench, convert, conformance):
+for _command in (generate, compare, summary, bench, calibrate, reproduce, convert, conformance):
     app.command()(_command)
+for _command in (geneval, dpg, mjhq, vbench, fidelity, fid, clip, score):
+    evaluate.command()(_command)
 app.add_typer(evaluate, name="evaluate")
 
 

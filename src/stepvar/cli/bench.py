@@ -10,6 +10,7 @@ from stepvar.cli import display
 from stepvar.cli.errors import explain_errors
 from stepvar.cli.groups import with_option_groups
 from stepvar.cli.models import (
+    check_options,
     check_prompts,
     note_other_aspect,
     open_pipeline,
@@ -17,7 +18,6 @@ from stepvar.cli.models import (
     require_prompts,
 )
 from stepvar.cli.options import (
-    EXAMPLE_PROMPT,
     ExamplePrompt,
     FixedSeed,
     Json,
@@ -33,7 +33,7 @@ def bench(
     model: ModelChoice,
     size: SizeChoice,
     sampling: SamplingChoice,
-    prompt: ExamplePrompt = EXAMPLE_PROMPT,
+    prompt: ExamplePrompt = None,
     repeats: Annotated[int, typer.Option(min=1, max=10000, help="Measured rounds; times are medians.")] = 5,
     number: Annotated[int, typer.Option("-n", "--number", min=1, max=4096, help="Pictures in a batch.")] = 1,
     seed: FixedSeed = 0,
@@ -43,10 +43,13 @@ def bench(
 
     Dense, skip only, prune only and both run in turn, after one round that is not counted.
     """
-    require_prompts([prompt])
+    if prompt is not None:
+        require_prompts([prompt])
     dimensions, settings = size.arguments(), sampling.arguments()
     with quiet_libraries():
         pipeline = open_pipeline(model)
+        check_options(pipeline, {**dimensions, **settings})
+        prompt = prompt or pipeline.example_prompt
         check_prompts(pipeline, sampling.texts([prompt]))
         note_other_aspect(pipeline, dimensions)
         from stepvar.evaluation.speed import METHODS, measure_speed

@@ -12,6 +12,7 @@ from stepvar.cli import display
 from stepvar.cli.errors import InputError, explain_errors
 from stepvar.cli.groups import with_option_groups
 from stepvar.cli.models import (
+    check_options,
     check_prompts,
     note_other_aspect,
     open_pipeline,
@@ -63,8 +64,11 @@ def compare(
     own_seed = secrets.randbelow(2**31) if seed is None else seed
     with quiet_libraries():
         pipeline = open_pipeline(model)
+        check_options(pipeline, {**dimensions, **settings})
         check_prompts(pipeline, sampling.texts([prompt]))
         note_other_aspect(pipeline, dimensions)
+        if pipeline.draws_videos:
+            raise InputError("'compare' shows pictures, and this model draws videos: use 'generate' twice.")
         [path] = destination.names([f"{slug(prompt)}-{own_seed}-compare"])
         from stepvar.evaluation.comparison import compare as run
         from stepvar.evaluation.figure import draw_comparison

@@ -28,7 +28,13 @@ def convert(
     tokenizer: Annotated[Path, typer.Argument(help="The visual tokenizer it was trained with.")],
     output: Annotated[Path, typer.Argument(help="The new folder.")],
     text_encoder: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the text encoder, such as flan-t5-xl.")
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR", help="Folder of the text encoder, such as flan-t5-xl; again for a second one."
+        ),
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Names of the classes, one a line or as JSON.")
     ] = None,
     dtype: Annotated[
         str | None, typer.Option(metavar="FORMAT", help="Of the transformer; default: as in the file.")
@@ -45,10 +51,12 @@ def convert(
         import_silently()
         import torch
 
-        from stepvar.models.infinity.checkpoints import convert as run
+        from stepvar.models.registry import convert as run
 
+        own = {} if labels is None else {"labels": labels}
+        encoders = text_encoder[0] if text_encoder and len(text_encoder) == 1 else text_encoder
         with Unwinding():
-            folder = run(transformer, tokenizer, text_encoder, output, dtype and getattr(torch, dtype))
+            folder = run(transformer, tokenizer, encoders, output, dtype and getattr(torch, dtype), **own)
     stored = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     if json:
         display.print_json({"folder": str(folder), "bytes": stored})

@@ -76,19 +76,35 @@ def kept_count(kept: int, skipped: bool) -> str:
 
 
 @contextmanager
-def progress_bar(label: str, total: float) -> Iterator[Callable[[float, str], None] | None]:
-    """A bar on stderr while the block runs; yields what advances it, None when stderr is no terminal."""
+def progress_bar(
+    label: str, total: float, estimate: bool = False
+) -> Iterator[Callable[[float, str], None] | None]:
+    """A bar on stderr while the block runs; yields what advances it, None when stderr is no terminal.
+
+    Args:
+        label: Stands before the bar.
+        total: What full is.
+        estimate: Whether the time that is left is shown, for long runs.
+    """
     if not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TaskProgressColumn(),
         TimeElapsedColumn(),
+        *([TextColumn("left:"), TimeRemainingColumn()] if estimate else []),
         TextColumn("{task.fields[note]}"),
     )
     # The bar hides the cursor, which must come back after Ctrl-C.

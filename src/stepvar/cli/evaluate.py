@@ -1,4 +1,4 @@
-"""`stepvar evaluate`: how often a model draws what its prompt says."""
+"""`stepvar evaluate scenes`: how often a model draws what its prompt says."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stepvar.cli.options import FixedSeed, Json, ModelChoice, PlanChoice, Sampli
 if TYPE_CHECKING:
     from stepvar.evaluation.scenes import SceneScores
 
-evaluate = typer.Typer(help="Measure how often prompts are met.", no_args_is_help=True)
+evaluate = typer.Typer(help="Draw and score benchmarks.", no_args_is_help=True)
 
 Count = Annotated[int, typer.Option("-n", "--number", min=1, max=1_000_000, help="Prompts.")]
 Batch = Annotated[int, typer.Option(min=1, max=4096, help="Pictures drawn at a time.")]

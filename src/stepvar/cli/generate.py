@@ -5,16 +5,17 @@ from __future__ import annotations
 import copy
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from stepvar.cli import display
-from stepvar.cli.errors import explain_errors
+from stepvar.cli.errors import InputError, explain_errors
 from stepvar.cli.groups import with_option_groups
 from stepvar.cli.models import (
+    check_options,
     check_prompts,
     note_other_aspect,
     open_pipeline,
@@ -23,15 +24,24 @@ from stepvar.cli.models import (
 )
 from stepvar.cli.options import (
     Json,
+    MediaOutput,
     ModelChoice,
     Number,
-    Output,
     PlanChoice,
     SamplingChoice,
     Seed,
     SizeChoice,
+    VideoChoice,
 )
-from stepvar.cli.outputs import Destination, encode_png, slug, versions, write_files
+from stepvar.cli.outputs import (
+    SUFFIX,
+    VIDEO_SUFFIXES,
+    Destination,
+    encode_media,
+    slug,
+    versions,
+    write_files,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -39,7 +49,10 @@ if TYPE_CHECKING:
     from stepvar.generation.report import Report
     from stepvar.models.pipeline import NextScalePipeline
 
-Prompts = Annotated[list[str], typer.Argument(help="What the pictures show, one prompt or several.")]
+Prompts = Annotated[
+    list[str],
+    typer.Argument(help="What the pictures show, one prompt or several; classes for a model of classes."),
+]
 Batch = Annotated[int, typer.Option(min=1, max=4096, help="Pictures drawn at a time: more take more memory.")]
 
 _FRESH_SEEDS = 2**31
@@ -53,34 +66,66 @@ def generate(
     plan: PlanChoice,
     size: SizeChoice,
     sampling: SamplingChoice,
+    video: VideoChoice,
     seed: Seed = None,
     number: Number = 1,
     batch: Batch = 4,
-    output: Output = None,
+    output: MediaOutput = None,
     json: Json = False,
 ) -> None:
-    """Draw pictures of prompts.
+    """Draw pictures, or videos, of prompts, or of classes.
 
-    Each picture is written as PNG with its settings inside, by default named after its prompt and seed.
+    Each is written with its settings inside, by default named after its prompt and seed.
     """
     require_prompts(prompt)
     dimensions = size.arguments()
-    settings = {**dimensions, **sampling.arguments(), "pruning": plan.method()}
-    destination = Destination.parse(output)
+    settings = {**dimensions, **sampling.arguments(), **video.arguments(), "pruning": plan.method()}
+    wanted = Destination.parse(output, _suffixes(video, output))
     first = secrets.randbelow(_FRESH_SEEDS) if seed is None else seed
     prompts = [entry for entry in prompt for _ in range(number)]
     jobs = [(entry, first + index) for index, entry in enumerate(prompts)]
     suggestions = [f"{slug(entry)}-{own_seed}" for entry, own_seed in jobs]
     with quiet_libraries():
         pipeline = open_pipeline(model)
+        check_options(pipeline, settings)
         check_prompts(pipeline, sampling.texts(prompt))
         note_other_aspect(pipeline, dimensions)
+        destination = check_media(pipeline, video, wanted)
+        if destination.suffix == SUFFIX and pipeline.draws_videos:
+            settings["seconds"] = 0
         paths = destination.names(suggestions)
-        drawn = _draw(pipeline, jobs, paths, batch, settings)
+        drawn = _draw(pipeline, jobs, paths, 1 if pipeline.draws_videos else batch, settings)
     if json:
         display.print_json(drawn.as_json())
     else:
         typer.echo(drawn.describe())
+
+
+def _suffixes(video: VideoChoice, output: Path | None) -> tuple[str, ...]:
+    """Endings that -o may have, the usual one first; which model draws is not known yet."""
+    if video.given:
+        return video.suffixes
+    return (SUFFIX, *VIDEO_SUFFIXES)
+
+
+def check_media(pipeline: NextScalePipeline, video: VideoChoice, wanted: Destination) -> Destination:
+    """Where a pipeline's results go: a video's own ending, where none was asked for.
+
+    Raises:
+        InputError, VideoSupportError: When videos are asked of a model of pictures, or cannot be written.
+    """
+    if not pipeline.draws_videos:
+        asked = video.given or [f"-o {wanted.stem}{wanted.suffix}"] * (wanted.suffix in VIDEO_SUFFIXES)
+        if asked:
+            raise InputError(f"{asked[0]} is for models that draw videos, and this one draws pictures.")
+        return wanted
+    if not video.given and wanted.stem is None:
+        wanted = replace(wanted, suffix=VIDEO_SUFFIXES[0])
+    if wanted.suffix == VIDEO_SUFFIXES[0]:
+        from stepvar.video import require_support
+
+        require_support()
+    return wanted
 
 
 @dataclass
@@ -114,8 +159,8 @@ class _Drawn:
             merged["peak_bytes"] = max(merged["peak_bytes"], other["peak_bytes"])
             merged["cache_bytes"] = max(merged["cache_bytes"], other["cache_bytes"])
             merged["seeds"] += other["seeds"]
-            for name in ("prompts", "negative_prompts"):
-                if other["settings"][name] is not None:
+            for name in _PER_PICTURE:
+                if other["settings"].get(name) is not None:
                     merged["settings"][name] += other["settings"][name]
             for stage, spent in other["stages"].items():
                 merged["stages"][stage] += spent
@@ -158,6 +203,8 @@ def _draw(
     drawn = _Drawn(jobs, paths)
     batches = range(0, len(jobs), batch)
     plain = {key: value for key, value in settings.items() if key not in _SAMPLING_ONLY}
+    if pipeline.draws_videos:
+        plain["known_seconds"] = pipeline.known_seconds(settings.get("image"), settings.get("video"))
     summary = pipeline.summary(**plain)
     with display.scale_progress("drawing", summary, len(batches)) as observer:
         for start in batches:
@@ -169,27 +216,34 @@ def _draw(
                 **settings,
             )
             drawn.reports.append(result.report.as_json())
-            _write(result.images, part, paths[start : start + batch], result.report)
+            media = result.frames if pipeline.draws_videos else result.images
+            pace = result.frames_per_second if pipeline.draws_videos else 0
+            _write(media, part, paths[start : start + batch], result.report, pace)
     return drawn
 
 
-_SAMPLING_ONLY = ("negative_prompt", "temperature", "top_k", "top_p")
+_SAMPLING_ONLY = ("negative_prompt", "temperature", "top_k", "top_p", "smooth", "image", "video")
 """Arguments of a call that its summary does not depend on."""
+
+_PER_PICTURE = ("prompts", "negative_prompts", "class_labels")
+"""Settings in a report that are a list with one entry a picture."""
 
 
 def _write(
-    images: Sequence[Image], jobs: Sequence[tuple[str, int]], paths: Sequence[Path], report: Report
+    media: Sequence[Image | Sequence[Image]],
+    jobs: Sequence[tuple[str, int]],
+    paths: Sequence[Path],
+    report: Report,
+    frames_per_second: float,
 ) -> None:
-    shared = {
-        key: value for key, value in report.settings.items() if key not in ("prompts", "negative_prompts")
-    }
+    shared = {key: value for key, value in report.settings.items() if key not in _PER_PICTURE}
     negatives = report.settings.get("negative_prompts")
     scales = [
         {"scale": str(entry.plan.scale), "kept": entry.plan.kept, "skipped": entry.plan.skipped}
         for entry in report.scales
     ]
-    contents = {}
-    for index, (image, (prompt, seed), path) in enumerate(zip(images, jobs, paths, strict=True)):
+    contents: dict[Path, bytes] = {}
+    for index, (drawn, (prompt, seed), path) in enumerate(zip(media, jobs, paths, strict=True)):
         own = {
             "prompt": prompt,
             "negative_prompt": negatives[index] if negatives else None,
@@ -198,7 +252,7 @@ def _write(
             "scales": scales,
             "versions": versions(),
         }
-        contents[path] = encode_png(image, own)
+        contents |= encode_media(drawn, path, own, frames_per_second)
     write_files(contents)
 
 
@@ -208,8 +262,10 @@ def summary(
     model: ModelChoice,
     plan: PlanChoice,
     size: SizeChoice,
+    seconds: Annotated[int | None, typer.Option(min=0, help="Of a video; 0 is a picture.")] = None,
     guidance: Annotated[
-        str | None, typer.Option(metavar="X[,X...]", help="Guidance, one number or one a scale; 1 is off.")
+        str | None,
+        typer.Option(metavar="X[,X...]", help="Guidance, one number or one a scale."),
     ] = None,
     number: Annotated[int, typer.Option("-n", "--number", min=1, help="Pictures in a batch.")] = 1,
     json: Json = False,
@@ -222,7 +278,11 @@ def summary(
     settings = {**size.arguments(), **sampling, "pruning": plan.method()}
     with quiet_libraries():
         pipeline = open_pipeline(model)
+        check_options(pipeline, settings)
         note_other_aspect(pipeline, size.arguments())
+        if seconds is not None:
+            check_media(pipeline, VideoChoice(seconds), Destination(Path()))
+            settings["seconds"] = seconds
         told = pipeline.summary(images=number, **settings)
     if json:
         display.print_json(told.as_json())

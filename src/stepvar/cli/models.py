@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from stepvar.cli.errors import InputError, is_out_of_memory, one_line
-from stepvar.cli.options import ModelChoice
+from stepvar.cli.options import OPTION_NAMES, ModelChoice
 
 if TYPE_CHECKING:
     import torch
@@ -115,16 +115,17 @@ def _open_folder(folder: Path, index: Mapping[str, Any], dtype: torch.dtype) -> 
     Raises:
         InputError, CheckpointError: When something is missing, damaged, executable, or of another model.
     """
-    from stepvar.models.infinity.text import load_text_encoder
     from stepvar.models.loading import CheckpointError
+    from stepvar.models.registry import TEXT_ENCODERS
 
     kind = _pipeline_class(folder, index)
     parts = {name: _check_part(folder, name, index.get(name)) for name in _part_names(kind)}
     given: dict[str, Any] = {}
     try:
-        if parts.get("text_encoder") == "T5EncoderModel":
-            # transformers itself goes on with random numbers where weights are missing.
-            given["text_encoder"] = load_text_encoder(folder / "text_encoder", dtype)
+        for name, part in parts.items():
+            if part in TEXT_ENCODERS:
+                # transformers itself goes on with random numbers where weights are missing.
+                given[name] = import_module(TEXT_ENCODERS[part]).load_text_encoder(folder / name, dtype)
         pipeline = kind.from_pretrained(folder, torch_dtype=dtype, local_files_only=True, **given)
         _try_text(pipeline)
         pipeline.summary()
@@ -210,12 +211,17 @@ def _check_our_part(path: Path, library: str, kind: str) -> None:
 
 
 def _try_text(pipeline: NextScalePipeline) -> None:
-    """Runs the text encoder on two tokens: a damaged configuration shows only then."""
+    """Runs the text encoders on two tokens: a damaged configuration shows only then."""
+    for suffix in ("", "_2"):
+        encoder = getattr(pipeline, f"text_encoder{suffix}", None)
+        tokenizer = getattr(pipeline, f"tokenizer{suffix}", None)
+        if encoder is not None and tokenizer is not None:
+            _try_encoder(encoder, tokenizer)
+
+
+def _try_encoder(encoder: Any, tokenizer: Any) -> None:
     import torch
 
-    encoder, tokenizer = getattr(pipeline, "text_encoder", None), getattr(pipeline, "tokenizer", None)
-    if encoder is None or tokenizer is None:
-        return
     with torch.no_grad():
         encoder(input_ids=torch.zeros(1, 2, dtype=torch.long, device=encoder.device))
     largest = max(tokenizer.get_vocab().values())
@@ -252,22 +258,26 @@ def note_other_aspect(pipeline: NextScalePipeline, size: Mapping[str, Any]) -> N
         typer.echo(f"Note: this model's nearest to that aspect ratio is {width}x{height} pixels.", err=True)
 
 
-def check_prompts(pipeline: NextScalePipeline, prompts: Sequence[str]) -> None:
-    """Refuses prompts that are longer than the model reads, which a pipeline would cut.
+def check_options(pipeline: NextScalePipeline, arguments: Mapping[str, Any]) -> None:
+    """Refuses options that mean nothing to a model.
+
+    Args:
+        arguments: Keyword arguments for the pipeline's call.
 
     Raises:
-        InputError: Naming both lengths.
+        InputError: Naming the options.
     """
-    tokenizer = getattr(pipeline, "tokenizer", None)
-    if tokenizer is None or getattr(pipeline, "text_encoder", None) is None:
-        raise InputError(
-            "The model has no text encoder: convert it with 'stepvar convert --text-encoder DIR'."
-        )
-    longest = pipeline.transformer.config.text_length
-    for prompt in prompts:
-        length = len(tokenizer(prompt, verbose=False).input_ids)
-        if length > longest:
-            raise InputError(
-                f"The prompt has {length} tokens, but the model reads at most {longest}: shorten it by "
-                f"{length - longest} ({prompt[:60]!r}...)."
-            )
+    known = inspect.signature(type(pipeline).__call__).parameters
+    foreign = sorted({OPTION_NAMES[name] for name in arguments if name not in known})
+    if foreign:
+        which = f"{' and '.join(foreign)} mean{'s' if len(foreign) == 1 else ''}"
+        raise InputError(f"{which} nothing to {type(pipeline).__name__}: leave it out.")
+
+
+def check_prompts(pipeline: NextScalePipeline, prompts: Sequence[str]) -> None:
+    """Refuses what a model cannot draw, and prompts that it would cut.
+
+    Raises:
+        ValueError: Saying what is wrong.
+    """
+    pipeline.check_prompts(prompts)

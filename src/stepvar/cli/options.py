@@ -18,16 +18,36 @@ if TYPE_CHECKING:
 
     from stepvar.pruning.base import PruningMethod
 
-EXAMPLE_PROMPT = "two yellow stars above a striped blue ring on sand"
-
 DTYPES = ("float32", "bfloat16", "float16")
 
-Prompt = Annotated[str, typer.Argument(help="What the picture shows.")]
-ExamplePrompt = Annotated[str, typer.Argument(help="What the pictures show; any prompt takes the same time.")]
+OPTION_NAMES = {
+    "negative_prompt": "--negative",
+    "temperature": "--temperature",
+    "smooth": "--smooth",
+    "aspect_ratio": "--aspect",
+    "pixel_budget": "--budget",
+    "seconds": "--seconds",
+    "image": "--image",
+    "video": "--video",
+}
+"""Options that some models have no use for, by the argument of a pipeline's call."""
+
+Prompt = Annotated[
+    str, typer.Argument(help="What the picture shows; for a model of classes a class, by number or name.")
+]
+ExamplePrompt = Annotated[
+    str | None, typer.Argument(help="What the pictures show, an example by default; all take the same time.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else, on stdout.")]
 Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="FILE|DIR", help="A .png file, or a folder for named files."),
+]
+MediaOutput = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", metavar="FILE|DIR", help="A .png file (videos: .mp4 or .gif), or a folder."
+    ),
 ]
 Seed = Annotated[
     int | None, typer.Option(help="Seed of the first picture; the others count on. Default: a fresh one.")
@@ -96,7 +116,17 @@ class PlanChoice:
 
     pruning: Annotated[
         str | None,
-        typer.Option(metavar="PRESET", help="paper, prune, skip or none."),
+        typer.Option(
+            metavar="PRESET", help="paper, prune, skip, fastvar, another of the model's plans, or none."
+        ),
+    ] = None
+    method_name: Annotated[
+        str | None,
+        typer.Option(
+            "--method",
+            metavar="METHOD",
+            help="With --ratios or --skip: stepvar (default), fastvar or sparsevar-standin.",
+        ),
     ] = None
     ratios: Annotated[
         str | None,
@@ -119,6 +149,8 @@ class PlanChoice:
             InputError: When a preset and a plan of one's own were given together.
         """
         if self.ratios is None and self.skip is None:
+            if self.method_name is not None:
+                raise InputError(f"--method {self.method_name} names no scale: give --ratios or --skip too.")
             return self.pruning or default
         if self.pruning is not None:
             raise InputError(
@@ -126,9 +158,9 @@ class PlanChoice:
             )
         ratios = parse_ratios(self.ratios) if self.ratios is not None else {}
         skip = parse_scales(self.skip) if self.skip is not None else ()
-        from stepvar.pruning.stepvar import StepVAR
+        from stepvar.presets import with_scales
 
-        return StepVAR(ratios=ratios, skip=skip)
+        return with_scales(self.method_name or "stepvar", ratios, skip)
 
 
 @dataclass(frozen=True)
@@ -165,13 +197,17 @@ class SamplingChoice:
 
     negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What to steer away from.")] = None
     guidance: Annotated[
-        str | None, typer.Option(metavar="X[,X...]", help="Guidance, one number or one a scale; 1 is off.")
+        str | None,
+        typer.Option(metavar="X[,X...]", help="Guidance, one number or one a scale."),
     ] = None
     temperature: Annotated[
         str | None, typer.Option(metavar="X[,X...]", help="Above 0, one number or one a scale.")
     ] = None
-    top_k: Annotated[int | None, typer.Option(min=0, help="1 takes the likelier bit; 0 is off.")] = None
-    top_p: Annotated[float | None, typer.Option(help="Drops bits rarer than 1 - X; 0 is off.")] = None
+    top_k: Annotated[int | None, typer.Option(min=0, help="1 takes the likeliest; 0 is off.")] = None
+    top_p: Annotated[float | None, typer.Option(help="Drops the rarest 1 - X; 0 is off.")] = None
+    smooth: Annotated[
+        bool | None, typer.Option("--smooth/--no-smooth", help="Mix codes instead of picking one.")
+    ] = None
 
     def texts(self, prompts: Sequence[str]) -> list[str]:
         """Everything that the text encoder will read."""
@@ -181,10 +217,51 @@ class SamplingChoice:
         """Keyword arguments for a pipeline's call."""
         if self.negative is not None and not self.negative.strip():
             raise InputError("--negative is empty: say what to steer away from, or leave it out.")
-        given = {"negative_prompt": self.negative, "top_k": self.top_k, "top_p": self.top_p}
+        given = {
+            "negative_prompt": self.negative,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "smooth": self.smooth,
+        }
         arguments = {name: value for name, value in given.items() if value is not None}
         if self.guidance is not None:
             arguments["guidance_scale"] = parse_numbers(self.guidance, "--guidance")
         if self.temperature is not None:
             arguments["temperature"] = parse_numbers(self.temperature, "--temperature")
         return arguments
+
+
+@dataclass(frozen=True)
+class VideoChoice:
+    """How long a video is and what it begins with; only for models that draw videos."""
+
+    seconds: Annotated[
+        int | None, typer.Option(min=0, help="Of the whole video; 0 draws a picture. Default: the model's.")
+    ] = None
+    image: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A picture that the video begins with.")
+    ] = None
+    video: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A video to go on from: its first seconds are kept.")
+    ] = None
+    frames: Annotated[bool, typer.Option("--frames", help="Write each video as a folder of .png files.")] = (
+        False
+    )
+
+    @property
+    def given(self) -> list[str]:
+        """Options that were given."""
+        named = {"--seconds": self.seconds, "--image": self.image, "--video": self.video}
+        return [name for name, value in named.items() if value is not None] + ["--frames"] * self.frames
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Endings of the files, the usual one first; empty for a folder of frames."""
+        if self.frames:
+            return ("",)
+        return (".png",) if self.seconds == 0 else (".mp4", ".gif")
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for a call of a pipeline that draws videos."""
+        given = {"seconds": self.seconds, "image": self.image, "video": self.video}
+        return {name: value for name, value in given.items() if value is not None}

@@ -6,7 +6,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SUFFIX = ".png"
+VIDEO_SUFFIXES = (".mp4", ".gif")
 _LONGEST_NAME = 60
 
 
@@ -28,28 +29,38 @@ class Destination:
     Attributes:
         folder: The folder; it may be new, but not its parent.
         stem: Name of the file without its ending; None names each file by its picture.
+        suffix: Ending of the files; empty where each is a folder of its own.
     """
 
     folder: Path
     stem: str | None = None
+    suffix: str = SUFFIX
 
     @classmethod
-    def parse(cls, output: Path | None) -> Destination:
+    def parse(cls, output: Path | None, suffixes: Sequence[str] = (SUFFIX,)) -> Destination:
         """Reads -o, and checks before any work that it can be written to.
+
+        Args:
+            suffixes: Endings that a file may have; the first one is that of files in a folder.
 
         Raises:
             InputError: When it cannot.
         """
         if output is None:
-            destination = cls(Path())
+            destination = cls(Path(), suffix=suffixes[0])
         elif output.is_dir():
-            destination = cls(output)
-        elif output.suffix.lower() == SUFFIX:
-            destination = cls(output.parent, output.name[: -len(SUFFIX)])
+            destination = cls(output, suffix=suffixes[0])
+        elif output.suffix.lower() in suffixes and output.suffix:
+            destination = cls(output.parent, output.name[: -len(output.suffix)], output.suffix)
         elif output.suffix or output.exists():
-            raise InputError(f"'{output}' is no {SUFFIX} file: name one, or a folder.")
+            known = " or ".join(filter(None, suffixes))
+            raise InputError(
+                f"'{output}' is no {known} file: name one, or a folder."
+                if known
+                else f"'{output}' is the name of a file: name a folder for the frames."
+            )
         else:
-            destination = cls(output)
+            destination = cls(output, suffix=suffixes[0])
         destination._check(output)
         return destination
 
@@ -60,7 +71,7 @@ class Destination:
         if not os.access(folder, os.W_OK | os.X_OK):
             shown = "The current folder" if output is None else f"'{folder}'"
             raise InputError(f"{shown} cannot be written to: name another place with -o.")
-        target = None if self.stem is None else self.folder / f"{self.stem}{SUFFIX}"
+        target = None if self.stem is None else self.folder / f"{self.stem}{self.suffix}"
         if target is not None and target.exists() and not target.is_file():
             raise InputError(f"'{target}' exists and is no ordinary file: name another place with -o.")
 
@@ -68,21 +79,21 @@ class Destination:
         """One path a picture; asked-for names are used as they are, suggested ones never overwrite a file."""
         if self.stem is not None:
             if len(suggestions) == 1:
-                return [self.folder / f"{self.stem}{SUFFIX}"]
+                return [self.folder / f"{self.stem}{self.suffix}"]
             width = len(str(len(suggestions)))
             numbers = range(1, len(suggestions) + 1)
-            return [self.folder / f"{self.stem}-{number:0{width}}{SUFFIX}" for number in numbers]
+            return [self.folder / f"{self.stem}-{number:0{width}}{self.suffix}" for number in numbers]
         paths: list[Path] = []
         for suggestion in suggestions:
-            paths.append(_free_path(self.folder, suggestion, paths))
+            paths.append(_free_path(self.folder, suggestion, self.suffix, paths))
         return paths
 
 
-def _free_path(folder: Path, name: str, taken: Collection[Path]) -> Path:
-    path, number = folder / f"{name}{SUFFIX}", 1
+def _free_path(folder: Path, name: str, suffix: str, taken: Collection[Path]) -> Path:
+    path, number = folder / f"{name}{suffix}", 1
     while path in taken or path.exists():
         number += 1
-        path = folder / f"{name}-{number}{SUFFIX}"
+        path = folder / f"{name}-{number}{suffix}"
     return path
 
 
@@ -103,16 +114,29 @@ def encode_png(image: Image, settings: Mapping[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
+def encode_media(
+    drawn: Image | Sequence[Image], path: Path, settings: Mapping[str, Any], frames_per_second: float
+) -> dict[Path, bytes]:
+    """A picture, or a video as its path's ending says, by file; without ending it is a folder of frames."""
+    if not isinstance(drawn, Sequence):
+        return {path: encode_png(drawn, settings)}
+    if path.suffix.lower() == SUFFIX:
+        return {path: encode_png(drawn[0], settings)}
+    if not path.suffix:
+        return {
+            path / f"{number:04}{SUFFIX}": encode_png(frame, settings) for number, frame in enumerate(drawn)
+        }
+    from stepvar.video import Video, encode_gif, encode_mp4
+
+    encode = encode_gif if path.suffix.lower() == ".gif" else encode_mp4
+    return {path: encode(Video(drawn, frames_per_second), json.dumps(settings))}
+
+
 def versions() -> dict[str, str]:
     """Versions that a picture may depend on."""
-    import diffusers
-    import torch
-    import transformers
+    from stepvar.evaluation.provenance import versions as told
 
-    import stepvar
-
-    modules = (stepvar, torch, diffusers, transformers)
-    return {module.__name__: str(module.__version__) for module in modules}
+    return told()
 
 
 def write_files(contents: Mapping[Path, bytes]) -> None:
@@ -126,9 +150,10 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
     with Unwinding():
         try:
             for index, (path, content) in enumerate(contents.items()):
-                if not path.parent.exists():
-                    path.parent.mkdir()
-                    new_folders.append(path.parent)
+                for folder in reversed([path.parent, *path.parent.parents]):
+                    if not folder.exists():
+                        folder.mkdir()
+                        new_folders.append(folder)
                 partial = path.parent / f".stepvar-{os.getpid()}-{index}.partial"
                 staged[path] = partial
                 _write(partial, path, content)
@@ -137,7 +162,7 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
         except BaseException:
             for partial in staged.values():
                 partial.unlink(missing_ok=True)
-            for folder in new_folders:
+            for folder in reversed(new_folders):
                 folder.rmdir()
             raise
 

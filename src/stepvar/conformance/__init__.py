@@ -1,11 +1,16 @@
-"""Proof of fidelity: runs our models on golden cases of the official code and compares everything."""
+"""Proof of fidelity: runs our models on golden cases of official code and compares every stored tensor."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 from stepvar.conformance.case import Case, CaseError
 from stepvar.conformance.report import CaseReport
+from stepvar.models.registry import MODELS
+
+FORK = "csguoh/FastVAR"
+"""A repository of forks: its cases name the model they are a fork of, as "hart+fastvar" does."""
 
 __all__ = ["CaseError", "CaseReport", "run_case"]
 
@@ -14,7 +19,7 @@ def run_case(folder: Path) -> CaseReport:
     """Runs one golden case.
 
     Args:
-        folder: Holds case.json and tensors.safetensors.
+        folder: Holds case.json and tensors.safetensors, or inputs.safetensors and outputs.safetensors.
 
     Raises:
         CaseError: When the folder is no golden case, contradicts itself, or is of a model that has no
@@ -22,17 +27,19 @@ def run_case(folder: Path) -> CaseReport:
         CheckpointError: When its weights are missing or damaged.
     """
     case = Case.load(folder)
-    repository = str(case.info.get("official_repo", "")).split(" ")[0]
-    if repository == "FoundationVision/Infinity":
-        from stepvar.conformance.infinity import run
-
-        try:
-            return run(case)
-        except (LookupError, TypeError, RuntimeError) as error:
-            raise CaseError(
-                f"{folder} cannot be run, its case.json and its tensors do not fit together: {error!r}."
-            ) from error
-    raise CaseError(
-        f"{folder} was made by {repository or 'an unnamed repository'}; "
-        "cases of FoundationVision/Infinity can be run."
-    )
+    runners = {model.repository: model.conformance for model in MODELS}
+    repository = case.repository
+    if repository == FORK:
+        forked = str(case.info.get("model", "infinity")).partition("+")[0].lower()
+        repository = next((name for name in runners if name.lower().endswith(f"/{forked}")), repository)
+    if repository not in runners:
+        raise CaseError(
+            f"{folder} was made by {case.repository or 'an unnamed repository'}; "
+            f"cases of {', '.join(runners)} and of their fork {FORK} can be run."
+        )
+    try:
+        return import_module(runners[repository]).run(case)
+    except (LookupError, TypeError, RuntimeError) as error:
+        raise CaseError(
+            f"{folder} cannot be run, its case.json and its tensors do not fit together: {error!r}."
+        ) from error

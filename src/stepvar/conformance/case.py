@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stepvar.conformance.report import CaseReport, compare
+from stepvar.conformance.report import TOLERANCE, CaseReport, compare
 
 
 class CaseError(ValueError):
@@ -36,21 +36,46 @@ class Case:
 
     @classmethod
     def load(cls, folder: Path) -> Case:
-        """Reads case.json and tensors.safetensors.
+        """Reads case.json and tensors.safetensors, or inputs.safetensors and outputs.safetensors.
 
         Raises:
             CaseError: When either is missing or unreadable.
         """
         try:
             info = json.loads((folder / "case.json").read_text(encoding="utf-8"))
-            tensors = load_file(folder / "tensors.safetensors")
+            names = ("inputs", "outputs") if (folder / "inputs.safetensors").is_file() else ("tensors",)
+            files = [load_file(folder / f"{name}.safetensors") for name in names]
         except (OSError, ValueError, SafetensorError) as error:
             raise CaseError(
                 f"{folder} is not a readable golden case (case.json and tensors.safetensors): {error}."
             ) from error
         if not isinstance(info, dict):
             raise CaseError(f"{folder / 'case.json'} describes no case: it holds a {type(info).__name__}.")
-        return cls(folder, info, tensors)
+        return cls(folder, info, {name: tensor for file in files for name, tensor in file.items()})
+
+    @property
+    def repository(self) -> str:
+        """The official repository, owner/name; empty when the case names none."""
+        official = self.info.get("official_repo") or self.info.get("official", "")
+        named = official.get("repo", "") if isinstance(official, dict) else official
+        return str(named).split(" ")[0]
+
+    def state(self, part: str) -> dict[str, Tensor]:
+        """Official weights of a part, "transformer" for example, in float32: the stored values are exact.
+
+        Raises:
+            CaseError: When the case does not name them, or the file cannot be read.
+        """
+        weights = self.info.get("weights")
+        named = weights.get(part, weights.get("file")) if isinstance(weights, dict) else weights
+        named = named.get("file") if isinstance(named, dict) else named
+        if not isinstance(named, str):
+            raise CaseError(f"{self.folder / 'case.json'} does not say where the weights of {part!r} are.")
+        try:
+            state = load_file(self.folder / named)
+        except (OSError, SafetensorError) as error:
+            raise CaseError(f"The weights '{self.folder / named}' cannot be read: {error}.") from error
+        return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
 
     @property
     def weights(self) -> Path:
@@ -92,10 +117,12 @@ class Comparison:
 
     Args:
         case: The case.
+        relative: See `compare`.
     """
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, relative: float | None = None) -> None:
         self.case = case
+        self.relative = relative
         self.report = CaseReport(str(case.folder))
 
     def take(self, name: str) -> Tensor:
@@ -110,13 +137,24 @@ class Comparison:
             self.report.inputs.append(name)
         return self.case.tensors[name]
 
-    def check(self, name: str, computed: Tensor) -> None:
+    def check(self, name: str, computed: Tensor, tolerance: float = TOLERANCE) -> None:
         """Compares a full computed tensor with what is stored under a name, if anything is."""
         stored = self.case.tensors.get(name)
         if stored is None:
             return
         picture = "uint8" in name
-        self.report.tensors[name] = compare(self.case.sliced(name, computed.detach()), stored, picture)
+        shown = self.case.sliced(name, computed.detach())
+        self.report.tensors[name] = compare(shown, stored, picture, self.relative, tolerance)
+
+    def check_set(self, name: str, computed: Tensor) -> None:
+        """Compares positions [..., K] with stored ones whose order does not matter."""
+        stored = self.case.tensors.get(name)
+        if stored is not None:
+            self.report.tensors[name] = compare(computed.sort().values, stored.sort().values)
+
+    def require(self, name: str, computed: Tensor, expected: Tensor) -> None:
+        """Compares with what follows from stored tensors, under a name of our own."""
+        self.report.tensors[name] = compare(computed.detach(), expected, relative=self.relative)
 
     def finish(self) -> CaseReport:
         """Names what was neither compared nor used."""

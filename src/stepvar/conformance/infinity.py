@@ -1,4 +1,4 @@
-"""Golden cases of Infinity: generation, and the visual tokenizer."""
+"""Golden cases of Infinity: generation, dense and in FastVAR's fork, and the visual tokenizer."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stepvar.conformance.case import Case, Comparison
+from stepvar.conformance.fastvar import infinity_fork
 from stepvar.conformance.report import CaseReport
 from stepvar.generation.guidance import Guidance, per_scale
 from stepvar.generation.loop import generate
@@ -27,6 +28,7 @@ from stepvar.models.infinity.session import InfinitySession, TextCondition
 from stepvar.models.infinity.sizes import SizeTable
 from stepvar.models.infinity.tokenizer import InfinityTokenizer
 from stepvar.models.infinity.transformer import InfinityTransformer
+from stepvar.pruning.base import PruningMethod
 
 
 @torch.inference_mode()
@@ -100,7 +102,8 @@ def _run_generation(
     handles = _watch_blocks(comparison, transformer, scale_name)
     probe = partial(_probe, comparison, session, scale_name)
     sampler = _ReplaySampler(comparison, call, patchify)
-    result = generate(session, guidance=guidance, sampler=sampler, probe=probe)
+    pruning = _pruning(comparison, schedule, session.depth)
+    result = generate(session, guidance=guidance, sampler=sampler, pruning=pruning, probe=probe)
     for handle in handles:
         handle.remove()
     comparison.check("final.summed_codes", result.latent)
@@ -116,6 +119,26 @@ def _schedule(call: dict[str, Any]) -> ScaleSchedule:
     template = float(call["h_div_w_template"])
     position_grid = SizeTable.published().schedule(template, "1M").position_grid
     return ScaleSchedule.from_grids([(h, w) for _, h, w in call["scale_schedule"]], position_grid)
+
+
+def _pruning(comparison: Comparison, schedule: ScaleSchedule, depth: int) -> PruningMethod | None:
+    """FastVAR, watched, in cases of its fork; None in those of Infinity itself."""
+    if not str(comparison.case.info["official_repo"]).startswith("csguoh/FastVAR"):
+        return None
+
+    def watch(what: str, scale: int, layer: int, branch: str, tensor: Tensor) -> None:
+        name = f"L{layer:02}.{_FORK_BRANCHES[branch]}"
+        if what == "cache":
+            comparison.check(f"cache.{name}", tensor)
+        elif what == "kept":
+            comparison.check_set(f"s{scale:02}.{name}.kept_indices", tensor)
+        else:
+            comparison.check(f"s{scale:02}.{name}.scores", tensor)
+
+    return infinity_fork(schedule, depth, watch)
+
+
+_FORK_BRANCHES = {"self_attention": "sa", "cross_attention": "ca", "feed_forward": "ffn"}
 
 
 def _guidance(call: dict[str, Any], scales: int, depth: int) -> Guidance:

@@ -32,11 +32,23 @@ class TensorError:
     note: str = ""
 
 
-def compare(computed: Tensor, stored: Tensor, picture: bool = False) -> TensorError:
+def compare(
+    computed: Tensor,
+    stored: Tensor,
+    picture: bool = False,
+    relative: float | None = None,
+    tolerance: float = TOLERANCE,
+) -> TensorError:
     """Compares a computed tensor with a stored one.
 
     Integers and bits must be identical, except that 8-bit pictures may differ by 1 in a share of
     `BYTE_SHARE` of their values.
+
+    Args:
+        picture: Whether integers are such a picture.
+        relative: Largest error in units of the largest stored value, instead of `TOLERANCE`: shows what is
+            wrong in small values too.
+        tolerance: Largest absolute error, in units of max(1, largest stored value).
     """
     if computed.shape != stored.shape:
         shapes = f"computed {list(computed.shape)}, stored {list(stored.shape)}"
@@ -47,7 +59,7 @@ def compare(computed: Tensor, stored: Tensor, picture: bool = False) -> TensorEr
     if not torch.isfinite(difference).all():
         return TensorError(float("inf"), float("inf"), False, "values are not finite")
     if stored.is_floating_point():
-        passed = max_abs <= TOLERANCE * max(1.0, largest)
+        passed = max_abs <= (tolerance * max(1.0, largest) if relative is None else relative * largest)
     elif picture:
         passed = max_abs <= 1 and float((difference > 0).double().mean()) < BYTE_SHARE
     else:

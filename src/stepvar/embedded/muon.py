@@ -41,7 +41,7 @@ class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised; matrices of one shape go through the iteration together.
 
     Args:
-        parameters: Matrices only.
+        parameters: Matrices, and filters of convolutions, which are matrices [outputs, everything else].
         lr: Learning rate that would suit AdamW.
         momentum: Of the gradient's moving average (Nesterov's form).
         weight_decay: Decoupled.
@@ -77,7 +77,7 @@ class Muon(torch.optim.Optimizer):
             average = self.state[parameter].setdefault("average", torch.zeros_like(parameter))
             average.lerp_(parameter.grad, 1.0 - momentum)
             directions.append(parameter.grad.lerp(average, momentum))
-        updates = orthogonalise(torch.stack(directions))
-        size = _ADAMW_SIZE * math.sqrt(max(parameters[0].shape))
+        updates = orthogonalise(torch.stack(directions).flatten(2))
+        size = _ADAMW_SIZE * math.sqrt(max(updates.shape[1:]))
         for parameter, update in zip(parameters, updates, strict=True):
-            parameter.mul_(1.0 - lr * weight_decay).add_(update, alpha=-lr * size)
+            parameter.mul_(1.0 - lr * weight_decay).add_(update.view(parameter.shape), alpha=-lr * size)

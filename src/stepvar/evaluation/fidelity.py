@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Pixels = NDArray[np.uint8]
 
 _PEAK = 255.0
+
+IDENTICAL_DECIBELS = float(10.0 * np.log10(12.0 * _PEAK**2))
+"""What identical pictures count as in an average of PSNR: 58.9 dB, the error of rounding to 8 bits alone."""
 
 
 def psnr(first: Pixels, second: Pixels) -> float | None:
@@ -61,6 +70,59 @@ def amplified_difference(first: Pixels, second: Pixels, gain: float) -> Pixels:
     """|first - second| times a gain, as a picture: black is equal."""
     difference = np.abs(first.astype(np.float32) - second.astype(np.float32)) * gain
     return np.clip(difference, 0.0, _PEAK).astype(np.uint8)
+
+
+def bounded_psnr(first: Pixels, second: Pixels) -> float:
+    """PSNR that can be averaged: never above `IDENTICAL_DECIBELS`."""
+    decibels = psnr(first, second)
+    return IDENTICAL_DECIBELS if decibels is None else min(decibels, IDENTICAL_DECIBELS)
+
+
+def _luminance_spectrum(picture: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Spectral energy of a picture's luminance, and each coefficient's frequency in cycles a pixel."""
+    light = picture.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
+    height, width = light.shape
+    energy = np.abs(np.fft.fft2(light)) ** 2 / (height * width) ** 2
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None, :])
+    return energy, frequency
+
+
+def high_frequency_energy(picture: NDArray[Any], cutoff: float = 0.125) -> float:
+    """Mean square of the luminance's fine detail, in squared grey levels.
+
+    Args:
+        picture: [H, W, 3], 8-bit or a signed difference.
+        cutoff: Lowest frequency that counts, in cycles a pixel; 0.5 is the finest grating.
+    """
+    energy, frequency = _luminance_spectrum(picture)
+    return float(energy[frequency >= cutoff].sum())
+
+
+def spectrum(picture: NDArray[Any], bands: int = 16) -> list[float]:
+    """Energy of the luminance by frequency: equal rings from 0 to 0.5 cycles a pixel, the mean left out.
+
+    Args:
+        picture: [H, W, 3], 8-bit or a signed difference.
+    """
+    energy, frequency = _luminance_spectrum(picture)
+    energy[0, 0] = 0.0
+    ring = np.minimum((frequency * 2 * bands).astype(int), bands - 1)
+    return np.bincount(ring.ravel(), weights=energy.ravel(), minlength=bands).tolist()
+
+
+def value_agreement(
+    first: Mapping[int, Tensor], second: Mapping[int, Tensor], image: int = 0
+) -> dict[int, float]:
+    """Share of the sampled values (bits, or codes) that two runs have in common, by index of the scale.
+
+    Args:
+        first, second: `Report.choices` of runs on one schedule; scales that only one ran are left out.
+        image: Which picture of the batch.
+    """
+    return {
+        index: float((first[index][image] == second[index][image]).float().mean())
+        for index in sorted(first.keys() & second.keys())
+    }
 
 
 def _require_same_shape(first: Pixels, second: Pixels) -> None:

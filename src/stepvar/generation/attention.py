@@ -1,12 +1,13 @@
-"""What self-attention remembers: the KV cache of inference, the block-causal view of training.
+"""What self-attention remembers: the KV cache of inference, nothing, or the block-causal view of training.
 
-Both answer one call, `attend(query, key, value)`, so that a block is written once.
+All answer one call, `attend(query, key, value)`, so that a block is written once.
 Shapes: R rows (conditional, then unconditional), H heads, N tokens, c channels of a head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -17,12 +18,20 @@ from torch import Tensor
 def attention(
     query: Tensor, key: Tensor, value: Tensor, scale: float | None = None, mask: Tensor | None = None
 ) -> Tensor:
-    """Softmax attention of query [R, H, N, c] to key and value [R, H, M, c]; returns [R, H, N, c].
+    """Softmax attention of query [R, H, N, c] to key and value [R, H', M, c]; returns [R, H, N, c].
+
+    With fewer key heads H' than query heads, key head j serves the query heads j H / H' and following
+    (grouped-query attention). No query sees another one, so a group is as good as a longer sequence:
+    keys and values are never expanded, with any kernel.
 
     Args:
         scale: Of the products; 1 / sqrt(c) by default.
         mask: [R or 1, 1, 1, M], True where a key may be seen; None keeps every fast kernel usable.
     """
+    if query.shape[1] != key.shape[1]:
+        groups = query.unflatten(1, (key.shape[1], -1))
+        folded = attention(groups.flatten(2, 3), key, value, scale, mask)
+        return folded.unflatten(2, groups.shape[2:4]).flatten(1, 2)
     if query.device.type == "cpu" and query.requires_grad:
         # torch's CPU kernel has a slow backward: written out, training steps take half the time.
         scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -39,6 +48,15 @@ class Memory(Protocol):
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         """Attends from query [R, H, N, c]; returns [R, H, N, c]."""
         ...
+
+
+class Cache(Protocol):
+    """The memory of every layer, and what it takes."""
+
+    @property
+    def bytes(self) -> int: ...
+
+    def __getitem__(self, layer: int) -> Memory: ...
 
 
 class LayerCache:
@@ -69,18 +87,143 @@ class LayerCache:
         return attention(query, keys, values, scale)
 
 
+@dataclass(frozen=True)
+class Span:
+    """Keys and values that one layer makes at one step.
+
+    Attributes:
+        step: Index of the step; what is known before the first step has -1.
+        tokens: How many.
+        last_step: Last step that sees them; `step` itself where no later one does.
+    """
+
+    step: int
+    tokens: int
+    last_step: int
+
+    @property
+    def kept(self) -> bool:
+        return self.last_step > self.step
+
+
+@dataclass(frozen=True)
+class Window:
+    """All spans of one layer in the order they are made: what each step sees, what may be forgotten.
+
+    A step sees its own tokens and everything earlier that is not forgotten yet.
+    """
+
+    spans: tuple[Span, ...]
+
+    def seen(self) -> list[int]:
+        """Keys that each span's queries see, their own included."""
+        counts, living = [], []
+        for span in self.spans:
+            living = [earlier for earlier in living if earlier.last_step >= span.step]
+            counts.append(span.tokens + sum(earlier.tokens for earlier in living))
+            if span.kept:
+                living.append(span)
+        return counts
+
+    @property
+    def capacity(self) -> int:
+        """Most tokens that are remembered at a time."""
+        pairs = zip(self.spans, self.seen(), strict=True)
+        return max((seen for span, seen in pairs if span.kept), default=0)
+
+    @property
+    def longest(self) -> int:
+        """Most keys seen by a step that leaves nothing behind."""
+        pairs = zip(self.spans, self.seen(), strict=True)
+        return max((seen for span, seen in pairs if not span.kept), default=0)
+
+
+class WindowLayerCache:
+    """Keys and values of one layer of a model whose steps do not see all earlier ones.
+
+    What later steps see is kept in a buffer of the layer's own. Keys that nobody will see again go no
+    further than a workspace that all layers share, behind a copy of what is remembered.
+
+    Args:
+        window: What will be made, and how long it is seen.
+        kept: Buffer for keys and values, [2, R, H, window.capacity, c].
+        workspace: [2, R, H, at least window.longest, c].
+    """
+
+    def __init__(self, window: Window, kept: Tensor, workspace: Tensor) -> None:
+        self.window = window
+        self.kept = kept
+        self.workspace = workspace
+        self.length = 0
+        self.written = 0
+        self.living: list[Span] = []
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        return attention(query, *self.extend(key, value), scale)
+
+    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes in a span's keys and values [R, H, N, c]; returns all that it sees, [R, H, M, c]."""
+        span = self._next(key.shape[2])
+        stop, rows = self.length + span.tokens, key.shape[0]
+        buffer = self.kept if span.kept else self.workspace
+        if not span.kept:
+            buffer[:, :rows, :, : self.length] = self.kept[:, :rows, :, : self.length]
+        buffer[0, :rows, :, self.length : stop] = key
+        buffer[1, :rows, :, self.length : stop] = value
+        if span.kept:
+            self.length = stop
+            self.living.append(span)
+        return buffer[0, :rows, :, :stop], buffer[1, :rows, :, :stop]
+
+    def _next(self, tokens: int) -> Span:
+        """The span about to be written, after forgetting what it does not see."""
+        if self.written == len(self.window.spans) or self.window.spans[self.written].tokens != tokens:
+            raise RuntimeError(f"{tokens} tokens came as number {self.written}, which the plan has not.")
+        span = self.window.spans[self.written]
+        self.written += 1
+        self._forget(span.step)
+        return span
+
+    def _forget(self, step: int) -> None:
+        """Drops what a step does not see, and closes the gaps."""
+        start = stop = 0
+        living = []
+        for span in self.living:
+            if span.last_step >= step:
+                if start > stop:
+                    # A copy in between, since source and target may overlap.
+                    moved = self.kept[:, :, :, start : start + span.tokens].clone()
+                    self.kept[:, :, :, stop : stop + span.tokens] = moved
+                living.append(span)
+                stop += span.tokens
+            start += span.tokens
+        self.living, self.length = living, stop
+
+
+class Alone:
+    """Remembers keys and values in a cache, and attends to nothing but them: a prefix or a condition."""
+
+    def __init__(self, layer: WindowLayerCache) -> None:
+        self.layer = layer
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        self.layer.extend(key, value)
+        return attention(query, key, value, scale)
+
+
 class KVCache:
     """One `LayerCache` per layer, allocated once per generation with exact lengths.
 
     Args:
-        lengths: Tokens each layer will store over the whole generation.
+        lengths: Tokens each layer will store over the whole generation; or the `Window` of each layer,
+            for a model whose steps do not see all earlier ones.
         rows: Batch rows, unconditional copies included.
         heads, head_dim: Shape of the keys and values.
     """
 
     def __init__(
         self,
-        lengths: Sequence[int],
+        lengths: Sequence[int] | Sequence[Window],
         rows: int,
         heads: int,
         head_dim: int,
@@ -88,16 +231,34 @@ class KVCache:
         device: torch.device,
     ) -> None:
         def allocate(length: int) -> Tensor:
-            return torch.empty(rows, heads, length, head_dim, dtype=dtype, device=device)
+            return torch.empty(2, rows, heads, length, head_dim, dtype=dtype, device=device)
 
-        self.layers = [LayerCache(allocate(length), allocate(length)) for length in lengths]
+        longest = max((entry.longest for entry in lengths if isinstance(entry, Window)), default=0)
+        workspace = allocate(longest)
+        buffers = [allocate(entry.capacity if isinstance(entry, Window) else entry) for entry in lengths]
+        self.layers = [
+            WindowLayerCache(entry, buffer, workspace) if isinstance(entry, Window) else LayerCache(*buffer)
+            for entry, buffer in zip(lengths, buffers, strict=True)
+        ]
+        self.bytes = sum(buffer.numel() * buffer.element_size() for buffer in (workspace, *buffers))
 
-    def __getitem__(self, layer: int) -> LayerCache:
+    def __getitem__(self, layer: int) -> LayerCache | WindowLayerCache:
         return self.layers[layer]
 
-    @property
-    def bytes(self) -> int:
-        return sum(2 * layer.keys.numel() * layer.keys.element_size() for layer in self.layers)
+
+class NoCache:
+    """Nothing is remembered: the tokens of a scale see one another and no earlier scale.
+
+    Stands in for a `KVCache`, and for the memory of each of its layers.
+    """
+
+    bytes = 0
+
+    def __getitem__(self, layer: int) -> NoCache:
+        return self
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        return attention(query, key, value, scale)
 
 
 class BlockCausal:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -37,6 +38,9 @@ class Guidance:
         layers: Layers after which both copies are replaced by their mixture.
         at_logits: Whether the logits are mixed.
         release: Stop computing the unconditional copies after the last scale that mixes them.
+        remembers: Whether scales read what unconditional copies left in a cache; if not, they are computed
+            only at the scales that mix them.
+        until: First scale that is no longer guided, one an image; empty where all scales are.
 
     Source: `cfg_list` and `cfg_insertion_layer` of FoundationVision/Infinity, models/infinity.py.
     """
@@ -45,6 +49,8 @@ class Guidance:
     layers: frozenset[int] = frozenset()
     at_logits: bool = True
     release: bool = True
+    remembers: bool = True
+    until: tuple[int, ...] = ()
 
     @property
     def active(self) -> bool:
@@ -53,23 +59,66 @@ class Guidance:
 
     def rows(self, scale: int, images: int, copies: int) -> int:
         """Rows to compute at a scale, of a batch of `images` in `copies` (1 or 2) copies."""
-        if self.release and all(weight == 1.0 for weight in self.weights[scale:]):
+        later = range(scale, len(self.weights)) if self.remembers else (scale,)
+        if self.release and not any(self.guides(index) for index in later):
             return images
         return images * copies
 
+    def guides(self, scale: int) -> bool:
+        """Whether any image is guided at a scale."""
+        return self.weights[scale] != 1.0 and (not self.until or scale < max(self.until))
+
     def mixes_logits(self, scale: int) -> bool:
-        return self.at_logits and self.weights[scale] != 1.0
+        return self.at_logits and self.guides(scale)
 
     def after_layer(self, scale: int, layer: int, hidden: Tensor) -> Tensor:
         """Mixes hidden [R, N, C] after a named layer; the identity after any other."""
-        weight = self.weights[scale]
-        if layer not in self.layers or weight == 1.0:
+        if layer not in self.layers or not self.guides(scale):
             return hidden
-        mixed = self.mix(scale, hidden)
+        mixed = self.mix_images(scale, hidden)
         return mixed.repeat(2, *(1,) * (hidden.dim() - 1))
+
+    def mix_images(self, scale: int, paired: Tensor) -> Tensor:
+        """Mixes [2B, ...] into [B, ...]; images no longer guided keep their conditional copy."""
+        mixed = self.mix(scale, paired)
+        released = [image for image, last in enumerate(self.until) if last <= scale]
+        if released:
+            mixed[released] = paired[released]
+        return mixed
 
     def mix(self, scale: int, paired: Tensor) -> Tensor:
         """Mixes [2B, ...] into [B, ...]."""
         conditional, unconditional = paired.chunk(2)
         weight = self.weights[scale]
         return weight * conditional + (1.0 - weight) * unconditional
+
+
+@dataclass(frozen=True)
+class ProjectedGuidance(Guidance):
+    """Adaptive projected guidance (APG): bounded, and only across the direction of the prediction.
+
+    The difference of both copies is first shortened to a root mean square of `threshold`; then only its
+    part across the conditional logits counts, and `parallel` of the part along them. Both are statistics of
+    an image's whole token map, so a token that is copied from a neighbour counts as often as it is copied.
+
+    Attributes:
+        threshold: Largest root mean square of the difference; 0 is off.
+        parallel: Weight of the part along the conditional logits.
+
+    Source: `apg` of FoundationVision/InfinityStar, infinity/models/apg.py; method of arXiv 2410.02416.
+    """
+
+    threshold: float = 0.0
+    parallel: float = 0.0
+
+    def mix(self, scale: int, paired: Tensor) -> Tensor:
+        conditional, unconditional = paired.chunk(2)
+        rows = conditional.flatten(1)
+        difference = rows - unconditional.flatten(1)
+        if self.threshold > 0:
+            size = difference.norm(dim=1, keepdim=True) / rows.shape[1] ** 0.5
+            difference = difference * (self.threshold / size.clamp_min(1e-12)).clamp_max(1.0)
+        direction = torch.nn.functional.normalize(rows.double(), dim=1)
+        along = (difference * direction).sum(dim=1, keepdim=True) * direction
+        update = (difference - along).float() + self.parallel * along.float()
+        return conditional + (self.weights[scale] - 1.0) * update.view_as(conditional)

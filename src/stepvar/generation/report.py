@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,13 +18,75 @@ class ScaleCost:
 
     Attributes:
         flops: Floating-point operations of the transformer, all rows, a multiply-add as two.
-        cache_bytes: Keys and values it adds to the cache, all layers and rows.
+        cache_bytes: What it adds to the room that keys and values need, all layers and rows.
         rows: Batch rows, unconditional copies included.
     """
 
     flops: int
     cache_bytes: int
     rows: int
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Device memory that a generation will need, in bytes, computed before it runs.
+
+    Attributes:
+        weights: Of each part of the pipeline.
+        cache: Keys and values.
+        working: What each part works on at its widest point.
+        layer: Weights of the largest layer.
+    """
+
+    weights: Mapping[str, int]
+    cache: int
+    working: Mapping[str, int]
+    layer: int
+
+    @property
+    def resident(self) -> int:
+        """Peak with all parts on the device."""
+        return sum(self.weights.values()) + max(self._used(name) for name in self.weights)
+
+    @property
+    def offloaded(self) -> int:
+        """Peak with one part on the device at a time."""
+        return max(self.weights[name] + self._used(name) for name in self.weights)
+
+    @property
+    def streamed(self) -> int:
+        """Peak when the transformer's weights come one layer at a time, which costs time."""
+        return max(
+            (self.layer if name == "transformer" else self.weights[name]) + self._used(name)
+            for name in self.weights
+        )
+
+    def _used(self, part: str) -> int:
+        return self.working[part] + (self.cache if part == "transformer" else 0)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "weights": dict(self.weights),
+            "cache": self.cache,
+            "working": dict(self.working),
+            "peak": {
+                "all parts on the device": self.resident,
+                "one part at a time": self.offloaded,
+                "one layer at a time": self.streamed,
+            },
+        }
+
+    def __str__(self) -> str:
+        def gibibytes(value: int) -> str:
+            return f"{value / 2**30:.2f} GiB" if value >= 2**26 else f"{value / 2**20:.2f} MiB"
+
+        parts = ", ".join(f"{name} {gibibytes(size)}" for name, size in self.weights.items())
+        return (
+            f"Weights: {parts}; keys and values {gibibytes(self.cache)}.\n"
+            f"Peak memory: {gibibytes(self.resident)} with all parts on the device, "
+            f"{gibibytes(self.offloaded)} with one part at a time, "
+            f"{gibibytes(self.streamed)} with one layer at a time (computed, not measured)."
+        )
 
 
 @dataclass(frozen=True)
@@ -36,12 +98,14 @@ class Summary:
         costs: One a scale.
         dense_costs: The same without pruning.
         backend: Attention implementation.
+        memory: Device memory, where a model can tell.
     """
 
     plan: GenerationPlan
     costs: tuple[ScaleCost, ...]
     dense_costs: tuple[ScaleCost, ...]
     backend: str = "torch scaled_dot_product_attention"
+    memory: MemoryPlan | None = None
 
     @property
     def flops(self) -> int:
@@ -72,6 +136,8 @@ class Summary:
             "dense_flops": self.dense_flops,
             "cache_bytes": self.cache_bytes,
             "attention": self.backend,
+            **({"memory": self.memory.as_json()} if self.memory else {}),
+            "decides_per_picture": self.plan.decides,
             "scales": [
                 {
                     "scale": str(entry.scale),
@@ -88,19 +154,24 @@ class Summary:
         }
 
     def __str__(self) -> str:
-        lines = [f"{'scale':>9} {'tokens':>7} {'kept':>7} {'GFLOP':>10} {'KV MiB':>8}"]
+        width = max(9, *(len(str(entry.scale)) for entry in self.plan.scales))
+        lines = [f"{'scale':>{width}} {'tokens':>7} {'kept':>7} {'GFLOP':>10} {'KV MiB':>8}"]
         for entry, cost in zip(self.plan.scales, self.costs, strict=True):
             kept = "skipped" if entry.skipped else f"{entry.kept}"
             lines.append(
-                f"{entry.scale!s:>9} {entry.scale.tokens:>7} {kept:>7} "
+                f"{entry.scale!s:>{width}} {entry.scale.tokens:>7} {kept:>7} "
                 f"{cost.flops / 1e9:>10.2f} {cost.cache_bytes / 2**20:>8.2f}"
             )
         lines.append(
-            f"{'total':>9} {self.dense_tokens:>7} {self.tokens:>7} "
+            f"{'total':>{width}} {self.dense_tokens:>7} {self.tokens:>7} "
             f"{self.flops / 1e9:>10.2f} {self.cache_bytes / 2**20:>8.2f}"
         )
         saved = self.dense_flops / max(self.flops, 1)
         lines.append(f"{saved:.2f} x fewer transformer FLOPs than dense; attention: {self.backend}.")
+        if self.memory is not None:
+            lines.append(str(self.memory))
+        if self.plan.decides:
+            lines.append("The method decides picture by picture: this is the most that will run.")
         return "\n".join(lines)
 
 

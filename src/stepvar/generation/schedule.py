@@ -16,12 +16,14 @@ class Scale:
     Attributes:
         index: Position in the schedule, counted from 0.
         height, width, frames: Grid of the token map, in tokens.
+        part: Tokens of this step, where a map is drawn in several steps; None where it is drawn at once.
     """
 
     index: int
     height: int
     width: int
     frames: int = 1
+    part: int | None = None
 
     @property
     def grid(self) -> Grid:
@@ -29,7 +31,7 @@ class Scale:
 
     @property
     def tokens(self) -> int:
-        return self.frames * self.height * self.width
+        return self.frames * self.height * self.width if self.part is None else self.part
 
     def __str__(self) -> str:
         sides = f"{self.height}x{self.width}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,14 @@ def gather_tokens(values: Tensor, index: Tensor) -> Tensor:
         flat = index + values.shape[1] * torch.arange(len(index), device=index.device)[:, None]
     picked = values.flatten(0, 1).index_select(0, flat.flatten())
     return picked.view(*index.shape, *values.shape[2:])
+
+
+def gather_choice(choice: Any, index: Tensor) -> Any:
+    """Picks tokens of what a sampler drew: a tensor [B, N, ...], or a dataclass of such tensors."""
+    if isinstance(choice, Tensor):
+        return gather_tokens(choice, index)
+    picked = {part.name: gather_choice(getattr(choice, part.name), index) for part in fields(choice)}
+    return replace(choice, **picked)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
-"""What the models share: norms, modulation, rotary positions, attention without a cache.
+"""What the models share: norms, modulation, feed-forward, rotary positions, padding masks.
 
 Shapes: R rows, N tokens, C width, H heads, c = C / H channels of a head, T text tokens.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as functional
@@ -44,13 +46,49 @@ class RMSNorm(nn.Module):
         return functional.rms_norm(inputs.float(), self.weight.shape, self.weight.float(), self.eps)
 
 
-def rotary_table_2d(rows: Tensor, columns: Tensor, head_dim: int, theta: float = 10000.0) -> Tensor:
+def sinusoid(numbers: Tensor, channels: int, theta: float = 10000.0) -> Tensor:
+    """Waves of numbers [...]: cosines, then sines, of channels / 2 frequencies, [..., channels] float32."""
+    half = channels // 2
+    order = torch.arange(half, device=numbers.device).float()
+    angles = numbers.float()[..., None] * torch.exp(-math.log(theta) * order / half)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class FeedForward(nn.Module):
+    """Linear, tanh-approximate GELU, linear."""
+
+    def __init__(self, width: int, hidden_width: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, hidden_width)
+        self.down = nn.Linear(hidden_width, width)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.down(functional.gelu(linear(self.up, hidden), approximate="tanh"))
+
+
+class GatedFeedForward(nn.Module):
+    """SwiGLU: two linears, of which one gates the other, then a third; without biases."""
+
+    def __init__(self, width: int, hidden_width: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(width, hidden_width, bias=False)
+        self.up = nn.Linear(width, hidden_width, bias=False)
+        self.down = nn.Linear(hidden_width, width, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.down(functional.silu(linear(self.gate, hidden)) * linear(self.up, hidden))
+
+
+def rotary_table_2d(
+    rows: Tensor, columns: Tensor, head_dim: int, theta: float = 10000.0, stretch: float = 1.0
+) -> Tensor:
     """Rotary table of tokens in a plane: the first half of a head's channels turns with the row.
 
     Args:
         rows, columns: [N] positions.
         head_dim: c, divisible by 4.
         theta: Base of the frequencies.
+        stretch: Multiplies the frequencies.
 
     Returns:
         [N, c / 2] complex64 of length one, an entry per pair of channels.
@@ -59,7 +97,7 @@ def rotary_table_2d(rows: Tensor, columns: Tensor, head_dim: int, theta: float =
     """
     half = head_dim // 2
     exponents = torch.arange(0, half, 2, device=rows.device).float() / half
-    frequencies = 1.0 / theta**exponents
+    frequencies = 1.0 / theta**exponents * stretch
     angles = torch.cat([rows.float()[:, None] * frequencies, columns.float()[:, None] * frequencies], dim=1)
     return torch.complex(angles.cos(), angles.sin())
 

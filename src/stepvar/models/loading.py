@@ -45,11 +45,13 @@ _ARCHITECTURES: dict[str, tuple[str, ...]] = {
     "an Infinity transformer in stepvar's own names": ("unconditional_text", "text_pool.query"),
     "an InfinityStar transformer": ("cfg_uncond", "sos_token", "text_proj.weight"),
     "a Switti transformer": ("word_embed.weight", "text_pooler.weight"),
+    "a Switti transformer in stepvar's own names": ("text_pool.weight", "level_embedding.weight"),
     "a HART transformer": ("word_embed.weight", "context_embed.weight"),
     "a VAR transformer": ("word_embed.weight", "class_emb.weight"),
+    "a VAR transformer in stepvar's own names": ("class_embedding.weight", "position_embedding"),
     "a visual tokenizer of HART": ("vae.encoder.conv_in.weight", "vae.quantize.embedding.weight"),
     "a visual tokenizer of the VAR family": ("encoder.conv_in.weight", "quantize.embedding.weight"),
-    "a video tokenizer of InfinityStar": ("encoder.conv_in.conv.weight", "scale_learnable_parameters"),
+    "a video tokenizer of InfinityStar": ("decoder.conv_in.conv.weight", "scale_learnable_parameters"),
     "a visual tokenizer of Infinity": ("encoder.conv_in.conv.weight", "decoder.conv_in.conv.weight"),
     "a visual tokenizer": ("encoder.conv_in.weight", "decoder.conv_in.weight"),
 }
@@ -124,6 +126,8 @@ def weight_files(path: Path) -> list[Path]:
             return _shards_of(indices[0])
     for suffixes in ((".safetensors",), WEIGHT_SUFFIXES):
         found = sorted(file for file in path.iterdir() if file.suffix in suffixes and file.is_file())
+        # Averaged weights beside the plain ones are read by those who ask for them by name.
+        found = [file for file in found if not file.name.startswith("ema_")] or found
         if len(found) == 1:
             return found
         if found:

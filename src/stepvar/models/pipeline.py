@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,11 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from stepvar.generation.guidance import Guidance
+from stepvar.generation.loop import plan_generation
+from stepvar.generation.progress import Stopwatch
 from stepvar.generation.report import Report
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.presets import resolve_pruning
@@ -39,11 +41,81 @@ class ImageOutput(BaseOutput):
 
 
 class NextScalePipeline(DiffusionPipeline):
-    """Base of the pipelines: one generation loop, one way to pass pruning, seeds and sizes."""
+    """Base of the pipelines: one generation loop, one way to pass pruning, seeds and sizes.
+
+    A pipeline is called with what to draw, one thing or several: texts, unless it says otherwise.
+
+    Attributes:
+        draws_videos: Whether results have `.frames`, and calls take `seconds`.
+    """
+
+    draws_videos = False
+    example_prompt = "two yellow stars above a striped blue ring on sand"
+    """Something that this kind of pipeline draws."""
 
     def resolve_pruning(self, pruning: PruningMethod | str | None) -> PruningMethod | None:
         """See `stepvar.presets.resolve_pruning`."""
         return resolve_pruning(pruning, type(self).__name__)
+
+    def plan_method(
+        self, pruning: PruningMethod | str | None, schedule: ScaleSchedule
+    ) -> PruningMethod | None:
+        """Resolves what a caller passed as `pruning`, and checks that it does something on a schedule.
+
+        Raises:
+            ValueError: When it is unknown, or cannot be met.
+        """
+        method = self.resolve_pruning(pruning)
+        check_plan(plan_generation(method, schedule, len(self.transformer.blocks)), method)
+        return method
+
+    def only_schedule(self, height: int | None, width: int | None) -> ScaleSchedule:
+        """The schedule of a transformer that draws one size.
+
+        Raises:
+            ValueError: When another size is asked for.
+        """
+        schedule, pixels = self.transformer.schedule, self.transformer.config.pixels_per_token
+        own = (schedule.final.height * pixels, schedule.final.width * pixels)
+        height, width = own[0] if height is None else height, own[1] if width is None else width
+        if (height, width) != own:
+            raise ValueError(
+                f"This model draws {own[1]}x{own[0]} pixels only, not {width}x{height}: "
+                "leave the size out, or load a model of another size."
+            )
+        return schedule
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Refuses what this pipeline cannot draw, or would cut, before anything is computed.
+
+        Raises:
+            ValueError: Saying what is wrong with it.
+        """
+        tokenizer = getattr(self, "tokenizer", None)
+        if tokenizer is None or getattr(self, "text_encoder", None) is None:
+            raise ValueError(
+                "The model has no text encoder: convert it with 'stepvar convert --text-encoder DIR'."
+            )
+        longest = self.transformer.config.text_length
+        for prompt in prompts:
+            length = len(tokenizer(prompt, verbose=False).input_ids)
+            if length > longest:
+                raise ValueError(
+                    f"The prompt has {length} tokens, but the model reads at most {longest}: shorten it by "
+                    f"{length - longest} ({prompt[:60]!r}...)."
+                )
+
+    def decode_output(self, latent: Tensor, report: Report, output_type: str) -> ImageOutput:
+        """Decodes a latent, and completes the report of its generation."""
+        device = latent.device
+        watch = Stopwatch(device)
+        watch.mark()
+        images = latent if output_type == "latent" else to_output(self.vae.decode(latent), output_type)
+        watch.mark()
+        report.stages["decode"] = watch.seconds(0)
+        report.peak_bytes = peak_memory(device)
+        self.maybe_free_model_hooks()
+        return ImageOutput(images=images, report=report)
 
 
 def as_prompts(prompt: str | Sequence[str], name: str = "prompt") -> list[str]:
@@ -97,9 +169,23 @@ def make_generators(
     return [torch.Generator().manual_seed(value) for value in seeds], list(seeds)
 
 
-def rows_per_scale(guidance: Guidance, schedule: ScaleSchedule, images: int, copies: int) -> list[int]:
-    """Batch rows that each scale computes."""
+def rows_per_scale(
+    guidance: Guidance, schedule: ScaleSchedule, images: int, copies: int, plan: GenerationPlan | None = None
+) -> list[int]:
+    """Batch rows that each scale computes, of a plan that may end guidance early."""
+    if plan is not None and plan.unguided is not None:
+        guidance = replace(guidance, until=(plan.unguided,) * images)
     return [guidance.rows(scale.index, images, copies) for scale in schedule]
+
+
+def bring_in(part: nn.Module) -> None:
+    """Moves a part onto its device where offloading moves it at the call of its `forward`.
+
+    The loop calls the layers of a transformer one by one, so nobody else would.
+    """
+    hook = getattr(part, "_hf_hook", None)
+    if hook is not None:
+        hook.pre_forward(part)
 
 
 def check_plan(plan: GenerationPlan, method: PruningMethod | None) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from stepvar.generation.schedule import Scale, ScaleSchedule
 
@@ -17,6 +18,8 @@ class ScalePlan:
         skipped: The scale is not run at all; it adds nothing to the accumulated codes.
         kept: Tokens that the narrowed layers run on (all of them when nothing is pruned).
         first_layer, last_layer: Half-open range of layers that run on the kept tokens only.
+        stages: (layer, tokens) of each narrowing when there are several, in order: the first at
+            `first_layer`, the last down to `kept`.
     """
 
     scale: Scale
@@ -24,6 +27,7 @@ class ScalePlan:
     kept: int = 0
     first_layer: int = 0
     last_layer: int = 0
+    stages: tuple[tuple[int, int], ...] = ()
 
     @property
     def prunes(self) -> bool:
@@ -33,16 +37,34 @@ class ScalePlan:
         """Tokens that a layer runs on at this scale."""
         if self.skipped:
             return 0
-        narrowed = self.prunes and self.first_layer <= layer < self.last_layer
-        return self.kept if narrowed else self.scale.tokens
+        if not (self.prunes and self.first_layer <= layer < self.last_layer):
+            return self.scale.tokens
+        return next((count for start, count in reversed(self.stages) if start <= layer), self.kept)
+
+    def narrows(self, layer: int) -> bool:
+        """Whether a layer runs on fewer tokens than the one before it."""
+        if not self.prunes:
+            return False
+        return layer == self.first_layer or any(start == layer for start, _ in self.stages)
 
 
 @dataclass(frozen=True)
 class GenerationPlan:
-    """What every scale of a schedule will run, on a model of `depth` layers."""
+    """What every scale of a schedule will run, on a model of `depth` layers.
+
+    Attributes:
+        unguided: Index of the first scale without classifier-free guidance; None where guidance stays.
+        retained: Most tokens that a layer goes on remembering after a scale, by layer, then by scale;
+            empty where nothing is forgotten.
+        decides: The method may leave out more while it runs, once it has seen the picture so far: what is
+            planned is then the most that will run.
+    """
 
     scales: tuple[ScalePlan, ...]
     depth: int
+    unguided: int | None = None
+    retained: tuple[tuple[int, ...], ...] = ()
+    decides: bool = False
 
     @classmethod
     def dense(cls, schedule: ScaleSchedule, depth: int) -> GenerationPlan:
@@ -58,11 +80,44 @@ class GenerationPlan:
     @property
     def changes(self) -> bool:
         """Whether anything differs from a dense run."""
-        return any(entry.prunes or entry.skipped for entry in self.scales)
+        left_out = any(entry.prunes or entry.skipped for entry in self.scales)
+        return left_out or self.decides or self.unguided is not None or bool(self.retained)
+
+    def remembered(self, layer: int) -> list[int]:
+        """Tokens whose keys and values a layer holds after each scale."""
+        held, counts = 0, []
+        for entry in self.scales:
+            if not entry.skipped:
+                held += entry.tokens(layer)
+                if self.retained:
+                    held = min(held, self.retained[layer][entry.scale.index])
+            counts.append(held)
+        return counts
+
+    def attended(self, layer: int) -> list[int]:
+        """Tokens that each scale's queries see in a layer, its own included; 0 where it is skipped."""
+        before = [0, *self.remembered(layer)]
+        return [
+            0 if entry.skipped else held + entry.tokens(layer)
+            for entry, held in zip(self.scales, before, strict=False)
+        ]
 
     def cached_tokens(self, layer: int) -> int:
-        """Tokens whose keys and values a layer stores over the whole generation."""
-        return sum(entry.tokens(layer) for entry in self.scales)
+        """Most tokens whose keys and values a layer holds between two scales."""
+        return max(self.remembered(layer))
+
+    def stored_tokens(self) -> list[int]:
+        """Room for keys and values, in tokens of all layers together, that is needed up to each scale.
+
+        Where a layer is about to forget, it attends in a workspace that all layers share: that counts too.
+        """
+        room, work = [0] * len(self.scales), [0] * len(self.scales)
+        for layer in range(self.depth):
+            held, seen = self.remembered(layer), self.attended(layer)
+            room = [total + most for total, most in zip(room, accumulate(held, max), strict=True)]
+            cut = [tokens if tokens > left else 0 for tokens, left in zip(seen, held, strict=True)]
+            work = [max(widest, tokens) for widest, tokens in zip(work, cut, strict=True)]
+        return [tokens + most for tokens, most in zip(room, accumulate(work, max), strict=True)]
 
 
 def kept_tokens(tokens: int, ratio: float) -> int:
@@ -137,7 +192,39 @@ def resolve_plan(
         depth,
     )
     _refuse_silent_no_op(plan, by_index)
+    _refuse_parts(plan)
     return plan
+
+
+def _refuse_parts(plan: GenerationPlan) -> None:
+    for entry in plan.scales:
+        if entry.scale.part is not None and (entry.prunes or entry.skipped):
+            raise ValueError(
+                f"Scale {entry.scale} is drawn in parts, which can be neither pruned nor skipped: "
+                "draw it at once, or name other scales."
+            )
+
+
+def in_stages(plan: GenerationPlan, stages: int) -> GenerationPlan:
+    """The plan with every narrowing taken in equal steps, spread evenly from its first layer to the last.
+
+    Raises:
+        ValueError: When there are fewer pruned layers than stages.
+    """
+
+    def staged(entry: ScalePlan) -> ScalePlan:
+        if stages == 1 or not entry.prunes:
+            return entry
+        layers, pruned = entry.last_layer - entry.first_layer, entry.scale.tokens - entry.kept
+        if layers < stages:
+            raise ValueError(f"{stages} stages need as many pruned layers; this plan prunes {layers}.")
+        steps = tuple(
+            (entry.first_layer + step * layers // stages, entry.scale.tokens - (step + 1) * pruned // stages)
+            for step in range(stages)
+        )
+        return replace(entry, stages=steps)
+
+    return replace(plan, scales=tuple(staged(entry) for entry in plan.scales))
 
 
 def _refuse_silent_no_op(plan: GenerationPlan, ratios: Mapping[int, float]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as functional
 from torch import Tensor
 
 from stepvar.generation.schedule import Grid
+from stepvar.generation.tokens import gather_tokens
 
 
 def nearest_kept(index: Tensor, grid: Grid, frame_distance: int = 1) -> Tensor:
@@ -28,7 +30,7 @@ def nearest_kept(index: Tensor, grid: Grid, frame_distance: int = 1) -> Tensor:
     """
     frames, height, width = grid
     tokens = frames * height * width
-    batch, kept = index.shape
+    batch = len(index)
     far = 4 * (height**2 + width**2 + (frame_distance * frames) ** 2)
     if far * tokens >= 2**62:
         raise ValueError(f"The grid {grid} is too large for exact recovery.")
@@ -38,9 +40,98 @@ def nearest_kept(index: Tensor, grid: Grid, frame_distance: int = 1) -> Tensor:
     for axis, unit in ((3, 1), (2, 1), (1, frame_distance)):
         keys = _spread(keys, axis, unit * unit * tokens)
     source = keys.reshape(batch, tokens) % tokens
-    slots = torch.zeros(batch, tokens, dtype=torch.int64, device=index.device)
-    slots.scatter_(1, index, torch.arange(kept, device=index.device).expand(batch, kept))
-    return slots.gather(1, source)
+    return slots_of(index, tokens).gather(1, source)
+
+
+def slots_of(index: Tensor, tokens: int) -> Tensor:
+    """Which of the kept tokens [B, K] lies at each position, [B, N]; -1 at pruned positions."""
+    batch, kept = index.shape
+    slots = torch.full((batch, tokens), -1, dtype=torch.int64, device=index.device)
+    return slots.scatter_(1, index, torch.arange(kept, device=index.device).expand(batch, kept))
+
+
+def anchor_positions(grid: Grid, stride: int) -> list[int]:
+    """Positions of a uniform grid of anchors in every frame, `stride` tokens apart in each direction."""
+    frames, height, width = grid
+
+    def places(size: int) -> range:
+        return range(min(stride // 2, (size - 1) // 2), size, stride)
+
+    return [
+        (frame * height + row) * width + column
+        for frame in range(frames)
+        for row in places(height)
+        for column in places(width)
+    ]
+
+
+def nearest_anchor(index: Tensor, grid: Grid, stride: int, frame_distance: int = 1) -> Tensor:
+    """For every position, which kept token it copies when only anchors are copied.
+
+    Kept tokens stay themselves; the others copy the nearest of `anchor_positions`, which are all kept.
+
+    Args:
+        index: [B, K] kept positions.
+
+    Returns:
+        [B, N] entries 0..K-1.
+    """
+    anchors = torch.tensor(anchor_positions(grid, stride), device=index.device)
+    nearest = anchors[nearest_kept(anchors[None], grid, frame_distance)]
+    slots = slots_of(index, nearest.shape[1])
+    return torch.where(slots >= 0, slots, slots.gather(1, nearest.expand(len(index), -1)))
+
+
+def bilinear(values: Tensor, index: Tensor, slots: Tensor, grid: Grid) -> Tensor:
+    """Dense values, smooth where kept tokens are near.
+
+    A pruned position is the mean of the kept tokens among its eight neighbours in the frame, weighted as
+    in bilinear interpolation (a side 2, a corner 1); without any it copies what `slots` says.
+
+    Args:
+        values: [R, K, C] of the kept tokens.
+        index: [R, K] their positions.
+        slots: [R, N] which kept token each position copies otherwise.
+
+    Returns:
+        [R, N, C].
+    """
+    rows, tokens = slots.shape
+    kept = values.new_zeros(rows, tokens, 1).scatter_(1, index[..., None], 1.0)
+    sparse = values.new_zeros(rows, tokens, values.shape[2])
+    sparse.scatter_(1, index[..., None].expand_as(values), values)
+    weights = _binomial(kept, grid)
+    mean = _binomial(sparse, grid) / weights.clamp_min(1.0)
+    copied = gather_tokens(values, slots)
+    return torch.where((kept == 0) & (weights > 0), mean, copied)
+
+
+def _binomial(values: Tensor, grid: Grid) -> Tensor:
+    """Weighs values [R, N, C] by 1 2 1 along the rows and columns of each frame; outside is zero."""
+    maps = values.unflatten(1, grid)
+    for axis in (2, 3):
+        size = maps.shape[axis]
+        spread = 2.0 * maps
+        spread.narrow(axis, 0, size - 1).add_(maps.narrow(axis, 1, size - 1))
+        spread.narrow(axis, 1, size - 1).add_(maps.narrow(axis, 0, size - 1))
+        maps = spread
+    return maps.flatten(1, 3)
+
+
+def area_resized(values: Tensor, grid: Grid, target: Grid) -> Tensor:
+    """Token values resized from one grid to another by averaging areas (FastVAR's interpolation).
+
+    Target row i averages the source rows floor(i h / H) to ceil((i + 1) h / H) - 1; frames and columns
+    likewise.
+
+    Args:
+        values: [R, N, C] with N = t x h x w of `grid`.
+
+    Returns:
+        [R, M, C] with M = t x h x w of `target`.
+    """
+    maps = values.transpose(1, 2).unflatten(2, grid)
+    return functional.adaptive_avg_pool3d(maps, target).flatten(2).transpose(1, 2)
 
 
 def _spread(keys: Tensor, axis: int, unit: int) -> Tensor:

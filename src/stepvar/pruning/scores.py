@@ -140,10 +140,10 @@ def change_scores(previous: Tensor | None, current: Tensor, grid: Grid) -> Tenso
         grid: Grid of the scale to score; the maps are averaged down, or interpolated up, to it.
 
     Returns:
-        [B, N] in float32; all ones where there is no previous map.
+        [B, N] in float32; all ones where there is no previous map of the same clip.
     """
     frames, height, width = grid
-    if previous is None:
+    if previous is None or previous.shape != current.shape:
         return current.new_ones(current.shape[0], frames * height * width, dtype=torch.float32)
     change = 1.0 - functional.cosine_similarity(previous.float(), current.float(), dim=1)
     if change.dim() == 3:

@@ -1,40 +1,56 @@
 """StepVAR: structure-texture guided pruning of the late scales.
 
 Source: "StepVAR: Structure-Texture Guided Pruning for Visual Autoregressive Models",
-arXiv 2603.01757. What the paper leaves open is a field of `StepVAR`.
+arXiv 2603.01757. What the paper leaves open is a field of `StepVAR`, and so are the rules that it is
+compared with: any score goes with any recovery.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from stepvar.generation.schedule import ScaleSchedule
-from stepvar.generation.tokens import Tokens, gather_tokens
-from stepvar.pruning.base import Pruner
-from stepvar.pruning.plan import GenerationPlan, ScalePlan, resolve_plan
-from stepvar.pruning.recovery import nearest_kept
+from stepvar.generation.tokens import Tokens, gather_choice, gather_tokens
+from stepvar.pruning.base import LateScales, Pruner
+from stepvar.pruning.plan import GenerationPlan, ScalePlan, in_stages
+from stepvar.pruning.recovery import anchor_positions, area_resized, bilinear, nearest_anchor, nearest_kept
 from stepvar.pruning.scores import NORMALISATIONS, SCORERS, ScoringInput, make_scorer
 from stepvar.pruning.selection import keep_highest
 
 DENSE_SHARE = 3 / 32
 """Share of the layers that stay dense by default: FastVAR leaves 0 to 2 of Infinity-2B's 32."""
 
+RECOVERIES = ("nearest", "anchor", "cache", "bilinear", "update")
+
+ANCHOR_STRIDE = 3
+"""Of the anchors that "anchor" copies, where no stride is given (StepVAR's baseline)."""
+
 
 @dataclass(frozen=True)
-class StepVAR:
+class StepVAR(LateScales):
     """Prunes late scales to their structurally and texturally important tokens.
 
-    Scales are named by their height in tokens (`24`), or from the end (`-1` is the last).
-
     Attributes:
-        ratios: Share of tokens to prune, by scale. Speed grows with the ratio; fine detail in
-            flat regions goes first, visible damage starts above 0.7 or so. A ratio of 1 skips.
-        skip: Scales not run at all: the largest gain, and what they would have drawn is missing.
+        ratios: See `LateScales`. Speed grows with the ratio; fine detail in flat regions goes first,
+            visible damage starts above 0.7 or so.
+        skip, unguided: See `LateScales`.
         score: What makes a token important; see `stepvar.pruning.scores.SCORERS`.
+        recovery: How pruned positions get their features after the last layer:
+            "nearest" copies the nearest kept token (the paper's);
+            "anchor" copies the nearest of a uniform grid of anchors, which are always kept;
+            "cache" takes the features of the last scale that ran in full, interpolated by area;
+            "bilinear" averages the kept tokens next to it, and copies the nearest where there are none;
+            "update" goes on with its own features, and adds what the nearest kept token has gained.
+        anchor_stride: Distance of tokens on a uniform grid that are always kept, under any recovery;
+            None for none, with "anchor" for 3.
+        copy_values: Pruned positions take the values drawn at the token they copy, instead of values of
+            their own drawn from its logits: no fresh noise in flat regions.
+        stages: Narrowings per scale, spread evenly over the layers, each by an equal share; 1 narrows at
+            once. More stages lose less, and save less.
         structure_weight: Weight of structure against texture in the fused score, 0..1. Free.
         normalisation: How the two scores are made comparable: "minmax", "rank" or "deviation".
         kernel: Side of the texture score's average pool, in tokens, odd. Nearly free.
@@ -49,8 +65,6 @@ class StepVAR:
         ValueError: When a field is out of range.
     """
 
-    ratios: Mapping[int, float] = field(default_factory=dict)
-    skip: tuple[int, ...] = ()
     score: str = "structure+texture"
     structure_weight: float = 0.5
     normalisation: str = "minmax"
@@ -59,19 +73,20 @@ class StepVAR:
     first_layer: int | None = None
     frame_distance: int = 1
     seed: int = 0
+    recovery: str = "nearest"
+    anchor_stride: int | None = None
+    copy_values: bool = False
+    stages: int = 1
 
     def __post_init__(self) -> None:
-        # Copies of our own: what the caller does to theirs later must not change a frozen configuration.
-        object.__setattr__(self, "ratios", dict(self.ratios))
-        object.__setattr__(self, "skip", tuple(self.skip))
-        for name, ratio in self.ratios.items():
-            if not 0.0 <= ratio <= 1.0:
-                raise ValueError(f"The pruning ratio of scale {name} is {ratio:g}; it must lie in 0..1.")
-        if self.score not in SCORERS:
-            raise ValueError(f"Unknown score {self.score!r}; known are {', '.join(SCORERS)}.")
-        if self.normalisation not in NORMALISATIONS:
-            known = ", ".join(NORMALISATIONS)
-            raise ValueError(f"Unknown normalisation {self.normalisation!r}; known are {known}.")
+        super().__post_init__()
+        for kind, name, known in (
+            ("score", self.score, SCORERS),
+            ("normalisation", self.normalisation, NORMALISATIONS),
+            ("recovery", self.recovery, RECOVERIES),
+        ):
+            if name not in known:
+                raise ValueError(f"Unknown {kind} {name!r}; known are {', '.join(known)}.")
         if not 0.0 <= self.structure_weight <= 1.0:
             raise ValueError(f"structure_weight is {self.structure_weight:g}; it must lie in 0..1.")
         if self.kernel < 3 or self.kernel % 2 == 0:
@@ -80,22 +95,39 @@ class StepVAR:
             raise ValueError(f"iterations is {self.iterations}; the power iteration needs at least one.")
         if self.frame_distance < 1:
             raise ValueError(f"frame_distance is {self.frame_distance}; it must be 1 or more token sides.")
+        if self.anchor_stride is None and self.recovery == "anchor":
+            object.__setattr__(self, "anchor_stride", ANCHOR_STRIDE)
+        if self.anchor_stride is not None and self.anchor_stride < 2:
+            raise ValueError(f"anchor_stride is {self.anchor_stride}; it must be 2 or more tokens.")
+        if self.copy_values and self.recovery == "cache":
+            raise ValueError("copy_values needs a token to copy from, which recovery 'cache' has not.")
+        if self.stages < 1:
+            raise ValueError(f"stages is {self.stages}; tokens are narrowed at least once.")
 
     def plan(self, schedule: ScaleSchedule, depth: int) -> GenerationPlan:
         """Fixes kept counts and skips on a schedule, for a model of `depth` layers."""
         first = self.first_layer
         if first is None:
             first = max(round(DENSE_SHARE * depth), 1)
-        if not 0 <= first < depth:
-            raise ValueError(f"first_layer is {first}; a model of {depth} layers has 0 to {depth - 1}.")
-        return resolve_plan(schedule, depth, self.ratios, self.skip, first, depth)
+        plan = in_stages(self.resolve(schedule, depth, first, depth), self.stages)
+        for entry in plan.scales:
+            if self.anchor_stride is None or not entry.prunes:
+                continue
+            anchors = len(anchor_positions(entry.scale.grid, self.anchor_stride))
+            if anchors > entry.kept:
+                raise ValueError(
+                    f"Scale {entry.scale} keeps {entry.kept} of {entry.scale.tokens} tokens, but has "
+                    f"{anchors} anchors {self.anchor_stride} tokens apart: lower its ratio, or raise "
+                    "anchor_stride."
+                )
+        return plan
 
     def start(self, plan: GenerationPlan, device: torch.device) -> Pruner:
         return StepVARPruner(self, plan, device)
 
 
 class StepVARPruner(Pruner):
-    """Narrows once per pruned scale, and recovers after the last layer."""
+    """Narrows each pruned scale, and recovers after the last layer."""
 
     def __init__(self, config: StepVAR, plan: GenerationPlan, device: torch.device) -> None:
         super().__init__(plan)
@@ -110,6 +142,7 @@ class StepVARPruner(Pruner):
         # On the features' device, so that no score waits for a copy from the host.
         self.generator = torch.Generator(device).manual_seed(config.seed)
         self.latents: tuple[Tensor | None, Tensor | None] = (None, None)
+        self.cached: tuple[ScalePlan, Tensor] | None = None
         self.index: Tensor | None = None
 
     @property
@@ -119,11 +152,24 @@ class StepVARPruner(Pruner):
     def begin_scale(self, entry: ScalePlan, images: int, latent: Tensor) -> None:
         self.entry, self.images = entry, images
         self.latents = (self.latents[1], latent)
-        self.index = None
+        self.index = self.scores = self.base = self.slots = None
 
     def enter(self, layer: int, tokens: Tokens, hidden: Tensor) -> tuple[Tokens, Tensor]:
-        if not self.entry.prunes or layer != self.entry.first_layer:
+        if not self.entry.narrows(layer):
             return tokens, hidden
+        if self.scores is None:
+            self.scores = self.score(tokens, hidden)
+        if self.config.recovery == "update":
+            self.base = self.leave(tokens, hidden)
+        # Of the living tokens those with the highest scores, as positions among the living.
+        living = self.scores if self.index is None else self.scores.gather(1, self.index)
+        chosen = keep_highest(living, self.entry.tokens(layer))
+        self.index = chosen if self.index is None else self.index.gather(1, chosen)
+        rows = self.every_row(chosen, hidden)
+        return tokens.narrow(rows), gather_tokens(hidden, rows)
+
+    def score(self, tokens: Tokens, hidden: Tensor) -> Tensor:
+        """Scores [B, N] of all tokens, anchors above everything."""
         previous, current = self.latents
         inputs = ScoringInput(
             # Guidance mixes the copies position by position, so they must keep the same tokens;
@@ -133,12 +179,49 @@ class StepVARPruner(Pruner):
             maps=(previous, current),
             generator=self.generator,
         )
-        self.index = keep_highest(self.scorer(inputs), self.entry.kept)
-        rows = self.index.repeat(hidden.shape[0] // self.images, 1)
-        return tokens.narrow(rows), gather_tokens(hidden, rows)
+        scores = self.scorer(inputs)
+        if self.config.anchor_stride is not None:
+            anchors = anchor_positions(tokens.scale.grid, self.config.anchor_stride)
+            scores = scores.clone()
+            scores[:, anchors] = torch.inf
+        return scores
 
     def leave(self, tokens: Tokens, hidden: Tensor) -> Tensor:
         if self.index is None:
+            if self.config.recovery == "cache" and self.plan.prunes:
+                # Without what a model has before a map, a prompt's tokens for example.
+                self.cached = (self.entry, hidden[:, -self.entry.scale.tokens :])
             return hidden
-        nearest = nearest_kept(self.index, tokens.scale.grid, self.config.frame_distance)
-        return gather_tokens(hidden, nearest.repeat(hidden.shape[0] // self.images, 1))
+        index, grid = self.every_row(self.index, hidden), tokens.scale.grid
+        if self.config.recovery == "cache":
+            return self.from_cache(index, hidden)
+        self.slots = self.copied_slots(tokens)
+        slots = self.every_row(self.slots, hidden)
+        if self.config.recovery == "bilinear":
+            return bilinear(hidden, index, slots, grid)
+        if self.config.recovery == "update":
+            return self.base + gather_tokens(hidden - gather_tokens(self.base, index), slots)
+        return gather_tokens(hidden, slots)
+
+    def copied_slots(self, tokens: Tokens) -> Tensor:
+        """Which kept token each position copies, [B, N]."""
+        grid, distance = tokens.scale.grid, self.config.frame_distance
+        if self.config.recovery == "anchor":
+            return nearest_anchor(self.index, grid, self.config.anchor_stride, distance)
+        return nearest_kept(self.index, grid, distance)
+
+    def from_cache(self, index: Tensor, hidden: Tensor) -> Tensor:
+        """Hidden states [R, N, C]: the kept ones, and those of the last full scale elsewhere."""
+        entry, cached = self.cached
+        dense = area_resized(cached[: hidden.shape[0]], entry.scale.grid, self.entry.scale.grid)
+        dense = dense.contiguous()
+        return dense.scatter_(1, index.unsqueeze(-1).expand_as(hidden), hidden)
+
+    def settle(self, tokens: Tokens, choice: Any) -> Any:
+        if self.index is None or not self.config.copy_values:
+            return choice
+        return gather_choice(choice, self.index.gather(1, self.slots))
+
+    def every_row(self, index: Tensor, hidden: Tensor) -> Tensor:
+        """[B, ...] repeated for all copies of the images."""
+        return index.repeat(hidden.shape[0] // self.images, 1)

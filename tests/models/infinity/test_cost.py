@@ -13,10 +13,16 @@ from stepvar.generation.loop import plan_generation
 from stepvar.models.infinity.cost import scale_costs
 from stepvar.models.infinity.sizes import SizeTable
 from stepvar.models.infinity.transformer import InfinityTransformer
+from stepvar.pruning.fastvar import FastVAR
 from stepvar.pruning.stepvar import StepVAR
 from tiny_models import SMALL, draw, make_transformer
 
-PLANS = [None, StepVAR(ratios={-2: 0.5, -1: 0.75}), StepVAR(ratios={-2: 0.4}, skip=(-1,))]
+PLANS = [
+    None,
+    StepVAR(ratios={-2: 0.5, -1: 0.75}),
+    StepVAR(ratios={-2: 0.4}, skip=(-1,)),
+    FastVAR(ratios={-2: 0.5, -1: 0.75}, dense_end=1),
+]
 TEXT = 5
 
 
@@ -62,7 +68,10 @@ def test_planned_cache_bytes_are_exact(pruning, guidance, dtype):
     assert sum(cost.cache_bytes for cost in costs) == drawing.result.cache_bytes
     item = 4 if dtype == torch.float32 else 2
     for cost, layers, report in zip(costs, drawing.layer_tokens, drawing.reports, strict=True):
-        assert cost.cache_bytes == report.rows * sum(layers) * 64 * 2 * item
+        stored = [report.plan.tokens(layer) for layer in range(4)]
+        assert cost.cache_bytes == report.rows * sum(stored) * 64 * 2 * item
+        if not isinstance(pruning, FastVAR):
+            assert layers == stored, "FastVAR's hidden states stay dense, the others' do not"
         assert cost.rows == report.rows
 
 

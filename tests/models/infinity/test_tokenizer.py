@@ -14,10 +14,10 @@ from stepvar.models.infinity.quantizer import (
     latent_bits_from_tokens,
     latent_from_bits,
     quantize_multiscale,
-    resize_area,
     tokens_from_latent_bits,
 )
 from stepvar.models.infinity.tokenizer import InfinityTokenizer, convert_official_state, official_key
+from stepvar.models.resizing import resize_area
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "infinity"
 LAYOUTS = sorted(GOLDEN.glob("layout_vae_*.json"))

@@ -1,6 +1,6 @@
 """Procedural scenes of the embedded model: rendering, prompts and a checker that looks at pixels only."""
 
-from stepvar.embedded.scenes.checker import CheckResult, DetectedObject, check, detect
+from stepvar.embedded.scenes.checker import CheckResult, DetectedObject, check, detect, judge
 from stepvar.embedded.scenes.grammar import (
     CATEGORIES,
     VOCABULARY,
@@ -58,6 +58,7 @@ __all__ = [
     "detect",
     "evaluation_prompts",
     "is_held_out",
+    "judge",
     "parse",
     "render",
     "sample",

@@ -13,7 +13,7 @@ from stepvar.embedded.scenes.recognition import DetectedObject, recognise
 from stepvar.embedded.scenes.segmentation import segment
 from stepvar.embedded.scenes.spec import Group, SceneSpec
 
-__all__ = ["CheckResult", "DetectedObject", "check", "detect"]
+__all__ = ["CheckResult", "DetectedObject", "check", "detect", "judge"]
 
 _Assignment = tuple[tuple[DetectedObject, ...], ...]
 
@@ -78,11 +78,25 @@ def check(image: NDArray[np.uint8], spec: SceneSpec) -> CheckResult:
         ValueError: the array is not an 8-bit RGB picture.
     """
     background, objects = detect(image)
+    return judge(objects, background, spec, image.shape[1])
+
+
+def judge(
+    objects: tuple[DetectedObject, ...], background: str | None, spec: SceneSpec, side: int
+) -> CheckResult:
+    """Judge whether these objects on this background are exactly what a spec asks for.
+
+    Args:
+        objects: all objects of the picture.
+        background: its name, None when it is none of the known ones.
+        spec: what the picture must show.
+        side: of the picture in pixels.
+    """
     crowd = sorted(objects, key=lambda item: -item.radius)[:_LARGEST_CROWD]
     best: tuple[bool, ...] = ()
     best_score = -1.0
     for assignment in _assignments(crowd, spec.groups):
-        verdict, score = _judge(assignment, spec, image.shape[1])
+        verdict, score = _judge(assignment, spec, side)
         if score > best_score:
             best, best_score = verdict, score
     shapes, colours, textures, sizes, position = best

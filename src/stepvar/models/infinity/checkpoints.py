@@ -5,16 +5,15 @@ Source of the file forms: FoundationVision/Infinity, tools/run_infinity.py and m
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-import diffusers
 import torch
 from torch import Tensor
 
+from stepvar.models.folders import write_index
 from stepvar.models.infinity.official import (
     BUDGETS_BY_PIXELS,
     DERIVED,
@@ -247,6 +246,8 @@ def convert(
     Raises:
         CheckpointError: When an input cannot be used, the inputs do not fit each other, or the folder exists.
     """
+    if isinstance(text_encoder, (list, tuple)):
+        raise CheckpointError(f"Infinity reads one text encoder, but {len(text_encoder)} were given.")
     with staged_folder(output_dir) as folder:
         # Without a change of format nothing is read yet, so a wrong pair is refused at once.
         transformer = load_transformer(transformer_path)
@@ -264,8 +265,7 @@ def convert(
             transformer = load_transformer(transformer_path, dtype)
         transformer.save_pretrained(folder / "transformer")
         tokenizer.save_pretrained(folder / "vae")
-        index = {"_class_name": "InfinityPipeline", "_diffusers_version": diffusers.__version__, **components}
-        (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+        write_index(folder, "InfinityPipeline", components)
     return Path(output_dir).expanduser()
 
 

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as functional
 from torch import Tensor
 
-Grid = tuple[int, int]
+from stepvar.models.resizing import Grid, resize_area, resize_bilinear
 
 
 @dataclass(frozen=True)
@@ -81,20 +80,6 @@ class _SignCode(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
-
-
-def resize_bilinear(latent: Tensor, grid: Grid) -> Tensor:
-    """Resize ``[B, d, H, W]`` to ``grid`` by plain bilinear interpolation, also when it shrinks."""
-    if tuple(latent.shape[-2:]) == tuple(grid):
-        return latent
-    return functional.interpolate(latent, size=grid, mode="bilinear", align_corners=False)
-
-
-def resize_area(latent: Tensor, grid: Grid) -> Tensor:
-    """Resize ``[B, d, H, W]`` to ``grid`` by averaging areas (adaptive average pooling)."""
-    if tuple(latent.shape[-2:]) == tuple(grid):
-        return latent
-    return functional.adaptive_avg_pool2d(latent, grid)
 
 
 def codes_from_bits(bits: Tensor) -> Tensor:

@@ -12,9 +12,10 @@ from torch import Tensor
 from stepvar.generation.attention import KVCache, Memory
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.generation.tokens import Tokens
-from stepvar.models.infinity.quantizer import codes_from_bits, latent_bits_from_tokens, resize_bilinear
+from stepvar.models.infinity.quantizer import codes_from_bits, latent_bits_from_tokens
 from stepvar.models.infinity.transformer import InfinityTransformer
 from stepvar.models.layers import padding_mask
+from stepvar.models.resizing import resize_bilinear
 from stepvar.pruning.base import Branch
 from stepvar.pruning.plan import GenerationPlan
 
@@ -136,7 +137,7 @@ class InfinitySession:
         scale, shift = (part[: hidden.shape[0]] for part in self.head_modulation)
         return self.transformer.logits(hidden, (scale, shift))
 
-    def commit(self, scale: Scale, choice: Tensor, hidden: Tensor) -> None:
+    def commit(self, scale: Scale, choice: Tensor, hidden: Tensor, tokens: Tokens) -> None:
         """Adds the codes of bits [B, N, D] to the latent."""
         bits = choice.unflatten(1, (scale.height, scale.width))
         if self.patch > 1:

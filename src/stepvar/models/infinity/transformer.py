@@ -21,7 +21,7 @@ from stepvar.generation.attention import Memory, attention
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.generation.tokens import Tokens
 from stepvar.models.infinity.sizes import SizeTable
-from stepvar.models.layers import RMSNorm, linear, modulated_norm, rotary_table_2d, rotate
+from stepvar.models.layers import FeedForward, RMSNorm, linear, modulated_norm, rotary_table_2d, rotate
 
 LARGEST_LOG_SCALE = math.log(100)
 """Cosine attention's learned log scale is clamped here."""
@@ -115,18 +115,6 @@ class CrossAttention(nn.Module):
         query = linear(self.query, hidden).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         attended = attention(query, key, value, mask=mask)
         return self.output(attended.transpose(1, 2).flatten(2))
-
-
-class FeedForward(nn.Module):
-    """Linear, tanh-approximate GELU, linear."""
-
-    def __init__(self, width: int, hidden_width: int) -> None:
-        super().__init__()
-        self.up = nn.Linear(width, hidden_width)
-        self.down = nn.Linear(hidden_width, width)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.down(functional.gelu(linear(self.up, hidden), approximate="tanh"))
 
 
 class InfinityBlock(nn.Module):

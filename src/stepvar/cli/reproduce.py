@@ -1,0 +1,124 @@
+"""`stepvar reproduce`: every table and figure of the paper that can be measured, in one report."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stepvar.cli import display
+from stepvar.cli.errors import InputError, explain_errors
+from stepvar.cli.groups import with_option_groups
+from stepvar.cli.models import open_pipeline, quiet_libraries
+from stepvar.cli.options import Json, ModelChoice
+
+if TYPE_CHECKING:
+    from stepvar.laboratory.run import Outcome, Plan
+    from stepvar.laboratory.study import Advance
+
+_LINE_EVERY = 60.0
+"""Seconds between two lines of progress where there is no terminal to draw a bar on."""
+
+
+@explain_errors
+@with_option_groups
+def reproduce(
+    model: ModelChoice,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of the report, new or of this run.")
+    ] = Path("report"),
+    minutes: Annotated[
+        float | None, typer.Option(min=0.1, max=100_000, help="How long it may take. Default: 55.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A miniature of about two minutes.")] = False,
+    json: Json = False,
+) -> None:
+    """Measure the paper's tables and figures.
+
+    Writes index.html, numbers.json and raw numbers. An interrupted run goes on when it is started again.
+    """
+    if quick and minutes is not None:
+        raise InputError("--quick is a time of its own: give it, or --minutes, not both.")
+    from stepvar.laboratory.protocol import DEFAULT_MINUTES, QUICK_MINUTES
+
+    wanted = QUICK_MINUTES if quick else DEFAULT_MINUTES if minutes is None else minutes
+    with quiet_libraries():
+        from stepvar.laboratory.charts import require_matplotlib
+
+        require_matplotlib()
+        pipeline = open_pipeline(model)
+        from stepvar.laboratory.run import reproduce as run
+
+        progress = _Progress()
+        try:
+            outcome = run(pipeline, output, minutes=wanted, announce=progress.begin, advance=progress.advance)
+        finally:
+            progress.end()
+    if json:
+        display.print_json({"report": str(outcome.page), "steps": outcome.steps, **outcome.numbers})
+    else:
+        typer.echo(_describe(outcome))
+
+
+class _Progress:
+    """A bar on a terminal, a line a minute elsewhere."""
+
+    def __init__(self) -> None:
+        self.bar: object | None = None
+        self.move: Advance | None = None
+        self.total = self.done = 0.0
+        self.started = self.told = time.monotonic()
+
+    def begin(self, plan: Plan) -> None:
+        protocol = plan.protocol
+        again = f", {plan.done} of {plan.steps} steps were done before" if plan.done else ""
+        left = "" if plan.seconds is None else f", about {display.seconds(plan.seconds)}"
+        typer.echo(
+            f"{protocol.pictures} pictures of each main method, {protocol.batch * protocol.ablation_blocks} "
+            f"of each ablation{again}{left}.",
+            err=True,
+        )
+        self.total, self.started = max(plan.weight, 1e-9), time.monotonic()
+        self.bar = display.progress_bar("measuring", self.total, estimate=True)
+        self.move = self.bar.__enter__()  # type: ignore[attr-defined]
+
+    def advance(self, weight: float, name: str) -> None:
+        self.done += weight
+        if self.move is not None:
+            self.move(weight, name)
+            return
+        now = time.monotonic()
+        if self.done and now - self.told > _LINE_EVERY and not sys.stderr.isatty():
+            self.told = now
+            left = (now - self.started) * (self.total / self.done - 1.0)
+            typer.echo(f"{self.done / self.total:.0%} done, about {display.seconds(left)} left", err=True)
+
+    def end(self) -> None:
+        if self.bar is not None:
+            self.bar.__exit__(None, None, None)  # type: ignore[attr-defined]
+
+
+def _describe(outcome: Outcome) -> str:
+    rows = [
+        (
+            row["label"],
+            f"{row['tokens']:.0%}",
+            f"{row['speedup']['value']:.2f} x",
+            "" if row["label"] == "dense" else f"{row['psnr']['value']:.2f} dB",
+            f"{row['scene']['value']:.1%}",
+        )
+        for row in outcome.numbers["exhibits"]["decomposition"]
+    ]
+    claims = outcome.numbers["claims"]
+    verdicts = [f"{claim['verdict']:>12}: {claim['text']}" for claim in claims]
+    return "\n".join(
+        [
+            display.table(("plan", "tokens", "speed-up", "PSNR", "scene score"), rows),
+            "",
+            *verdicts,
+            str(outcome.page),
+        ]
+    )

@@ -1,0 +1,286 @@
+"""Golden cases of InfinityStar: pictures, clips, continuation, and the video tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stepvar.conformance.case import Case, Comparison
+from stepvar.conformance.report import CaseReport
+from stepvar.generation.guidance import Guidance, ProjectedGuidance, per_scale
+from stepvar.generation.loop import generate
+from stepvar.generation.sampling import bit_probabilities
+from stepvar.models.infinitystar.checkpoints import load_tokenizer, load_transformer
+from stepvar.models.infinitystar.frames import to_bytes
+from stepvar.models.infinitystar.interactive import Continuation
+from stepvar.models.infinitystar.quantizer import codes_from_bits, expand, quantize
+from stepvar.models.infinitystar.schedules import PyramidSettings, VideoScale, VideoSchedule
+from stepvar.models.infinitystar.session import InfinityStarSession, TextPrefix
+from stepvar.models.infinitystar.tokenizer import InfinityStarTokenizer
+from stepvar.models.infinitystar.transformer import InfinityStarTransformer
+
+
+@torch.inference_mode()
+def run(case: Case) -> CaseReport:
+    """Runs an InfinityStar case in float32 on the CPU and compares every stored tensor."""
+    comparison = Comparison(case)
+    folder = case.weights if case.weights.is_dir() else case.weights.parent
+    tokenizer = load_tokenizer(folder / "vae.safetensors", dtype=torch.float32)
+    if "transformer_ctor" in case.info:
+        transformer = load_transformer(folder / "transformer.safetensors", dtype=torch.float32)
+        if "former_clip_features" in case.tensors:
+            _run_continuation(comparison, transformer, tokenizer)
+        else:
+            _run_generation(comparison, transformer, tokenizer)
+    elif "schedules" in case.info:
+        _run_quantizer(comparison, tokenizer)
+    else:
+        _run_tokenizer(comparison, tokenizer)
+    return comparison.finish()
+
+
+class _ReplaySampler:
+    """Draws as the official sampler does, then goes on with the stored bits.
+
+    So a flipped bit shows at its own step and does not blur the comparison of later ones.
+    """
+
+    def __init__(self, comparison: Comparison, temperatures: Sequence[float], step_names: list[str]) -> None:
+        self.comparison = comparison
+        self.temperatures = temperatures
+        self.step_names = step_names
+        seed = comparison.case.info.get("g_seed")
+        self.generator = None if seed is None else torch.Generator().manual_seed(int(seed))
+
+    def temperature(self, scale: VideoScale) -> float:
+        return self.temperatures[scale.index]
+
+    def sample(self, logits: Tensor, scale: VideoScale) -> Tensor:
+        check, name = self.comparison.check, self.step_names[scale.index]
+        probability = bit_probabilities(logits)
+        check(f"{name}.prob1", probability.flatten())
+        bits = self._draw(probability)
+        check(f"{name}.bits_sampled", bits.flatten().to(torch.uint8))
+        stored = self.comparison.case.tensors
+        if f"{name}.codes" in stored:
+            # What the official code went on with, which is not what it drew where bits were given.
+            return (stored[f"{name}.codes"].flatten(2).transpose(1, 2) > 0).view_as(bits)
+        return stored[f"{name}.bits_sampled"].bool().view_as(bits)
+
+    def _draw(self, probability: Tensor) -> Tensor:
+        if self.generator is None:
+            return probability > 0.5
+        pairs = torch.stack([1.0 - probability, probability], dim=-1).view(-1, 2)
+        drawn = torch.multinomial(pairs, 1, replacement=True, generator=self.generator)
+        return drawn.view(probability.shape).bool()
+
+
+def _settings(info: dict[str, Any], transformer: InfinityStarTransformer | None = None) -> PyramidSettings:
+    args = info["args"]
+    return PyramidSettings(
+        int(args["semantic_scales"]),
+        int(args["detail_scale_min_tokens"]),
+        tuple(json.loads(args["image_scale_repetition"])),
+        tuple(json.loads(args["video_scale_repetition"])),
+        int(args["frames_inner_clip"]),
+        int(args.get("max_repeat_times", 10000)),
+        int(args["semantic_scale_dim"]),
+        int(args["detail_scale_dim"]),
+        512 if transformer is None else transformer.config.text_length,
+    )
+
+
+def _clips(grids: Sequence[Sequence[int]]) -> tuple[list[list[tuple[int, int]]], list[int]]:
+    """Grids and frames of each clip, from the official flat list of (t, h, w)."""
+    final = tuple(grids[-1][1:])
+    length = next(index for index, grid in enumerate(grids) if tuple(grid[1:]) == final) + 1
+    parts = [grids[start : start + length] for start in range(0, len(grids), length)]
+    return [[(int(h), int(w)) for _, h, w in part] for part in parts], [int(part[0][0]) for part in parts]
+
+
+def _generation_schedule(info: dict[str, Any], transformer: InfinityStarTransformer) -> VideoSchedule:
+    return _settings(info, transformer).build_clips(*_clips(info["scale_schedule"]))
+
+
+def _guidance(info: dict[str, Any], weights: Sequence[float]) -> Guidance:
+    # The official code carries the unconditional rows to the end, and so do the stored tensors.
+    if int(info["args"]["use_apg"]):
+        threshold = float(info["args"]["apg_norm_threshold"])
+        return ProjectedGuidance(tuple(weights), release=False, threshold=threshold)
+    return Guidance(tuple(weights), release=False)
+
+
+def _step_names(info: dict[str, Any]) -> list[str]:
+    return [f"s{step:02}" for step, _ in info["step_list"]]
+
+
+def _per_step(info: dict[str, Any], values: float | Sequence[float], name: str) -> list[float]:
+    """Values by official scale, spread over its repetitions."""
+    spread = per_scale(values, len(info["scale_schedule"]), name)
+    return [spread[scale] for _, scale in info["step_list"]]
+
+
+def _text(comparison: Comparison, transformer: InfinityStarTransformer, guided: bool) -> TextPrefix:
+    positive = comparison.take("text_features")
+    if not guided:
+        return TextPrefix(positive)
+    if "negative_text_features" in comparison.case.tensors:
+        return TextPrefix(positive, comparison.take("negative_text_features"))
+    return TextPrefix(positive, transformer.unconditional(len(positive)))
+
+
+def _run_generation(
+    comparison: Comparison, transformer: InfinityStarTransformer, tokenizer: InfinityStarTokenizer
+) -> None:
+    info = comparison.case.info
+    schedule = _generation_schedule(info, transformer)
+    weights = _per_step(info, info["cfg"], "cfg")
+    text = _text(comparison, transformer, any(weight != 1 for weight in weights))
+    session = InfinityStarSession(
+        transformer, text, schedule, prefix_probe=partial(_prefix_probe, comparison)
+    )
+    temperatures = _per_step(info, info["tau_list"], "tau_list")
+    _sample(comparison, session, _guidance(info, weights), temperatures)
+    latent = session.video()
+    comparison.check("summed_codes", latent)
+    decoded = tokenizer.decode(latent)
+    _check_frames(comparison, decoded)
+    comparison.check("image_uint8_bgr", to_bytes(decoded[0])[None].flip(-1))
+
+
+def _run_continuation(
+    comparison: Comparison, transformer: InfinityStarTransformer, tokenizer: InfinityStarTokenizer
+) -> None:
+    info = comparison.case.info
+    grids, [frames] = _clips(info["scale_schedule"])
+    settings = _settings(info, transformer)
+    # Here the code book goes by the scale's place alone.
+    settings = replace(settings, detail_minimum=_first_detail(grids[0], settings.semantic_scales))
+    schedule = settings.build_continuation(grids[0], frames)
+    before = Continuation(comparison.take("former_clip_features"), comparison.take("first_frame_features"))
+    conditions = before.conditions(
+        grids[0][int(info["semantic_scale_ind"])], settings.text_length, tuple(info["detail_frame_inds"])
+    )
+    weights = _per_step(info, info["cfg"], "cfg")
+    text = _text(comparison, transformer, any(weight != 1 for weight in weights))
+    probe = partial(_prefix_probe, comparison)
+    session = InfinityStarSession(transformer, text, schedule, conditions=conditions, prefix_probe=probe)
+    _sample(comparison, session, _guidance(info, weights), _per_step(info, info["tau"], "tau"))
+    drawn = session.video()
+    comparison.check("summed_codes", before.after(drawn).former)
+    decoded = tokenizer.decode(before.joined(drawn))
+    _check_frames(comparison, decoded, [0, 1, decoded.shape[2] - 1])
+    shown = to_bytes(decoded[0])[-4 * frames :]
+    comparison.check("image_uint8_bgr_frames", shown[[0, 1, 2, -1]][None].flip(-1))
+
+
+def _first_detail(grids: Sequence[tuple[int, int]], semantic_scales: int) -> int:
+    height, width = grids[semantic_scales]
+    return height * width
+
+
+def _sample(
+    comparison: Comparison, session: InfinityStarSession, guidance: Guidance, temperatures: Sequence[float]
+) -> None:
+    names = _step_names(comparison.case.info)
+    sampler = _ReplaySampler(comparison, temperatures, names)
+    generate(
+        session,
+        guidance=guidance,
+        sampler=sampler,
+        probe=partial(_probe, comparison, session, names, guidance),
+    )
+
+
+def _check_frames(comparison: Comparison, decoded: Tensor, places: Sequence[int] | None = None) -> None:
+    places = comparison.case.info.get("decoded_frame_indices", places)
+    comparison.check("decoded_frames", decoded if places is None else decoded[:, :, list(places)])
+
+
+def _prefix_probe(comparison: Comparison, prefix: str, name: str, tensor: Tensor) -> None:
+    official = "cond_t0" if prefix == "text" else f"cond_{prefix}"
+    depth = comparison.case.info["transformer_ctor"]["depth"]
+    _check_layer(comparison, official, name, tensor, depth)
+    if name == "rotary":
+        comparison.check(f"{official}.rope", _cosine_sine(tensor))
+
+
+def _probe(
+    comparison: Comparison,
+    session: InfinityStarSession,
+    names: Sequence[str],
+    guidance: Guidance,
+    name: str,
+    scale: VideoScale,
+    tensor: Tensor,
+) -> None:
+    prefix = names[scale.index]
+    _check_layer(comparison, prefix, name, tensor, session.depth)
+    if name == "input":
+        comparison.check(f"{prefix}.rope", _cosine_sine(session.rotary.scale(scale)))
+    elif name == f"layer {session.depth - 1}":
+        comparison.check(f"{prefix}.logits", session.logits(tensor).flatten(2))
+    elif name == "logits":
+        comparison.check(f"{prefix}.guided", tensor.flatten(2))
+    elif name == "choice":
+        comparison.check(f"{prefix}.codes", codes_from_bits(tensor, scale.grid))
+        channels, sides = session.transformer.config.detail_bits, session.schedule.position_grid
+        comparison.check(f"{prefix}.codes_up", expand(tensor, scale, channels, sides))
+
+
+def _check_layer(comparison: Comparison, prefix: str, name: str, tensor: Tensor, depth: int) -> None:
+    suffixes = {"input": "x_in", "layer 0": "block0", f"layer {depth - 1}": "block_last"}
+    if name in suffixes:
+        comparison.check(f"{prefix}.{suffixes[name]}", tensor)
+        if depth == 1 and name == "layer 0":
+            comparison.check(f"{prefix}.block0", tensor)
+
+
+def _cosine_sine(table: Tensor) -> Tensor:
+    return torch.cat([table.real, table.imag])
+
+
+def _run_quantizer(comparison: Comparison, tokenizer: InfinityStarTokenizer) -> None:
+    """Encoding a picture and a clip to the bits of every step."""
+    info = comparison.case.info
+    for name in ("img", "vid"):
+        latent = tokenizer.encode(comparison.take(f"{name}.x"), comparison.take(f"{name}.eps"))
+        grids, clips = _clips(info["schedules"][str(latent.shape[2])])
+        for number, step in enumerate(quantize(latent, _settings(info).build_clips(grids, clips))):
+            prefix, grid = f"{name}.q{number:02}", step.scale.grid
+            comparison.check(f"{prefix}.residual_in", step.residual)
+            comparison.check(f"{prefix}.bits", step.bits.unflatten(1, grid).to(torch.uint8))
+            comparison.check(f"{prefix}.quantized", codes_from_bits(step.bits, grid))
+
+
+def _run_tokenizer(comparison: Comparison, tokenizer: InfinityStarTokenizer) -> None:
+    """Encoding and decoding, with everything that leaves a level."""
+
+    def probe(side: str, name: str, tensor: Tensor) -> None:
+        landmark = f"{side.split('.')[0]}.moments_patchified" if name == "moments" else f"{side}.{name}"
+        comparison.check(landmark, tensor)
+
+    stored = comparison.case.tensors
+    for name in sorted({key.split(".")[0] for key in stored if key.endswith(".x")}):
+        noise = comparison.take(f"{name}.eps")
+        latent = tokenizer.encode(comparison.take(f"{name}.x"), noise, partial(probe, f"{name}.enc"))
+        comparison.check(f"{name}.z", latent)
+    for name in sorted({key.split(".")[0] for key in stored if key.endswith(".decoded")}):
+        decoded = tokenizer.decode(comparison.take(f"{name}.z"), probe=partial(probe, f"{name}.dec"))
+        places = _stored_frames(comparison.case, name)
+        comparison.check(f"{name}.decoded", decoded if places is None else decoded[:, :, places])
+
+
+def _stored_frames(case: Case, name: str) -> list[int] | None:
+    """Which decoded frames were stored, from a description such as "decoded = frames [0, 1, last]"."""
+    _, _, listed = case.info["decode_cases"][name].partition("frames [")
+    if not listed:
+        return None
+    words = listed.partition("]")[0].split(",")
+    return [-1 if word.strip() == "last" else int(word) for word in words]

@@ -1,0 +1,150 @@
+"""Golden cases of Switti: generation, and text conditioning."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stepvar.conformance.case import Case, CaseError, Comparison
+from stepvar.conformance.codebook import RELATIVE, ReplaySampler, check_landmark
+from stepvar.conformance.report import CaseReport
+from stepvar.generation.guidance import Guidance
+from stepvar.generation.loop import generate
+from stepvar.generation.schedule import Scale
+from stepvar.models.switti.checkpoints import FORMAT
+from stepvar.models.switti.session import SwittiSession, TextFeatures
+from stepvar.models.switti.text import encode_ids
+from stepvar.models.switti.tokenizer import SwittiTokenizer
+from stepvar.models.switti.transformer import SwittiTransformer
+from stepvar.models.vector_checkpoints import tokenizer_of_state
+
+
+@torch.inference_mode()
+def run(case: Case) -> CaseReport:
+    """Runs a Switti case in float32 on the CPU and compares every stored tensor."""
+    comparison = Comparison(case, RELATIVE)
+    if "Switti" not in case.info["constructor"]:
+        _run_text(comparison)
+        return comparison.finish()
+    arguments = case.info["constructor"]["Switti"]
+    transformer = FORMAT.of_state(
+        case.state("transformer"),
+        heads=arguments["num_heads"],
+        causal=arguments["use_ar"],
+        rotary_theta=arguments["rope_theta"],
+        rotary_extent=arguments["rope_size"],
+        norm_eps=arguments["norm_eps"],
+    )
+    _run_generation(comparison, transformer, tokenizer_of_state(SwittiTokenizer, case.state("vqvae")))
+    return comparison.finish()
+
+
+def _run_generation(
+    comparison: Comparison, transformer: SwittiTransformer, tokenizer: SwittiTokenizer
+) -> None:
+    call, scales = comparison.case.info["run"], len(transformer.schedule)
+    start, stop = call.get("turn_on_cfg_start_si", 0), call.get("turn_off_cfg_start_si", 10)
+    progress = [scale / (scales - 1) for scale in range(scales)]
+    weights = [
+        1.0 + call["cfg"] * ratio if start <= scale < stop else 1.0 for scale, ratio in enumerate(progress)
+    ]
+    positive, negative = _features(comparison)
+    _check_constants(comparison, transformer)
+    session = SwittiSession(transformer, tokenizer.quantizer, positive, negative)
+    comparison.check("cond_vector", session.condition)
+    mixes_from = call.get("smooth_start_si", 0) if call.get("more_smooth") else scales
+    late = call.get("last_scale_temp")
+    sampler = ReplaySampler(
+        comparison,
+        tokenizer.quantizer.codebook.weight,
+        call.get("seed"),
+        call["top_k"],
+        call["top_p"],
+        [ratio if mixes_from <= scale < stop else None for scale, ratio in enumerate(progress)],
+        filters_mixed=False,
+        temperature=[late if late and scale >= stop else 1.0 for scale in range(scales)],
+    )
+    scale_name: list[str] = [""]
+    handles = _watch_branches(comparison, transformer, scale_name)
+
+    def probe(name: str, scale: Scale, value: Any) -> None:
+        scale_name[0] = f"s{scale.index:02}"
+        check_landmark(comparison, session, name, scale, value)
+
+    # The official code computes unconditional rows up to the last guided scale, and so do the stored tensors.
+    result = generate(session, guidance=Guidance(tuple(weights)), sampler=sampler, probe=probe)
+    for handle in handles:
+        handle.remove()
+    comparison.check("image", (tokenizer.decode(result.latent) + 1) / 2)
+
+
+def _features(comparison: Comparison) -> tuple[TextFeatures, TextFeatures]:
+    features = comparison.take("prompt_embeds").float()
+    pooled = comparison.take("pooled_prompt_embeds").float()
+    lengths = comparison.take("prompt_mask").sum(1).tolist()
+    tokens = [row[:length] for row, length in zip(features, lengths, strict=True)]
+    images = len(tokens) // 2
+    positive = TextFeatures(tuple(tokens[:images]), pooled[:images])
+    return positive, TextFeatures(tuple(tokens[images:]), pooled[images:])
+
+
+def _check_constants(comparison: Comparison, transformer: SwittiTransformer) -> None:
+    """What neither the text nor the seed changes: the crop, and rotary positions."""
+    if transformer.config.crop_condition:
+        comparison.check("crop_embed", transformer.crop_features())
+        comparison.check("crop_cond", transformer.embed_crop())
+    if transformer.config.rotary:
+        tables = [transformer.rotary(scale)[0] for scale in transformer.schedule]
+        comparison.check("freqs_cis_real_imag", torch.view_as_real(torch.cat(tables)))
+
+
+def _watch_branches(
+    comparison: Comparison, transformer: SwittiTransformer, scale_name: list[str]
+) -> list[Any]:
+    first = transformer.blocks[0]
+
+    def check(name: str, _module: Any, _inputs: Any, output: Tensor) -> None:
+        comparison.check(f"{scale_name[0]}.block0_{name}_out", output)
+
+    return [
+        first.self_attention.register_forward_hook(partial(check, "selfattn")),
+        first.cross_attention.register_forward_hook(partial(check, "crossattn")),
+        first.feed_forward.register_forward_hook(partial(check, "ffn")),
+    ]
+
+
+def _run_text(comparison: Comparison) -> None:
+    """Two text encoders on stored token ids: prompts, then the null prompt once for each of them."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    case, names = comparison.case, ("enc1", "enc2")
+    weights, encoders = case.state("encoders"), []
+    for name in names:
+        encoder = CLIPTextModel(CLIPTextConfig(**case.info["constructor"][name]["CLIPTextConfig"])).eval()
+        _fill(encoder, weights, f"{name}.")
+        encoders.append(encoder)
+    ids, masks = (
+        [comparison.take(f"{name}.{kind}") for name in names] for kind in ("input_ids", "attention_mask")
+    )
+    features, pooled = encode_ids(encoders, ids, masks)
+    prompts = len(features) - 1
+    order = torch.tensor([*range(prompts), *[prompts] * prompts])
+    comparison.check("prompt_embeds", features[order])
+    comparison.check("pooled_prompt_embeds", pooled[order])
+    comparison.check("prompt_mask", masks[1][order].to(torch.uint8))
+
+
+def _fill(encoder: torch.nn.Module, weights: dict[str, Tensor], prefix: str) -> None:
+    """Loads an encoder whatever the version of transformers that stored it called its modules."""
+    given = {
+        key.removeprefix(prefix).removeprefix("text_model."): value
+        for key, value in weights.items()
+        if key.startswith(prefix)
+    }
+    wanted = {key.removeprefix("text_model."): key for key in encoder.state_dict()}
+    if wanted.keys() - given.keys():
+        raise CaseError(f"The weights of {prefix[:-1]} lack {sorted(wanted.keys() - given.keys())[:3]}.")
+    encoder.load_state_dict({key: given[name] for name, key in wanted.items()})

@@ -1,0 +1,42 @@
+"""What a measurement depends on besides its settings: weights and versions."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+
+_SAMPLE = 4096
+
+
+def fingerprint(pipeline: Any) -> str:
+    """A short name of a pipeline's weights: two models with different weights have different ones.
+
+    Reads every tensor once, but hashes only its start and its sums, which takes a second a gigabyte.
+    """
+    digest = hashlib.sha256()
+    for part in sorted(pipeline.components):
+        module = pipeline.components[part]
+        if not isinstance(module, torch.nn.Module):
+            continue
+        for name, tensor in sorted(module.state_dict().items()):
+            flat = tensor.detach().flatten()
+            digest.update(f"{part}.{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            if flat.numel() and not flat.is_meta:
+                wide = flat.float()
+                sums = torch.stack([wide.sum(dtype=torch.float64), wide.abs().sum(dtype=torch.float64)])
+                digest.update(wide[:_SAMPLE].cpu().numpy().tobytes())
+                digest.update(f"{sums[0]:.9e} {sums[1]:.9e}".encode())
+    return digest.hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """Versions that a picture may depend on."""
+    import diffusers
+    import transformers
+
+    import stepvar
+
+    modules = (stepvar, torch, diffusers, transformers)
+    return {module.__name__: str(module.__version__) for module in modules}

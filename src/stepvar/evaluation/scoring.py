@@ -1,0 +1,218 @@
+"""Scores of runs on disk: likeness of two runs, FID, CLIP, and official scorers in their own environments."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from stepvar.evaluation.benchmarks import IMAGES, MANIFEST, read_manifest
+from stepvar.evaluation.features import ClipFeatures, Extractor, alignment
+from stepvar.evaluation.fidelity import bounded_psnr, high_frequency_energy, ssim
+from stepvar.evaluation.frechet import frechet_distance, frechet_interval, require_enough
+from stepvar.evaluation.perceptual import PerceptualDistance
+from stepvar.evaluation.statistics import mean_interval
+
+Pixels = NDArray[np.uint8]
+Advance = Callable[[int], None]
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_BATCH = 16
+
+
+def compare_runs(
+    folder: Path,
+    dense: Path,
+    extractor: Extractor | None = None,
+    perceptual: PerceptualDistance | None = None,
+    advance: Advance | None = None,
+) -> dict[str, Any]:
+    """Likeness of a run to another of the same prompts and seeds, picture by picture.
+
+    Args:
+        folder, dense: Two folders of `stepvar evaluate`; the second is the reference.
+        extractor: For a Fréchet distance; without one it is left out.
+        perceptual: LPIPS; without it it is left out.
+        advance: Hears of every pair.
+
+    Raises:
+        ValueError: When the two runs do not draw the same pictures, or are too few for the extractor.
+    """
+    ours, theirs = read_manifest(folder), {entry["file"]: entry for entry in read_manifest(dense)}
+    for entry in ours:
+        other = theirs.get(entry["file"])
+        if other is None or any(entry[key] != other[key] for key in ("prompt", "seed", "width", "height")):
+            raise ValueError(
+                f"'{folder}' and '{dense}' do not draw the same pictures ({entry['file']} differs): likeness "
+                "needs equal prompts, seeds and sizes."
+            )
+    values: dict[str, list[float]] = {"psnr": [], "ssim": [], "fine_detail": []}
+    features: list[list[NDArray[np.float32]]] = [[], []]
+    for entry in ours:
+        pair = [load_picture(place / entry["file"]) for place in (folder, dense)]
+        if pair[0].shape != pair[1].shape:
+            raise ValueError(
+                f"'{folder / entry['file']}' and its counterpart differ in size: draw them anew."
+            )
+        values["psnr"].append(bounded_psnr(*pair))
+        values["ssim"].append(ssim(*pair))
+        energies = [high_frequency_energy(picture) for picture in pair]
+        values["fine_detail"].append(energies[0] / max(energies[1], 1e-9))
+        if perceptual is not None:
+            values.setdefault("lpips", []).append(perceptual(*pair))
+        if extractor is not None:
+            for side, picture in zip(features, pair, strict=True):
+                side.append(extractor(picture[None])[0])
+        if advance is not None:
+            advance(1)
+    document: dict[str, Any] = {name: mean_interval(found).as_json() for name, found in values.items()}
+    if extractor is not None:
+        own, reference = (np.stack(side) for side in features)
+        require_enough(len(own), own.shape[1], f"'{folder}'")
+        document["frechet"] = frechet_interval(reference, own).as_json()
+    return {"n": len(ours), **document}
+
+
+def frechet_of_folders(
+    folder: Path, reference: Path, extractor: Extractor, advance: Advance | None = None
+) -> dict[str, Any]:
+    """Fréchet distance of a run's pictures to a folder of real ones; FID with Inception's features.
+
+    Args:
+        folder: A run, or any folder of pictures.
+        reference: Any folder of pictures, of any sizes.
+
+    Raises:
+        ValueError: When one holds fewer pictures than the extractor has features.
+    """
+    sides = []
+    for place in (folder, reference):
+        pictures = list_pictures(place / IMAGES if (place / MANIFEST).is_file() else place)
+        width = extractor(load_picture(pictures[0])[None]).shape[1]
+        require_enough(len(pictures), width, f"'{place}'")
+        sides.append(_features(pictures, extractor, advance))
+    return {
+        "frechet": frechet_distance(*sides),
+        "pictures": len(sides[0]),
+        "reference_pictures": len(sides[1]),
+        "features": sides[0].shape[1],
+    }
+
+
+def clip_score(folder: Path, clip: ClipFeatures, advance: Advance | None = None) -> dict[str, Any]:
+    """Mean cosine of pictures with their prompts, overall and by the benchmark's groups.
+
+    Raises:
+        ValueError: When the run is not complete.
+    """
+    entries = read_manifest(folder)
+    scores: list[float] = []
+    for start in range(0, len(entries), _BATCH):
+        part = entries[start : start + _BATCH]
+        # The pictures of one run have one size.
+        seen = clip(np.stack([load_picture(folder / entry["file"]) for entry in part]))
+        scores += alignment(seen, clip.texts([entry["prompt"] for entry in part])).tolist()
+        if advance is not None:
+            advance(len(part))
+    groups: dict[str, list[float]] = {}
+    for entry, score in zip(entries, scores, strict=True):
+        groups.setdefault(entry["group"] or "all", []).append(score)
+    return {
+        "clip": mean_interval(scores).as_json(),
+        "groups": {name: mean_interval(found).as_json() for name, found in sorted(groups.items())},
+        "n": len(scores),
+    }
+
+
+def official_score(folder: Path, command: str) -> Any:
+    """Runs a scorer of another environment as `COMMAND IMAGES MANIFEST`, and keeps the JSON that it prints.
+
+    The result is written to `scores.json` in the run's folder, with the command.
+
+    Raises:
+        ValueError: When the run is not complete, or the scorer fails or prints no JSON.
+    """
+    read_manifest(folder)
+    words = shlex.split(command)
+    if not words:
+        raise ValueError("The scorer's command is empty: give what runs it.")
+    folder = folder.resolve()
+    try:
+        # No shell: what is run is exactly what was given.
+        done = subprocess.run(
+            [*words, str(folder / IMAGES), str(folder / MANIFEST)],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    except OSError as error:
+        raise ValueError(f"The scorer {words[0]!r} cannot be run ({error.strerror}).") from error
+    if done.returncode != 0:
+        raise ValueError(
+            f"The scorer {words[0]!r} failed with exit code {done.returncode}; see its messages."
+        )
+    try:
+        scores = json.loads(done.stdout)
+    except ValueError as error:
+        raise ValueError(
+            f"The scorer {words[0]!r} printed no JSON document on its standard output."
+        ) from error
+    partial = folder / ".scores.partial"
+    partial.write_text(json.dumps({"command": command, "scores": scores}, indent=1), "utf-8")
+    partial.replace(folder / "scores.json")
+    return scores
+
+
+def list_pictures(folder: Path) -> list[Path]:
+    """All pictures below a folder, in order.
+
+    Raises:
+        ValueError: When there are none.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"There is no folder '{folder}' with pictures.")
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not found:
+        raise ValueError(f"'{folder}' holds no pictures ({', '.join(SUFFIXES)}).")
+    return found
+
+
+def load_picture(path: Path) -> Pixels:
+    """A picture as uint8 [H, W, 3].
+
+    Raises:
+        ValueError: When the file is damaged.
+    """
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(f"'{path}' is no readable picture: draw it anew.") from error
+
+
+def _features(pictures: Sequence[Path], extractor: Extractor, advance: Advance | None) -> NDArray[np.float32]:
+    """Features [N, F]; pictures of one size go through together."""
+    parts: list[NDArray[np.float32]] = []
+    for group in _of_one_size(load_picture(path) for path in pictures):
+        parts.append(extractor(np.stack(group)))
+        if advance is not None:
+            advance(len(group))
+    return np.concatenate(parts)
+
+
+def _of_one_size(pictures: Iterable[Pixels]) -> Iterable[list[Pixels]]:
+    group: list[Pixels] = []
+    for picture in pictures:
+        if group and (picture.shape != group[0].shape or len(group) == _BATCH):
+            yield group
+            group = []
+        group.append(picture)
+    if group:
+        yield group

@@ -1,0 +1,59 @@
+"""Pictures side by side, and masks of what ran (figures 4 to 6)."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from stepvar.evaluation.comparison import kept_mask
+
+if TYPE_CHECKING:
+    from stepvar.laboratory.drawing import Drawn
+    from stepvar.laboratory.study import Study
+
+SHOWN = ("table 1", "table 2", "recovery")
+_DIMMED = 0.25
+
+
+def show(study: Study, index: int) -> dict[str, Any]:
+    """One prompt drawn by the methods of the main tables, and masks of the last scale by ratio."""
+    job = study.jobs[index % len(study.jobs)]
+    drawn: dict[str, Drawn] = {}
+
+    def once(name: str, pruning: Any) -> Drawn:
+        if name not in drawn:
+            drawn[name] = study.draw([job], pruning)
+        return drawn[name]
+
+    rows = {
+        exhibit: {
+            label: png(once(member.name, member.pruning).pictures[0])
+            for label, member in study.field.exhibit(exhibit)
+        }
+        for exhibit in SHOWN
+    }
+    masks = {}
+    for label, member in study.field.exhibit("ratio"):
+        result = once(member.name, member.pruning)
+        masks[label] = png(_masked(result.pictures[0], kept_mask(result.report.scales[-1])))
+    return {**job.as_json(), "rows": rows, "masks": masks}
+
+
+def png(picture: NDArray[np.uint8]) -> str:
+    """A picture as base64 of a PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _masked(picture: NDArray[np.uint8], kept: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """The picture with tokens that did not run dimmed and grey."""
+    image = Image.fromarray(picture)
+    grey = image.convert("L").point(lambda value: value * _DIMMED).convert("RGB")
+    mask = Image.fromarray((kept * 255).astype(np.uint8)).resize(image.size, Image.Resampling.NEAREST)
+    return np.asarray(Image.composite(image, grey, mask))

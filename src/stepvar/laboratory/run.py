@@ -1,0 +1,138 @@
+"""`reproduce`: the whole report, resumable."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stepvar.evaluation.provenance import fingerprint, versions
+from stepvar.evaluation.timing import machine
+from stepvar.laboratory.charts import require_matplotlib
+from stepvar.laboratory.contestants import Field
+from stepvar.laboratory.folder import NUMBERS, PAGE, ReportFolder
+from stepvar.laboratory.page import render
+from stepvar.laboratory.protocol import DEFAULT_MINUTES, Protocol, protocol_for
+from stepvar.laboratory.results import Results
+from stepvar.laboratory.study import Advance, Study, measure_pace, run_steps
+
+if TYPE_CHECKING:
+    from stepvar.evaluation.features import Extractor
+    from stepvar.models.pipeline import NextScalePipeline
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left.
+
+    Attributes:
+        page: The HTML page.
+        numbers: What it shows.
+        resumed: Steps that an earlier run had done.
+        steps: All of them.
+    """
+
+    page: Path
+    numbers: dict[str, Any]
+    resumed: int
+    steps: int
+
+
+Announce = Callable[["Plan"], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is going to do, told before it starts.
+
+    Attributes:
+        protocol: Counts.
+        steps: How many there are; `done` of them were found in the folder.
+        weight: Work left, in dense pictures.
+        seconds: Roughly how long that takes; None where it was not estimated.
+    """
+
+    protocol: Protocol
+    steps: int
+    done: int
+    weight: float
+    seconds: float | None
+
+
+def reproduce(
+    pipeline: NextScalePipeline,
+    folder: Path,
+    *,
+    minutes: float = DEFAULT_MINUTES,
+    protocol: Protocol | None = None,
+    extractor: Extractor | None = None,
+    announce: Announce | None = None,
+    advance: Advance | None = None,
+) -> Outcome:
+    """Measures every table and figure, and writes the report.
+
+    A run that was interrupted goes on with its own counts; pictures and times that are there already are
+    not measured again.
+
+    Args:
+        pipeline: A model that knows the scenes' words, on its device.
+        folder: Of the report; new, empty, or holding this very run.
+        minutes: How long it may take; chooses the counts of a new run.
+        protocol: Counts, instead of choosing them.
+        extractor: Features for Fréchet distances and diversity; by default the model's own tokenizer's.
+        announce: Told what is going to happen, before it does.
+        advance: Told of progress.
+
+    Raises:
+        ValueError: When the folder holds another run or other files, or matplotlib is missing.
+    """
+    require_matplotlib()
+    if not minutes > 0:
+        raise ValueError(f"minutes is {minutes:g}; a report needs some time.")
+    field = Field(pipeline.schedule(), pipeline.summary().plan.depth)
+    asked = {"protocol": protocol.as_json()} if protocol is not None else {"minutes": minutes}
+    features = "tokenizer" if extractor is None else getattr(extractor, "__name__", type(extractor).__name__)
+    store = ReportFolder(folder, _identity(pipeline, field, {"features": features, **asked}))
+    if store.run is None:
+        seconds_per_weight: float | None = None
+        if protocol is None:
+            pace = measure_pace(pipeline, field, extractor)
+            seconds_per_weight = pace.batched + pace.judging
+            protocol = protocol_for(minutes, pace)
+        store.start({**protocol.as_json(), "seconds_per_weight": seconds_per_weight})
+    store.sweep()
+    stored = dict(store.run["protocol"])
+    seconds_per_weight = stored.pop("seconds_per_weight")
+    protocol = Protocol(**stored)
+    study = Study(pipeline, protocol, field, extractor)
+    steps = study.steps()
+    left = [step for step in steps if store.load(step.name) is None]
+    weight = sum(step.weight for step in left)
+    done = len(steps) - len(left)
+    if announce is not None:
+        estimate = None if seconds_per_weight is None else weight * seconds_per_weight
+        announce(Plan(protocol, len(steps), done, weight, estimate))
+    for _name in run_steps(store, left, advance):
+        pass
+    page, document = render(Results(store, field, protocol))
+    store.write_text(NUMBERS, json.dumps(document, indent=1, allow_nan=False))
+    return Outcome(store.write_text(PAGE, page), document, done, len(steps))
+
+
+def _identity(pipeline: NextScalePipeline, field: Field, asked: dict[str, Any]) -> dict[str, Any]:
+    """What makes two runs one: everything that their numbers depend on."""
+    height, width = pipeline.transformer.size_table.pixels(field.schedule)
+    told = versions()
+    return {
+        "model": str(pipeline.config.get("_name_or_path") or type(pipeline).__name__).rpartition("/")[2],
+        "weights": fingerprint(pipeline),
+        "size": f"{width} x {height}",
+        "dtype": str(pipeline.transformer.compute_dtype).removeprefix("torch."),
+        "stepvar": told.pop("stepvar"),
+        "libraries": told,
+        "machine": machine(pipeline._execution_device),
+        "contestants": field.digest(),
+        **asked,
+    }

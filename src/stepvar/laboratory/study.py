@@ -1,0 +1,201 @@
+"""The steps of a report: each measures one thing and gives its raw numbers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from stepvar.embedded.scenes import evaluation_prompts
+from stepvar.evaluation.features import Extractor, TokenizerFeatures, diversity, extract
+from stepvar.evaluation.memory import with_peak_memory
+from stepvar.laboratory import phenomena
+from stepvar.laboratory.contestants import Contestant, Field
+from stepvar.laboratory.drawing import Drawn, Job, draw, measure
+from stepvar.laboratory.gallery import show
+from stepvar.laboratory.protocol import Pace, Protocol
+
+if TYPE_CHECKING:
+    from stepvar.laboratory.folder import ReportFolder
+    from stepvar.models.pipeline import NextScalePipeline
+
+Numbers = dict[str, Any]
+Advance = Callable[[float, str], None]
+"""Told how much of the work was done, in dense pictures, and what comes next."""
+
+_FIXED_SHARE = 0.2
+"""Share of a dense picture's time that no plan saves: text, decoder, small scales."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One unit of work, done or not done.
+
+    Attributes:
+        name: Of its file of raw numbers.
+        weight: What it costs, in dense pictures.
+        run: Gives the raw numbers.
+    """
+
+    name: str
+    weight: float
+    run: Callable[[], Numbers]
+
+
+class Study:
+    """One model, one protocol, and all contestants.
+
+    Args:
+        pipeline: A model that knows the scenes' words.
+        protocol: How much is measured.
+        field: What is compared.
+        extractor: For Fréchet distances and diversity; by default the model's own visual tokenizer.
+    """
+
+    def __init__(
+        self,
+        pipeline: NextScalePipeline,
+        protocol: Protocol,
+        field: Field,
+        extractor: Extractor | None = None,
+    ) -> None:
+        self.pipeline, self.protocol, self.field = pipeline, protocol, field
+        self.extractor = TokenizerFeatures(pipeline.vae) if extractor is None else extractor
+        prompts = evaluation_prompts(protocol.pictures, protocol.seed)
+        self.jobs = [Job(prompt, protocol.seed + index) for index, prompt in enumerate(prompts)]
+        self.warm = False
+
+    def steps(self) -> list[Step]:
+        """Everything to do, in order: what every table needs comes first."""
+        protocol, weigh = self.protocol, self._weight
+        main = [member for member in self.field if member.main]
+        steps = [Step("costs", 0.1, self._costs), Step("memory", weigh(main), lambda: self._memory(main))]
+        steps += [
+            Step(f"gallery-{index:02}", weigh(self.field) + 1, lambda index=index: show(self, index))
+            for index in range(protocol.gallery)
+        ]
+        steps += phenomena.steps(self)
+        for index in range(protocol.main_blocks):
+            members = list(self.field) if index < protocol.ablation_blocks else main
+            weight = protocol.batch * weigh(members)
+            steps.append(
+                Step(f"pictures-{index:03}", weight, lambda i=index, m=members: self._pictures(i, m))
+            )
+        steps += [Step(f"times-{turn:02}", weigh(self.field), self._times) for turn in range(protocol.rounds)]
+        steps += [
+            Step(f"diversity-{index:02}", 4.0 * protocol.diversity_seeds, lambda i=index: self._diversity(i))
+            for index in range(protocol.diversity_prompts)
+        ]
+        return steps
+
+    def block(self, index: int) -> Sequence[Job]:
+        """The jobs of one block."""
+        return self.jobs[index * self.protocol.batch : (index + 1) * self.protocol.batch]
+
+    def draw(self, jobs: Sequence[Job], pruning: Any) -> Drawn:
+        """Draws pictures, a batch at a time, as one."""
+        return draw(self.pipeline, jobs, pruning)
+
+    def _weight(self, members: Sequence[Contestant] | Field) -> float:
+        return sum(relative_cost(self.pipeline, member) for member in members)
+
+    def _costs(self) -> Numbers:
+        return {member.name: self.pipeline.summary(member.pruning).as_json() for member in self.field}
+
+    def _memory(self, members: Sequence[Contestant]) -> Numbers:
+        """Growth of memory while one picture is drawn."""
+        device = self.pipeline._execution_device
+        self.draw(self.jobs[:1], None)
+        return {
+            member.name: with_peak_memory(lambda m=member: self.draw(self.jobs[:1], m.pruning), device)[1]
+            for member in members
+        }
+
+    def _pictures(self, index: int, members: Sequence[Contestant]) -> Numbers:
+        """One block of pictures of some contestants, each measured against the dense run's."""
+        jobs = self.block(index)
+        dense = self.draw(jobs, None)
+        measured = {
+            member.name: measure(
+                dense if member.pruning is None else self.draw(jobs, member.pruning),
+                dense,
+                jobs,
+                self.extractor,
+            )
+            for member in members
+        }
+        return {"jobs": [job.as_json() for job in jobs], "contestants": measured}
+
+    def _times(self) -> Numbers:
+        """One round: every contestant draws the same picture, in turn."""
+        if not self.warm:
+            self.draw(self.jobs[:1], None)
+            self.draw(self.jobs[:1], next(member.pruning for member in self.field if member.pruning))
+            self.warm = True
+        times = {}
+        for member in self.field:
+            drawn = self.draw(self.jobs[:1], member.pruning)
+            times[member.name] = {
+                "seconds": drawn.seconds,
+                "stages": dict(drawn.report.stages),
+                "scales": [entry.seconds for entry in drawn.report.scales],
+            }
+        return times
+
+    def _diversity(self, index: int) -> Numbers:
+        """How much the pictures of one prompt differ between seeds, for the main plans."""
+        prompt = self.jobs[index % len(self.jobs)].prompt
+        seeds = range(self.protocol.diversity_seeds)
+        jobs = [Job(prompt, self.protocol.seed + 10_000 + seed) for seed in seeds]
+        found = {}
+        for label, member in self.field.exhibit("decomposition"):
+            pictures = self.draw(jobs, member.pruning).pictures
+            found[label] = diversity(extract(self.extractor, pictures))
+        return {"prompt": prompt.text, "distances": found}
+
+
+def relative_cost(pipeline: NextScalePipeline, member: Contestant) -> float:
+    """Roughly how long a contestant takes, a dense run as one."""
+    summary = pipeline.summary(member.pruning)
+    return _FIXED_SHARE + (1.0 - _FIXED_SHARE) * summary.flops / summary.dense_flops
+
+
+def measure_pace(pipeline: NextScalePipeline, field: Field, extractor: Extractor | None = None) -> Pace:
+    """Draws a few pictures to learn how long things take here."""
+    trial = Study(pipeline, Protocol(main_blocks=1, ablation_blocks=1), field, extractor)
+    trial.draw(trial.jobs[:1], None)
+    single = trial.draw(trial.jobs[:1], None).seconds
+    # A slow machine is not made to wait for a whole batch that it would have no time for anyway.
+    some = trial.jobs if single < 1.0 else trial.jobs[:2]
+    dense = trial.draw(some, None)
+    started = time.perf_counter()
+    measure(dense, dense, some, trial.extractor)
+    judging = (time.perf_counter() - started) / len(some)
+    costs = {member.name: relative_cost(pipeline, member) for member in field}
+    main = sum(costs[member.name] for member in field if member.main)
+    return Pace(
+        single=single,
+        batched=dense.seconds / len(some),
+        judging=judging,
+        main=main,
+        ablations=sum(costs.values()) - main,
+        contestants=len(field),
+        scales=len(field.schedule),
+    )
+
+
+def run_steps(folder: ReportFolder, steps: Sequence[Step], advance: Advance | None = None) -> Iterator[str]:
+    """Runs every step whose numbers the folder lacks, and writes them.
+
+    Yields:
+        The name of each step that is done, present ones included.
+    """
+    for step in steps:
+        if folder.load(step.name) is None:
+            if advance is not None:
+                advance(0.0, step.name)
+            folder.save(step.name, step.run())
+        if advance is not None:
+            advance(step.weight, step.name)
+        yield step.name

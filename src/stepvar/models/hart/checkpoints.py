@@ -1,0 +1,228 @@
+"""Loading HART's checkpoints, published or our own, and converting one into the other.
+
+Source of the file forms: mit-han-lab/hart, sample.py: a folder llm/ with config.json, weights and
+ema_model.bin, and beside it a folder tokenizer/.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stepvar.models.folders import write_index
+from stepvar.models.hart.official import infer_config, is_optional, rename, to_official
+from stepvar.models.hart.text import load_text_encoder, load_text_tokenizer
+from stepvar.models.hart.tokenizer import HARTTokenizer
+from stepvar.models.hart.transformer import HARTTransformer
+from stepvar.models.loading import Checkpoint, CheckpointError, saved_config, staged_folder
+from stepvar.models.official import OfficialFormat
+from stepvar.models.square_schedules import LEVELS
+from stepvar.models.vector_checkpoints import load_vector_tokenizer
+
+PathLike = str | os.PathLike[str]
+
+EMA_FILE = "ema_model.bin"
+"""Averaged weights beside the plain ones: what the official scripts load unless told otherwise."""
+
+
+def official_format(official: Mapping[str, Any] | None) -> OfficialFormat[HARTTransformer]:
+    """How HART's transformers are stored, given the contents of the official config.json, if any."""
+    return OfficialFormat(
+        HARTTransformer,
+        lambda state, source: infer_config(state, official, source),
+        to_official,
+        rename,
+        told_by=frozenset({LEVELS}),
+        optional=is_optional,
+    )
+
+
+def official_config(path: Path) -> dict[str, Any] | None:
+    """The official config.json in a folder or beside a file; None when there is none.
+
+    Raises:
+        CheckpointError: When it cannot be read.
+    """
+    file = (path if path.is_dir() else path.parent) / "config.json"
+    if not file.is_file():
+        return None
+    try:
+        config = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"'{file}' is not a readable configuration; fetch it again.") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"'{file}' is not a readable configuration; fetch it again.")
+    return config
+
+
+def load_transformer(
+    path: PathLike,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    official: Mapping[str, Any] | None = None,
+    averaged: bool = True,
+    pixels_per_token: int = 16,
+) -> HARTTransformer:
+    """Loads a transformer with its diffusion head; sizes are read off the weights where they tell.
+
+    Args:
+        path: A published folder llm/, a state dict (.bin, .safetensors), or a folder that `save_pretrained`
+            wrote.
+        dtype: Number format; None keeps the file's. A few small modules stay in float32 in any case.
+        device: Where the weights go; None leaves them on the CPU, mapped from the file where possible.
+        official: Contents of the official config.json; by default what lies in the folder or beside the
+            file.
+        averaged: Whether to take the averaged weights where a folder has both.
+        pixels_per_token: Stride of the visual tokenizer, which an official file does not tell.
+
+    Returns:
+        The transformer in evaluation mode.
+
+    Raises:
+        CheckpointError: When the file is missing, damaged, executable, not a HART transformer, or contradicts
+            its configuration.
+    """
+    path = Path(path).expanduser()
+    ema = path / EMA_FILE
+    told = official_config(path) if official is None else official
+    weights = ema if averaged and ema.is_file() else path
+    return official_format(told).load(weights, dtype, device, pixels_per_token=pixels_per_token)
+
+
+_TOKENIZER_FIELDS = {"vocab_size": "codes", "z_channels": "channels", "ch": "base_channels"}
+"""Official field -> ours, where the weights tell the same."""
+
+
+def load_tokenizer(
+    path: PathLike,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> HARTTokenizer:
+    """Loads a visual tokenizer; its architecture is read off the weights.
+
+    Args:
+        path: A published folder tokenizer/, a state dict, or a folder that `save_pretrained` wrote.
+        dtype: Number format of the networks; None keeps the file's. The quantiser is float32 in any case.
+        device: Where the weights go; None is the CPU.
+
+    Returns:
+        The tokenizer in evaluation mode.
+
+    Raises:
+        CheckpointError: When the file is missing, damaged, executable, not such a tokenizer, or contradicts
+            the configuration beside it.
+    """
+    path = Path(path).expanduser()
+    source = f"'{path}'"
+    prefix = "vae." if any(key.startswith("vae.") for key in Checkpoint.open(path).layout) else ""
+    tokenizer = load_vector_tokenizer(HARTTokenizer, path, dtype, device, prefix)
+    if saved_config(path, HARTTokenizer.__name__) is None:
+        told = official_config(path) or {}
+        expected = {theirs: tokenizer.config[ours] for theirs, ours in _TOKENIZER_FIELDS.items()}
+        expected |= {"quant_resi": 0.5, "quantizer_type": "var_hybrid"}
+        for field, value in expected.items():
+            if field in told and told[field] != value:
+                raise CheckpointError(
+                    f"{source} cannot be used: {field} is {told[field]!r} in its configuration, but "
+                    f"{'its weights have' if field in _TOKENIZER_FIELDS else 'only'} {value!r}"
+                    f"{'' if field in _TOKENIZER_FIELDS else ' is supported'}."
+                )
+    return tokenizer
+
+
+def check_pair(transformer: HARTTransformer, tokenizer: HARTTokenizer) -> None:
+    """Checks that a transformer's codes are the tokenizer's.
+
+    Raises:
+        CheckpointError: When codes, channels or pixels per token differ, or the tokenizer's refinements do
+            not fit the number of scales.
+    """
+    ours, theirs = transformer.config, tokenizer.config
+    wanted = (ours.codebook_size, ours.latent_channels, ours.pixels_per_token)
+    offered = (theirs.codes, theirs.channels, tokenizer.stride)
+    if wanted != offered:
+        sides = [
+            f"{codes} codes of {channels} channels for {pixels} x {pixels} pixels"
+            for codes, channels, pixels in (wanted, offered)
+        ]
+        raise CheckpointError(
+            f"The transformer draws {sides[0]}, but the tokenizer has {sides[1]}; "
+            "give the tokenizer it was trained with."
+        )
+    if theirs.refine_by_scale and theirs.refinements < len(ours.sides) - 1:
+        raise CheckpointError(
+            f"The tokenizer has refinements for {theirs.refinements} scales, but the transformer has "
+            f"{len(ours.sides)}; give the tokenizer it was trained with."
+        )
+
+
+def convert(
+    transformer_path: PathLike,
+    tokenizer_path: PathLike,
+    text_encoder: PathLike | None,
+    output_dir: PathLike,
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Writes a folder that `HARTPipeline.from_pretrained` loads.
+
+    Nothing is half-written: the folder appears under its name when it is complete.
+
+    Args:
+        transformer_path: As for `load_transformer`; of a published folder the averaged weights.
+        tokenizer_path: As for `load_tokenizer`.
+        text_encoder: Folder of the Qwen2 language model and its tokenizer, e.g. Qwen2-VL-1.5B-Instruct; None
+            leaves both out.
+        output_dir: The new folder.
+        dtype: Number format of the transformer; None keeps the file's. The tokenizer keeps its own.
+
+    Returns:
+        The new folder.
+
+    Raises:
+        CheckpointError: When an input cannot be used, the inputs do not fit each other, or the folder exists.
+    """
+    if isinstance(text_encoder, (list, tuple)):
+        raise CheckpointError(f"HART reads one text encoder, but {len(text_encoder)} were given.")
+    with staged_folder(output_dir) as folder:
+        # Without a change of format nothing is read yet, so a wrong pair is refused at once.
+        tokenizer = load_tokenizer(tokenizer_path)
+        transformer = load_transformer(transformer_path, pixels_per_token=tokenizer.stride)
+        check_pair(transformer, tokenizer)
+        components: dict[str, tuple[str | None, str | None]] = {
+            "transformer": ("stepvar", HARTTransformer.__name__),
+            "vae": ("stepvar", HARTTokenizer.__name__),
+            "text_encoder": (None, None),
+            "tokenizer": (None, None),
+        }
+        if text_encoder is not None:
+            components |= _save_text_encoder(text_encoder, transformer, folder)
+        if dtype is not None:
+            transformer = load_transformer(transformer_path, dtype, pixels_per_token=tokenizer.stride)
+        transformer.save_pretrained(folder / "transformer")
+        tokenizer.save_pretrained(folder / "vae")
+        write_index(folder, "HARTPipeline", components)
+    return Path(output_dir).expanduser()
+
+
+def _save_text_encoder(
+    path: PathLike, transformer: HARTTransformer, folder: Path
+) -> dict[str, tuple[str, str]]:
+    """Saves language model and tokenizer beside the other components; returns their entries in the index."""
+    encoder, tokenizer = load_text_encoder(path), load_text_tokenizer(path)
+    given, wanted = encoder.config.hidden_size, transformer.config.context_channels
+    if given != wanted:
+        raise CheckpointError(
+            f"The text encoder '{path}' gives {given} channels, but the transformer reads {wanted}; "
+            "give the one it was trained with, Qwen2-VL-1.5B-Instruct for the published model."
+        )
+    encoder.save_pretrained(folder / "text_encoder")
+    tokenizer.save_pretrained(folder / "tokenizer")
+    # transformers 5 calls the generic class by a new name; the old one is known to all versions.
+    name = type(tokenizer).__name__
+    name = "PreTrainedTokenizerFast" if name == "TokenizersBackend" else name
+    return {"text_encoder": ("transformers", type(encoder).__name__), "tokenizer": ("transformers", name)}

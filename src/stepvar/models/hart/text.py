@@ -1,0 +1,241 @@
+"""From prompts to context tokens.
+
+Source of the steps: mit-han-lab/hart, hart/utils (`encode_prompts`, `llm_system_prompt`) and sample.py. The
+language model only encodes; it never writes. Letters: T context tokens, E channels of the features.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from stepvar.models.loading import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+SYSTEM_PROMPT = (
+    'Given a user prompt, generate an "Enhanced prompt" that provides detailed visual descriptions suitable '
+    "for image generation.\n\nExamples:\n"
+    "- User Prompt: A cat sleeping -> A small, fluffy white cat curled up in a round shape, sleeping "
+    "peacefully on a warm sunny windowsill, surrounded by pots of blooming red flowers.\n"
+    "- User Prompt: A busy city street -> A bustling city street scene at dusk, featuring glowing street "
+    "lamps, a diverse crowd of people in colorful clothing, and a double-decker bus passing by towering "
+    "glass skyscrapers.\n\n"
+    "Please generate only the enhanced description for the prompt below and DO NOT include any additional "
+    'sentences. Start your response with "Enhanced Prompt:".\n\nUser Prompt:\n'
+)
+"""What stands before every prompt, word for word as in training (hart/utils/constants.py, MIT, (c) 2024 MIT
+HAN Lab)."""
+
+_SHOWN_CHARACTERS = 200
+_GENERIC_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
+_MODEL_TYPES = ("qwen2", "qwen2_vl", "qwen2_vl_text")
+
+
+@dataclass(frozen=True)
+class ContextFeatures:
+    """Encoded prompts, padded to one length; what lies in the padding counts too.
+
+    Attributes:
+        features: [B, T, E] float32.
+        mask: [B, T] bool, True where the prompt has a token.
+        positions: [B, T] numbers of the prompt's tokens; the padding after it repeats the last one, padding
+            before it is -1.
+    """
+
+    features: Tensor
+    mask: Tensor
+    positions: Tensor
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @classmethod
+    def from_mask(cls, features: Tensor, mask: Tensor) -> ContextFeatures:
+        """With the positions that follow from the mask."""
+        return cls(features, mask.bool(), mask.long().cumsum(dim=1) - 1)
+
+    @classmethod
+    def empty(cls, images: int, tokens: int, channels: int, device: torch.device) -> ContextFeatures:
+        """What stands for no prompt at all: zeros, every token numbered 0, the first one counted."""
+        mask = torch.zeros(images, tokens, dtype=torch.bool, device=device)
+        mask[:, 0] = True
+        features = torch.zeros(images, tokens, channels, device=device)
+        return cls(features, mask, torch.zeros(images, tokens, dtype=torch.long, device=device))
+
+    def repeat(self, times: int) -> ContextFeatures:
+        """Every prompt so many times in a row."""
+        parts = (self.features, self.mask, self.positions)
+        return ContextFeatures(*(part.repeat_interleave(times, dim=0) for part in parts))
+
+    def joined(self, other: ContextFeatures) -> ContextFeatures:
+        """These prompts, then the others."""
+        return ContextFeatures(
+            torch.cat([self.features, other.features.to(self.features)]),
+            torch.cat([self.mask, other.mask.to(self.mask.device)]),
+            torch.cat([self.positions, other.positions.to(self.positions.device)]),
+        )
+
+    def to(self, device: torch.device) -> ContextFeatures:
+        return ContextFeatures(*(part.to(device) for part in (self.features, self.mask, self.positions)))
+
+
+@torch.no_grad()
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase,
+    text_encoder: PreTrainedModel,
+    prompts: Sequence[str],
+    max_length: int = 300,
+    device: torch.device | str | None = None,
+    system_prompt: str = SYSTEM_PROMPT,
+) -> ContextFeatures:
+    """Context features of prompts.
+
+    Every prompt is padded to the longest that the model reads, on the tokenizer's own side, and stands after
+    the system prompt, whose own features are left out. Features of the padding are part of the result: the
+    transformer attends to them.
+
+    Args:
+        tokenizer: The language model's tokenizer.
+        text_encoder: The language model.
+        prompts: The prompts.
+        max_length: T; a longer prompt is cut with a warning that shows what is lost.
+        device: Where the language model runs; None is where its weights are.
+        system_prompt: What stands before every prompt; "" for nothing.
+
+    Raises:
+        ValueError: When a prompt is empty, or the tokenizer cannot pad.
+    """
+    device = torch.device(device) if device is not None else text_encoder.device
+    if tokenizer.pad_token_id is None:
+        raise ValueError("The tokenizer has no padding token; give the one that the model was trained with.")
+    # A prompt that occurs several times is encoded once.
+    unique = list(dict.fromkeys(prompts))
+    rows = torch.stack([_padded_ids(tokenizer, prompt, max_length) for prompt in unique]).to(device)
+    # As in the official code, the mask asks for the padding's number and not for its place.
+    mask = rows != tokenizer.pad_token_id
+    lead = tokenizer(system_prompt, verbose=False).input_ids[:max_length] if system_prompt else []
+    before = torch.tensor(lead, dtype=torch.long, device=device).expand(len(rows), -1)
+    encoded = text_encoder(
+        input_ids=torch.cat([before, rows], dim=1),
+        attention_mask=torch.cat([torch.ones_like(before), mask.long()], dim=1),
+        use_cache=False,
+    )
+    features = encoded.last_hidden_state[:, len(lead) :].float()
+    places = torch.tensor([unique.index(prompt) for prompt in prompts], device=device)
+    return ContextFeatures.from_mask(features[places], mask[places])
+
+
+def _padded_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, max_length: int) -> Tensor:
+    """[T] token ids of one prompt, padded on the tokenizer's side."""
+    ids = token_ids(tokenizer, prompt, max_length)
+    padding = [tokenizer.pad_token_id] * (max_length - len(ids))
+    return torch.tensor(padding + ids if tokenizer.padding_side == "left" else ids + padding)
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, max_length: int = 300) -> list[int]:
+    """Token ids of one prompt, without padding; warns with what a cut loses.
+
+    Raises:
+        ValueError: When the prompt is empty.
+    """
+    if not prompt.strip():
+        raise ValueError(f"The prompt {prompt!r} is empty; write what the picture should show.")
+    ids: list[int] = tokenizer(prompt, verbose=False).input_ids
+    if len(ids) > max_length:
+        lost = tokenizer.decode(ids[max_length:])
+        shown = lost if len(lost) <= _SHOWN_CHARACTERS else f"{lost[:_SHOWN_CHARACTERS]}..."
+        logger.warning(
+            "The prompt has %d tokens, but the model reads %d; ignored is %r.", len(ids), max_length, shown
+        )
+    return ids[:max_length]
+
+
+def load_text_encoder(
+    path: str | os.PathLike[str],
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> PreTrainedModel:
+    """Loads the language model of a Qwen2 folder such as Qwen2-VL-1.5B-Instruct.
+
+    Of a model that also sees (type "qwen2_vl") the language half is taken: for text alone, all three of its
+    position axes count the tokens, which is what the plain model does.
+
+    Args:
+        path: A local transformers folder.
+        dtype: Number format; None keeps the file's.
+        device: Where the weights go; None is the CPU.
+
+    Raises:
+        CheckpointError: When the folder holds no such model that can be read.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    path = _transformers_folder(path)
+    try:
+        kind = AutoConfig.from_pretrained(path, local_files_only=True).model_type
+        if kind in _MODEL_TYPES:
+            model, report = AutoModel.from_pretrained(
+                path, torch_dtype=dtype or "auto", local_files_only=True, output_loading_info=True
+            )
+    except Exception as error:  # transformers raises almost any type for a damaged folder
+        raise CheckpointError(
+            f"The text encoder in '{path}' cannot be loaded ({_first_line(error)}); fetch it again."
+        ) from error
+    if kind not in _MODEL_TYPES:
+        raise CheckpointError(
+            f"'{path}' holds a model of type {kind!r}, not Qwen2; give the folder of Qwen2-VL-1.5B-Instruct."
+        )
+    if report["missing_keys"]:
+        # transformers would go on with random numbers in their place.
+        lost = sorted(report["missing_keys"])
+        raise CheckpointError(
+            f"The text encoder in '{path}' lacks {len(lost)} weights, e.g. {lost[0]}; fetch it again."
+        )
+    return getattr(model, "language_model", model).to(device).eval()
+
+
+def load_text_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
+    """Loads the tokenizer of a Qwen2 folder.
+
+    Raises:
+        CheckpointError: When the folder holds no tokenizer that can be read.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    path = _transformers_folder(path)
+    try:
+        named = json.loads((path / "tokenizer_config.json").read_text("utf-8")).get("tokenizer_class")
+        # transformers 5 would take Qwen2's own class for any tokenizer beside a Qwen2 model.
+        kind = PreTrainedTokenizerFast if named in _GENERIC_TOKENIZERS else AutoTokenizer
+        return kind.from_pretrained(path, local_files_only=True)
+    except Exception as error:  # as above
+        raise CheckpointError(
+            f"The text tokenizer in '{path}' cannot be loaded ({_first_line(error)}); give a folder with a "
+            "tokenizer.json."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".")
+
+
+def _transformers_folder(path: str | os.PathLike[str]) -> Path:
+    path = Path(path).expanduser()
+    if not (path / "config.json").is_file():
+        raise CheckpointError(
+            f"'{path}' is not a folder of a transformers model (it has no config.json); "
+            "give a local folder such as Qwen2-VL-1.5B-Instruct."
+        )
+    return path

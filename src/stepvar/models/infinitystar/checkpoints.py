@@ -1,0 +1,251 @@
+"""Loading InfinityStar's checkpoints, published or our own, and converting one into the other.
+
+Source of the file forms: FoundationVision/InfinityStar (MIT), tools/run_infinity.py.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stepvar.models.folders import write_index
+from stepvar.models.infinity.text import load_text_encoder, load_text_tokenizer
+from stepvar.models.infinitystar.official import (
+    UNUSED,
+    infer_config,
+    infer_tokenizer_config,
+    official_keys,
+    to_official,
+    tokenizer_part,
+)
+from stepvar.models.infinitystar.schedules import PUBLISHED
+from stepvar.models.infinitystar.tokenizer import InfinityStarTokenizer
+from stepvar.models.infinitystar.transformer import InfinityStarTransformer
+from stepvar.models.loading import (
+    Checkpoint,
+    CheckpointError,
+    TensorMap,
+    build_empty,
+    fill,
+    require_same_layout,
+    saved_config,
+    staged_folder,
+)
+
+PathLike = str | os.PathLike[str]
+
+_TRANSFORMER_ROUTES = (("trainer", "gpt_fsdp"), ("trainer", "gpt_wo_ddp"), ("state_dict",))
+_TOKENIZER_ROUTES = (("vae",),)
+"""Where published files and training checkpoints keep the state dict."""
+
+
+def from_official(state: Mapping[str, Tensor], source: str = "The state dict") -> TensorMap:
+    """An official state dict, complete, under our keys; every name and shape is checked.
+
+    Raises:
+        CheckpointError: When it belongs to another architecture, or something is missing, unexpected or of
+            another shape.
+    """
+    config = infer_config(state, source)
+    model = build_empty(InfinityStarTransformer, config, source)
+    return _rename(_check_official(state, model, source), state)
+
+
+def load_official(transformer: InfinityStarTransformer, state: Mapping[str, Tensor]) -> None:
+    """Loads an official state dict into an existing transformer, strictly.
+
+    Only the unconditional text may be of another length, as in the official loader: a longer one is cut, a
+    shorter one leaves the transformer's own rows after it.
+
+    Raises:
+        CheckpointError: As for `from_official`.
+    """
+    source, text = "The state dict", "cfg_uncond"
+    state = dict(state)
+    own = transformer.unconditional_text.weight.detach()
+    if text in state and state[text].shape[1:] == own.shape[1:]:
+        given = state[text][: len(own)]
+        state[text] = torch.cat([given.to(own), own[len(given) :]])
+    infer_config(state, source)
+    transformer.load_state_dict(_rename(_check_official(state, transformer, source), state))
+
+
+def _check_official(
+    state: Mapping[str, Tensor], transformer: InfinityStarTransformer, source: str
+) -> dict[str, str]:
+    """Official key -> our key, after checking an official state dict against a transformer."""
+    require_same_layout(state, to_official(transformer.state_dict(), transformer.config), source)
+    names = official_keys(transformer.config.depth, transformer.config.block_chunks)
+    return {theirs: ours for ours, theirs in names.items()}
+
+
+def _rename(names: Mapping[str, str], state: Mapping[str, Tensor]) -> TensorMap:
+    """A part of a checked official state dict under our keys, without the token that nobody reads."""
+    return {names[key]: value for key, value in state.items() if key != UNUSED}
+
+
+def load_transformer(
+    path: PathLike,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    resolution: str | None = None,
+) -> InfinityStarTransformer:
+    """Loads a transformer, one shard at a time; its size is read off the weights.
+
+    Args:
+        path: The published folder of shards with an index, a flat state dict, a training checkpoint, or a
+            folder that `save_pretrained` wrote.
+        dtype: Number format of the blocks; None keeps the file's. What the official inference runs in
+            float32 is float32 in any case.
+        device: Where the weights go; None leaves them on the CPU, mapped from the file where possible.
+        resolution: What the weights were trained for, "480p", "720p" or "interact"; None takes it from the
+            name of the file or folder, and 480p where it says nothing.
+
+    Returns:
+        The transformer in evaluation mode.
+
+    Raises:
+        CheckpointError: When the file is missing, damaged, executable, or not an InfinityStar transformer.
+        ValueError: When the resolution is unknown.
+    """
+    path = Path(path).expanduser()
+    source = f"'{path}'"
+    if resolution is not None and resolution not in PUBLISHED:
+        raise ValueError(f"Unknown resolution {resolution!r}; known are {', '.join(PUBLISHED)}.")
+    checkpoint = Checkpoint.open(path, _TRANSFORMER_ROUTES)
+    config = saved_config(path, InfinityStarTransformer.__name__)
+    rename: Callable[[TensorMap], TensorMap] = dict
+    if config is None:
+        config = infer_config(checkpoint.layout, source)
+        config["resolution"] = resolution or _named_resolution(path)
+        transformer = build_empty(InfinityStarTransformer, config, source)
+        rename = partial(_rename, _check_official(checkpoint.layout, transformer, source))
+    else:
+        transformer = build_empty(InfinityStarTransformer, config, source)
+        require_same_layout(checkpoint.layout, transformer.state_dict(), source)
+    fill(transformer, checkpoint, rename, dtype, device)
+    return transformer.eval()
+
+
+def _named_resolution(path: Path) -> str:
+    """The published models are told apart by the names of their folders alone."""
+    names = f"{path.parent.name} {path.name}".lower()
+    if "interact" in names:
+        return "interact"
+    return "720p" if "720p" in names else "480p"
+
+
+def load_tokenizer(
+    path: PathLike, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+) -> InfinityStarTokenizer:
+    """Loads the video tokenizer; its architecture is read off the weights.
+
+    Args:
+        path: The published file (infinitystar_videovae.pth), or a folder that `save_pretrained` wrote.
+        dtype: Number format of the decoder; None keeps the file's. The encoder is float32 in any case.
+        device: Where the weights go; None is the CPU.
+
+    Returns:
+        The tokenizer in evaluation mode.
+
+    Raises:
+        CheckpointError: When the file is missing, damaged, executable, or no video tokenizer of InfinityStar.
+    """
+    path = Path(path).expanduser()
+    source = f"'{path}'"
+    checkpoint = Checkpoint.open(path, _TOKENIZER_ROUTES)
+    config = saved_config(path, InfinityStarTokenizer.__name__)
+    config = config or infer_tokenizer_config(checkpoint.layout, source)
+    tokenizer = build_empty(InfinityStarTokenizer, config, source)
+    expected = tokenizer.state_dict()
+
+    def own(state: Mapping[str, Tensor]) -> TensorMap:
+        # The published file may hold more, of its training; the official loader ignores that too.
+        return {key: value for key, value in tokenizer_part(state).items() if key in expected}
+
+    require_same_layout(own(checkpoint.layout), expected, source)
+    fill(tokenizer, checkpoint, own, dtype, device)
+    return tokenizer.eval()
+
+
+def check_pair(transformer: InfinityStarTransformer, tokenizer: InfinityStarTokenizer) -> None:
+    """Checks that a transformer's fine tokens fill the tokenizer's latent cells.
+
+    Raises:
+        CheckpointError: When they do not.
+    """
+    bits, channels = transformer.config.detail_bits, tokenizer.cell_channels
+    if bits != channels:
+        raise CheckpointError(
+            f"The transformer draws {bits} bits a token, but the tokenizer's latents have {channels} "
+            "channels; give the tokenizer it was trained with, infinitystar_videovae.pth."
+        )
+
+
+def convert(
+    transformer_path: PathLike,
+    tokenizer_path: PathLike,
+    text_encoder: PathLike | None,
+    output_dir: PathLike,
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Writes a folder that `InfinityStarPipeline.from_pretrained` loads.
+
+    Nothing is half-written: the folder appears under its name when it is complete.
+
+    Args:
+        transformer_path: As for `load_transformer`.
+        tokenizer_path: As for `load_tokenizer`.
+        text_encoder: Folder of the T5 text encoder and its tokenizer, flan-t5-xl for the published weights,
+            whose encoder is stored in float16 as the official code runs it; None leaves both out.
+        output_dir: The new folder.
+        dtype: Number format of the transformer's blocks; None keeps the file's.
+
+    Returns:
+        The new folder.
+
+    Raises:
+        CheckpointError: When an input cannot be used, the inputs do not fit each other, or the folder exists.
+    """
+    with staged_folder(output_dir) as folder:
+        # Without a change of format nothing is read yet, so a wrong pair is refused at once.
+        transformer = load_transformer(transformer_path)
+        tokenizer = load_tokenizer(tokenizer_path)
+        check_pair(transformer, tokenizer)
+        components: dict[str, tuple[str | None, str | None]] = {
+            "transformer": ("stepvar", InfinityStarTransformer.__name__),
+            "vae": ("stepvar", InfinityStarTokenizer.__name__),
+            "text_encoder": (None, None),
+            "tokenizer": (None, None),
+        }
+        if text_encoder is not None:
+            components |= _save_text_encoder(text_encoder, transformer, folder)
+        if dtype is not None:
+            transformer = load_transformer(transformer_path, dtype)
+        transformer.save_pretrained(folder / "transformer")
+        tokenizer.save_pretrained(folder / "vae")
+        write_index(folder, "InfinityStarPipeline", components)
+    return Path(output_dir).expanduser()
+
+
+def _save_text_encoder(
+    path: PathLike, transformer: InfinityStarTransformer, folder: Path
+) -> dict[str, tuple[str, str]]:
+    """Saves text encoder and tokenizer beside the other components; returns their entries in the index."""
+    encoder, tokenizer = load_text_encoder(path), load_text_tokenizer(path, transformer.config.text_length)
+    given, wanted = encoder.config.d_model, transformer.config.text_channels
+    if given != wanted:
+        raise CheckpointError(
+            f"The text encoder '{path}' gives {given} channels, but the transformer reads {wanted}; "
+            "give the one it was trained with, flan-t5-xl for the published sizes."
+        )
+    encoder.save_pretrained(folder / "text_encoder")
+    tokenizer.save_pretrained(folder / "tokenizer")
+    name = type(tokenizer).__name__
+    name = "PreTrainedTokenizerFast" if name == "TokenizersBackend" else name
+    return {"text_encoder": ("transformers", type(encoder).__name__), "tokenizer": ("transformers", name)}

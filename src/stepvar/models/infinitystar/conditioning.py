@@ -1,0 +1,152 @@
+"""What a video begins with: a picture, the start of another video, or the clip before.
+
+Source: `video_encode` of FoundationVision/InfinityStar (MIT), infinity/schedules/infinity_elegant.py, and
+tools/infer_*.py. The official code draws from the posterior with an unseeded generator; here it is seeded.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from stepvar.models.infinitystar.frames import fit, spread_frames, to_pixels
+from stepvar.models.infinitystar.interactive import Continuation
+from stepvar.models.infinitystar.quantizer import quantize
+from stepvar.models.infinitystar.schedules import VideoSchedule
+from stepvar.models.infinitystar.session import KnownClips
+from stepvar.models.infinitystar.tokenizer import InfinityStarTokenizer
+from stepvar.video import Video, read_video
+
+logger = logging.getLogger(__name__)
+
+Picture = Image.Image | str | os.PathLike[str]
+Footage = Sequence[Image.Image] | Video | str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Pictures that a video begins with, of their own size.
+
+    Attributes:
+        pictures: One, or the frames of a video.
+        frames_per_second: Of the video.
+    """
+
+    pictures: Sequence[Image.Image]
+    frames_per_second: float = 0.0
+
+    @property
+    def is_video(self) -> bool:
+        return self.frames_per_second > 0
+
+    @property
+    def ratio(self) -> float:
+        """Height / width."""
+        width, height = self.pictures[0].size
+        return height / width
+
+    def pixels(self, height: int, width: int) -> Tensor:
+        """The pictures at a size, [1, 3, F, H, W] in -1..1; says so when much had to be cut off."""
+        fitted = [fit(picture, height, width) for picture in self.pictures]
+        if any(cut for _, cut in fitted):
+            own = self.pictures[0].size
+            logger.warning(
+                "The %s is %dx%d pixels; its middle was cut out for %dx%d.",
+                "video" if self.is_video else "picture", *own, width, height,
+            )  # fmt: skip
+        return to_pixels([picture for picture, _ in fitted])
+
+    def spread(self, seconds: float, count: int, from_end: bool = False) -> Beginning:
+        """`count` frames that stand for the first seconds, or the last ones."""
+        total = len(self.pictures)
+        places = spread_frames(total, self.frames_per_second, seconds, count)
+        shift = total - 1 - places[-1] if from_end else 0
+        return Beginning([self.pictures[place + shift] for place in places], self.frames_per_second)
+
+
+def read_picture(image: Picture) -> Beginning:
+    """A picture to begin with.
+
+    Raises:
+        ValueError: When it cannot be read.
+    """
+    if isinstance(image, Image.Image):
+        return Beginning([image])
+    if not isinstance(image, (str, os.PathLike)):
+        raise ValueError(f"image is a {type(image).__name__}; give a PIL picture or the path of one.")
+    try:
+        with Image.open(image) as opened:
+            return Beginning([opened.convert("RGB")])
+    except FileNotFoundError as error:
+        raise ValueError(f"There is no picture '{image}'.") from error
+    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"'{image}' is not a picture that can be read; give a PNG or JPEG file.") from error
+
+
+def read_footage(video: Footage, frames_per_second: float) -> Beginning:
+    """A video to go on from.
+
+    Args:
+        video: A file, a `Video`, or pictures that follow each other.
+        frames_per_second: Of pictures without a file.
+
+    Raises:
+        ValueError: When it cannot be read, or is empty.
+    """
+    if isinstance(video, (str, os.PathLike)):
+        video = read_video(video)
+    if isinstance(video, Video):
+        return Beginning(video.frames, video.frames_per_second)
+    pictures = list(video)
+    if not pictures or not all(isinstance(picture, Image.Image) for picture in pictures):
+        raise ValueError("video is no list of PIL pictures; give such a list, or the path of a video file.")
+    return Beginning(pictures, frames_per_second)
+
+
+def encode_known(
+    tokenizer: InfinityStarTokenizer,
+    pixels: Tensor,
+    schedule: VideoSchedule,
+    generator: torch.Generator | None,
+    device: torch.device,
+) -> KnownClips:
+    """Encodes what a video begins with, step by step, as drawing it would have summed it up.
+
+    Args:
+        pixels: [1, 3, F, H, W] in -1..1.
+        schedule: The schedule of exactly these frames.
+        generator: Draws from the posterior; None takes its mean.
+    """
+    latent = encode_latent(tokenizer, pixels, generator, device)
+    last = [step for step in quantize(latent, schedule) if step.scale.ends_clip]
+    return KnownClips(tuple(step.before for step in last), tuple(step.after for step in last))
+
+
+def encode_latent(
+    tokenizer: InfinityStarTokenizer,
+    pixels: Tensor,
+    generator: torch.Generator | None,
+    device: torch.device,
+) -> Tensor:
+    """Latents [1, C, T, H, W] of pixels [1, 3, F, H, W], drawn from the posterior or its mean."""
+    noise = None
+    if generator is not None:
+        cell = tokenizer.pixels_per_cell
+        frames = 1 + (pixels.shape[2] - 1) // 4
+        shape = (1, tokenizer.cell_channels, frames, pixels.shape[3] // cell, pixels.shape[4] // cell)
+        noise = torch.randn(shape, generator=generator, device=generator.device)
+    return tokenizer.encode(pixels.to(device), noise)
+
+
+def begin_continuation(
+    tokenizer: InfinityStarTokenizer, pixels: Tensor, generator: torch.Generator | None, device: torch.device
+) -> Continuation:
+    """What an interactive continuation goes on from: the latents of a whole clip and its first frame."""
+    latent = encode_latent(tokenizer, pixels, generator, device)
+    return Continuation(latent, latent[:, :, :1])

@@ -1,0 +1,127 @@
+"""What InfinityStar costs, from its sizes and a plan alone: operations, cache, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from stepvar.generation.report import MemoryPlan, ScaleCost
+from stepvar.models.infinitystar.schedules import PIXELS_PER_CELL, VideoSchedule
+from stepvar.models.infinitystar.session import layer_windows
+from stepvar.models.infinitystar.tokenizer import DECODER_CHUNK, InfinityStarTokenizer
+from stepvar.models.infinitystar.transformer import TOKENS_AT_ONCE, InfinityStarTransformer
+from stepvar.pruning.plan import GenerationPlan
+
+
+def scale_costs(
+    transformer: InfinityStarTransformer,
+    schedule: VideoSchedule,
+    plan: GenerationPlan,
+    rows: Sequence[int],
+    prefix: Sequence[int],
+) -> tuple[ScaleCost, ...]:
+    """FLOPs of every step, and the cache bytes it leaves behind; a multiply-add counts as two.
+
+    The text prefix itself is left out: one pass of a hundred tokens.
+
+    Args:
+        transformer: The model; only its sizes and its number format are read.
+        schedule: The steps.
+        plan: What will run.
+        rows: Batch rows at each step.
+        prefix: Tokens of the text, and of each condition.
+    """
+    config = transformer.config
+    key_width = config.key_heads * transformer.head_dim
+    # Queries and output, keys and values, and the three matrices of the feed-forward.
+    per_token = 2 * config.width * (2 * config.width + 2 * key_width + 3 * config.hidden_width)
+    item = transformer.compute_dtype.itemsize
+    flops = [0] * len(schedule)
+    kept = [0] * len(schedule)
+    for window in layer_windows(schedule, plan, prefix):
+        for span, seen in zip(window.spans, window.seen(), strict=True):
+            if span.step >= 0:
+                flops[span.step] += span.tokens * (per_token + 4 * config.width * seen)
+                kept[span.step] += 2 * key_width * item * span.tokens if span.kept else 0
+    costs = []
+    for entry, count in zip(plan.scales, rows, strict=True):
+        index = entry.scale.index
+        head = 0 if entry.skipped else 4 * entry.scale.tokens * config.width * schedule[index].bits
+        costs.append(
+            ScaleCost(count * (flops[index] + head), count * kept[index], 0 if entry.skipped else count)
+        )
+    return tuple(costs)
+
+
+def memory_plan(
+    transformer: InfinityStarTransformer,
+    tokenizer: InfinityStarTokenizer,
+    text_encoder: nn.Module | None,
+    schedule: VideoSchedule,
+    plan: GenerationPlan,
+    copies: int,
+    prefix: Sequence[int],
+) -> MemoryPlan:
+    """Device memory of a generation, computed from sizes.
+
+    Weights and cache are exact. What a layer or the decoder works on is counted tensor by tensor at its
+    widest point, as the code holds it; libraries' own workspaces come on top.
+    """
+    parts = {"text_encoder": text_encoder, "transformer": transformer, "vae": tokenizer}
+    weights = {name: _bytes(module) for name, module in parts.items() if module is not None}
+    working = {
+        "text_encoder": 0,
+        "transformer": _layer_bytes(transformer, plan, copies),
+        "vae": _decoder_bytes(tokenizer, schedule),
+    }
+    cache = _cache_bytes(transformer, schedule, plan, copies, prefix)
+    largest = max(_bytes(block) for block in transformer.blocks)
+    return MemoryPlan(weights, cache, {name: working[name] for name in weights}, largest)
+
+
+def _bytes(module: nn.Module) -> int:
+    tensors = [*module.parameters(), *module.buffers()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _cache_bytes(
+    transformer: InfinityStarTransformer,
+    schedule: VideoSchedule,
+    plan: GenerationPlan,
+    copies: int,
+    prefix: Sequence[int],
+) -> int:
+    windows = layer_windows(schedule, plan, prefix)
+    tokens = sum(window.capacity for window in windows) + max(window.longest for window in windows)
+    token = 2 * transformer.config.key_heads * transformer.head_dim * transformer.compute_dtype.itemsize
+    return copies * tokens * token
+
+
+def _layer_bytes(transformer: InfinityStarTransformer, plan: GenerationPlan, copies: int) -> int:
+    """Most that a layer holds: residual stream old and new in float32 and a branch, or queries and more."""
+    config = transformer.config
+    item = transformer.compute_dtype.itemsize
+    tokens = copies * max(entry.tokens(0) for entry in plan.scales)
+    wide = tokens * config.width
+    added = wide * (4 + item + 4)
+    attention = wide * (4 + 3 * item) + 2 * tokens * config.key_heads * transformer.head_dim * item
+    piece = min(tokens, TOKENS_AT_ONCE) * max(3 * config.hidden_width * item, 6 * config.width * 4)
+    return max(added, attention) + piece
+
+
+def _decoder_bytes(tokenizer: InfinityStarTokenizer, schedule: VideoSchedule) -> int:
+    """A chunk at the decoder's widest point, and the frames that its convolutions keep."""
+    item = torch.finfo(next(tokenizer.decoder.parameters()).dtype).bits // 8
+    height, width = (side * PIXELS_PER_CELL for side in schedule.position_grid)
+    chunk = min(DECODER_CHUNK + 2, schedule.latent_frames)
+    channels = tokenizer.config.channels
+    pixels = height * width
+    # At full size the last norm holds its input, its result, a modulation and two products.
+    widest = 5 * channels[0] * 4 * chunk * pixels
+    kept = 2 * sum(
+        count * pixels // 4**level * convolutions
+        for level, (count, convolutions) in enumerate(zip(channels[:4], (1, 7, 7, 17), strict=True))
+    )
+    return item * (widest + kept)

@@ -1,0 +1,206 @@
+"""What InfinityStar's published checkpoints look like: keys, sizes, and what the shapes tell.
+
+Source of the keys: FoundationVision/InfinityStar (MIT), infinity/models/infinity.py, infinity/models/basic.py
+and infinity/models/videovae/models/. Letters: C width, D bits per token, E text channels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stepvar.models.infinitystar.schedules import PUBLISHED
+from stepvar.models.loading import CheckpointError, TensorMap, name_architecture
+
+_TOP_KEYS = {
+    "unconditional_text.weight": "cfg_uncond",
+    "text_projection.weight": "text_proj.weight",
+    "text_projection.bias": "text_proj.bias",
+    "token_embedding.weight": "word_embed.weight",
+    "token_embedding.bias": "word_embed.bias",
+    "output_norm.weight": "norm_hidden_sates.weight",  # spelled this way
+    "semantic_head.weight": "semantic_head2.weight",
+    "semantic_head.bias": "semantic_head2.bias",
+    "detail_head.weight": "head.weight",
+    "detail_head.bias": "head.bias",
+}
+
+_BLOCK_KEYS = {
+    "attention_norm.weight": "input_layernorm.weight",
+    "attention.query.weight": "attn.q_proj.weight",
+    "attention.key.weight": "attn.k_proj.weight",
+    "attention.value.weight": "attn.v_proj.weight",
+    "attention.output.weight": "attn.o_proj.weight",
+    "attention.query_norm.weight": "attn.q_norm.weight",
+    "attention.key_norm.weight": "attn.k_norm.weight",
+    "feed_forward_norm.weight": "post_attention_layernorm.weight",
+    "feed_forward.gate.weight": "mlp.gate_proj.weight",
+    "feed_forward.up.weight": "mlp.up_proj.weight",
+    "feed_forward.down.weight": "mlp.down_proj.weight",
+}
+
+UNUSED = "sos_token"
+"""A learned token that the official code never reads; we do not keep it."""
+
+UNUSED_OF_TOKENIZER = ("proj_down_two.", "proj_up_two.", "quantizer.", "quantize.")
+"""Layers and constant buffers of the tokenizer that nothing at inference reads."""
+
+_SCALES, _SCALE = "scale_learnable_parameters", "latent_scale.weight"
+"""Four numbers in the published tokenizer, of which only the first is read; our name of that one."""
+
+TRANSFORMERS = ("an InfinityStar transformer",)
+TOKENIZERS = ("a video tokenizer of InfinityStar",)
+_EXAMPLES = {
+    TRANSFORMERS: "the folder infinitystar_8b_480p_weights",
+    TOKENIZERS: "infinitystar_videovae.pth",
+}
+
+
+def published_config(resolution: str = "480p") -> dict[str, Any]:
+    """Constructor arguments of `InfinityStarTransformer` for the published 8B weights.
+
+    Raises:
+        ValueError: When the resolution is unknown.
+    """
+    if resolution not in PUBLISHED:
+        raise ValueError(f"Unknown resolution {resolution!r}; known are {', '.join(PUBLISHED)}.")
+    return {
+        "depth": 36,
+        "width": 4096,
+        "heads": 32,
+        "key_heads": 8,
+        "hidden_width": 16384,
+        "block_chunks": 6,
+        "resolution": resolution,
+    }
+
+
+def official_keys(depth: int, chunks: int) -> dict[str, str]:
+    """Our key -> official key, for a transformer of `depth` blocks in `chunks` chunks."""
+    keys = dict(_TOP_KEYS)
+    for index in range(depth):
+        chunk, place = divmod(index, depth // chunks)
+        official = f"blocks.{index}" if chunks == 1 else f"block_chunks.{chunk}.module.{place}"
+        keys |= {f"blocks.{index}.{ours}": f"{official}.{theirs}" for ours, theirs in _BLOCK_KEYS.items()}
+    return keys
+
+
+def to_official(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> TensorMap:
+    """Our transformer's state dict under the official keys, with zeros for the token that nobody reads.
+
+    Args:
+        state: Our state dict, or a part of it.
+        config: The transformer's configuration.
+    """
+    names = official_keys(config["depth"], config["block_chunks"])
+    official = {names[key]: value for key, value in state.items()}
+    embedding = state["token_embedding.bias"]
+    return {**official, UNUSED: torch.zeros_like(embedding)[None, None]}
+
+
+def infer_config(state: Mapping[str, Tensor], source: str = "The state dict") -> dict[str, Any]:
+    """Constructor arguments of `InfinityStarTransformer`, from the keys and shapes of a state dict.
+
+    Args:
+        state: The official state dict; the meta device is enough.
+        source: What errors call it.
+
+    Raises:
+        CheckpointError: When it belongs to another architecture, or tells too little.
+    """
+    refuse_others(state, TRANSFORMERS, source)
+    matches = (re.match(r"((?:block_chunks\.(\d+)\.module|blocks)\.\d+)\.", key) for key in state)
+    blocks = dict(match.group(1, 2) for match in matches if match)
+    chunks = max(len(set(blocks.values())), 1)
+    if not blocks or len(blocks) % chunks:
+        raise CheckpointError(
+            f"{source} is damaged: {len(blocks)} blocks in {chunks} chunks; fetch it again."
+        )
+    first = "block_chunks.0.module.0" if "block_chunks.0.module.0" in blocks else "blocks.0"
+    width, detail = sides(state, "word_embed.weight", source)
+    head_dim = sides(state, f"{first}.attn.q_norm.weight", source, 1)[0]
+    text_length, text_channels = sides(state, "cfg_uncond", source)
+    return {
+        "depth": len(blocks),
+        "width": width,
+        "heads": width // head_dim,
+        "key_heads": sides(state, f"{first}.attn.k_proj.weight", source)[0] // head_dim,
+        "hidden_width": sides(state, f"{first}.mlp.gate_proj.weight", source)[0],
+        "semantic_bits": sides(state, "semantic_head2.weight", source)[0] // 2,
+        "detail_bits": detail,
+        "text_channels": text_channels,
+        "text_length": text_length,
+        "block_chunks": chunks,
+    }
+
+
+def tokenizer_part(state: Mapping[str, Tensor]) -> TensorMap:
+    """A part of a published tokenizer's state dict under our keys, without what nothing reads."""
+    kept = {key: value for key, value in state.items() if not key.startswith(UNUSED_OF_TOKENIZER)}
+    if _SCALES in kept:
+        kept[_SCALE] = kept.pop(_SCALES)[:1]
+    return kept
+
+
+def tokenizer_to_official(state: Mapping[str, Tensor]) -> TensorMap:
+    """Our tokenizer's state dict as published: what nothing reads is filled with zeros and ones."""
+    scale = state[_SCALE]
+    official = {key: value for key, value in state.items() if key != _SCALE}
+    official[_SCALES] = torch.cat([scale, torch.ones_like(scale).repeat(3)])
+    channels = state["proj_up.bias"].shape[0]
+    for name in ("proj_down_two", "proj_up_two"):
+        for kind in ("weight", "bias"):
+            official[f"{name}.{kind}"] = torch.zeros_like(state[f"proj_up.{kind}"])
+    for owner in ("quantizer", "quantize"):
+        for book, bits in (("semantic", channels // 4), ("detail", channels)):
+            mask = 2 ** torch.arange(bits - 1, -1, -1, device=scale.device)
+            official[f"{owner}.lfq_{book}.mask"] = mask
+    return official
+
+
+def infer_tokenizer_config(state: Mapping[str, Tensor], source: str = "The state dict") -> dict[str, Any]:
+    """Constructor arguments of `InfinityStarTokenizer`, from the keys and shapes of its state dict.
+
+    Raises:
+        CheckpointError: When it belongs to another architecture, or tells too little.
+    """
+    refuse_others(state, TOKENIZERS, source)
+    levels = [
+        sides(state, f"decoder.up_blocks.{level}.resnets.0.conv1.conv.weight", source, 5)[0]
+        for level in (3, 2, 1, 0)
+    ]
+    finest = sides(state, "decoder.norm_out.norm_layer.gamma", source, 4)[0]
+    found = {re.match(r"decoder\.up_blocks\.0\.resnets\.(\d+)\.", key) for key in state}
+    return {
+        "channels": [finest, *levels],
+        "latent_channels": sides(state, "decoder.conv_in.conv.weight", source, 5)[1],
+        "blocks": len({match[1] for match in found if match}) - 1,
+        "with_encoder": any(key.startswith("encoder.") for key in state),
+    }
+
+
+def sides(state: Mapping[str, Tensor], key: str, source: str, dimensions: int = 2) -> tuple[int, ...]:
+    """Shape of a tensor that must be there.
+
+    Raises:
+        CheckpointError: When it is not, or has another number of dimensions.
+    """
+    shape = tuple(state[key].shape) if key in state else ()
+    if len(shape) != dimensions or 0 in shape:
+        found = f"is {list(shape)}" if key in state else "is missing"
+        raise CheckpointError(f"{source} does not fit the model: {key} {found}; fetch it again.")
+    return shape
+
+
+def refuse_others(state: Mapping[str, Tensor], accepted: tuple[str, ...], source: str) -> None:
+    """Raises CheckpointError when a state dict is not of an accepted architecture, saying what it is."""
+    found = name_architecture(state)
+    if found in accepted:
+        return
+    if found is None:
+        found = f"nothing that stepvar knows (its first keys are {', '.join(list(state)[:3])})"
+    raise CheckpointError(f"{source} holds {found}, not {accepted[0]}; give {_EXAMPLES[accepted]}.")

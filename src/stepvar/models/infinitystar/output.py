@@ -1,0 +1,80 @@
+"""What a call gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.utils import BaseOutput
+from PIL import Image
+from torch import Tensor
+
+from stepvar.generation.progress import ScaleReport
+from stepvar.generation.report import Report
+from stepvar.models.infinitystar.interactive import Continuation
+
+
+@dataclass
+class VideoOutput(BaseOutput):
+    """Result of a pipeline that draws videos.
+
+    Attributes:
+        frames: Per video its PIL pictures, or an array [B, F, H, W, 3] / tensor [B, F, 3, H, W] in 0..1, or
+            the accumulated codes [B, C, T, H, W], as was asked for.
+        frames_per_second: How fast the frames follow each other.
+        report: What ran, what it kept, how long it took.
+        continuations: Per video what the next one goes on from; only of interactive continuation.
+    """
+
+    frames: list[list[Image.Image]] | np.ndarray | Tensor
+    frames_per_second: int
+    report: Report
+    continuations: list[Continuation]
+
+    @property
+    def images(self) -> list[Any]:
+        """First frame of each video: the picture itself, where a picture was asked for."""
+        return [video[0] for video in self.frames]
+
+
+def join_videos(videos: Sequence[Tensor], output_type: str) -> list[list[Image.Image]] | np.ndarray | Tensor:
+    """Videos of one size in the form that was asked for.
+
+    Args:
+        videos: Each as bytes [F, H, W, 3], or as codes [1, C, T, H, W] for "latent".
+        output_type: "pil", "np", "pt" or "latent".
+    """
+    if output_type == "latent":
+        return torch.cat(list(videos))
+    if output_type == "pil":
+        return [[Image.fromarray(frame) for frame in video.numpy()] for video in videos]
+    stacked = torch.stack(list(videos)).float() / 255.0
+    return stacked.permute(0, 1, 4, 2, 3) if output_type == "pt" else stacked.numpy()
+
+
+def merge_reports(reports: Sequence[Report]) -> Report:
+    """The reports of videos that were drawn one after the other as one: times add up."""
+    first, *others = reports
+    if not others:
+        return first
+    return Report(
+        [_merge_scales(entries) for entries in zip(*(report.scales for report in reports), strict=True)],
+        {name: sum(report.stages[name] for report in reports) for name in first.stages},
+        max(report.cache_bytes for report in reports),
+        max(report.peak_bytes for report in reports),
+        [seed for report in reports for seed in report.seeds],
+        first.settings,
+        {index: torch.cat([report.choices[index] for report in reports]) for index in first.choices},
+    )
+
+
+def _merge_scales(entries: Sequence[ScaleReport]) -> ScaleReport:
+    kept = [entry.kept_index for entry in entries if entry.kept_index is not None]
+    return replace(
+        entries[0],
+        kept_index=torch.cat(kept) if kept else None,
+        seconds=sum(entry.seconds for entry in entries),
+    )

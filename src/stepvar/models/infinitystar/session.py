@@ -1,0 +1,216 @@
+"""InfinityStar at work on one prompt: the text prefix, the clips, and what each step sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stepvar.generation.attention import Alone, KVCache, Memory, Span, Window
+from stepvar.generation.tokens import Tokens
+from stepvar.models.infinitystar.quantizer import expand, resize_area
+from stepvar.models.infinitystar.schedules import VideoScale, VideoSchedule
+from stepvar.models.infinitystar.transformer import InfinityStarTransformer
+from stepvar.pruning.base import Branch
+from stepvar.pruning.plan import GenerationPlan
+
+PrefixProbe = Callable[[str, str, Tensor], None]
+"""Called with (prefix, name, tensor) for "input", "rotary" and "layer 0", ... of every prefix."""
+
+
+@dataclass(frozen=True)
+class TextPrefix:
+    """Text features of a prompt, before their projection.
+
+    Attributes:
+        positive: [L, E].
+        negative: [L', E] with L' <= L: of a negative prompt, or the learned unconditional text; None when
+            nothing is guided. A shorter one is filled with zeros after the projection, as officially.
+
+    Raises:
+        ValueError: When the negative text is the longer one.
+    """
+
+    positive: Tensor
+    negative: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.negative is not None and len(self.negative) > len(self.positive):
+            raise ValueError(
+                f"The negative prompt has {len(self.negative)} tokens and the prompt {len(self.positive)}: "
+                "shorten the negative prompt, or describe more in the prompt."
+            )
+
+
+@dataclass(frozen=True)
+class KnownClips:
+    """Clips that are given: of a picture that begins the video, or of a video that goes on.
+
+    Attributes:
+        entering: Codes of each known clip before its last step, [B, C, t, H, W].
+        clips: The finished codes of each known clip.
+    """
+
+    entering: tuple[Tensor, ...]
+    clips: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Features that every step sees besides the text, and that see only themselves.
+
+    Attributes:
+        name: For whoever watches.
+        features: [B, C, t, h, w].
+        position: Step number of the rotary positions.
+        frames: Latent frame of each of the t frames.
+    """
+
+    name: str
+    features: Tensor
+    position: int
+    frames: tuple[int, ...]
+
+
+class InfinityStarSession:
+    """Everything that lives as long as one generation; see `stepvar.generation.loop.Session`.
+
+    Args:
+        transformer: The model.
+        text: The prompt.
+        schedule: The steps.
+        known: What the schedule's `given` steps stand for.
+        conditions: Seen by every step.
+        device: Where it runs; by default where the transformer is.
+        prefix_probe: Sees text and conditions go through the layers.
+    """
+
+    images = 1
+
+    def __init__(
+        self,
+        transformer: InfinityStarTransformer,
+        text: TextPrefix,
+        schedule: VideoSchedule,
+        known: KnownClips | None = None,
+        conditions: Sequence[Condition] = (),
+        device: torch.device | None = None,
+        prefix_probe: PrefixProbe | None = None,
+    ) -> None:
+        self.transformer = transformer
+        self.schedule = schedule
+        self.depth = len(transformer.blocks)
+        self.copies = 1 if text.negative is None else 2
+        self.text = text
+        self.known = known
+        self.conditions = tuple(conditions)
+        self.prefix_probe = prefix_probe
+        self.device = device or transformer.device
+        self.rotary = transformer.rotary(schedule.position_grid, self.device)
+        self.finished: list[Tensor] = []
+        self.clip, self.bits = schedule[0].clip, schedule[0].bits
+        self.latent = self._begin(schedule[0])
+
+    def _begin(self, scale: VideoScale) -> Tensor:
+        """The codes of a clip before the first step that runs: zero, or what is known of it."""
+        if scale.given and self.known is not None:
+            return self.known.entering[scale.clip].to(self.device)
+        grid = (scale.frames, *self.schedule.position_grid)
+        return torch.zeros(1, self.transformer.config.detail_bits, *grid, device=self.device)
+
+    def windows(self, plan: GenerationPlan) -> list[Window]:
+        """What each layer makes and sees, for the tokens of a plan."""
+        prefix = [len(self.text.positive), *(entry.features[0, 0].numel() for entry in self.conditions)]
+        return layer_windows(self.schedule, plan, prefix)
+
+    def allocate_cache(self, plan: GenerationPlan) -> KVCache:
+        config = self.transformer.config
+        cache = KVCache(
+            self.windows(plan),
+            self.copies,
+            config.key_heads,
+            self.transformer.head_dim,
+            self.transformer.compute_dtype,
+            self.device,
+        )
+        self._run_prefix("text", self._text_tokens(), self.rotary.text(len(self.text.positive)), cache)
+        for entry in self.conditions:
+            table = self.rotary.grid(entry.position, list(entry.frames), entry.features.shape[-2:])
+            hidden = self.transformer.embed_tokens(entry.features.to(self.device))
+            self._run_prefix(entry.name, hidden.repeat(self.copies, 1, 1), table, cache)
+        return cache
+
+    def _text_tokens(self) -> Tensor:
+        """Projected text of both copies, [copies, L, C]."""
+        model = self.transformer
+        rows = [model.embed_text(self.text.positive.to(self.device))]
+        if self.text.negative is not None:
+            rows.append(model.embed_text(self.text.negative.to(self.device)))
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+    def _run_prefix(self, name: str, hidden: Tensor, rotary: Tensor, cache: KVCache) -> None:
+        """Sends tokens through all layers that see nothing but themselves, to be seen by every step."""
+        show = self.prefix_probe or (lambda *_: None)
+        show(name, "input", hidden)
+        show(name, "rotary", rotary)
+        for layer, block in enumerate(self.transformer.blocks):
+            hidden = hidden + block.attend(hidden, rotary, Alone(cache[layer]))
+            hidden = hidden + block.feed(hidden)
+            show(name, f"layer {layer}", hidden)
+
+    def embed(self, scale: VideoScale, rows: int) -> tuple[Tensor, Tokens]:
+        if scale.clip != self.clip:
+            self.finished.append(self.latent)
+            self.latent, self.clip = self._begin(scale), scale.clip
+        self.bits = scale.bits
+        hidden = self.transformer.embed_tokens(resize_area(self.latent, scale.grid))
+        return hidden.repeat(rows, 1, 1), Tokens(scale, self.rotary.scale(scale))
+
+    def branches(self, layer: int, memory: Memory, rows: int) -> Sequence[tuple[str, Branch]]:
+        block = self.transformer.blocks[layer]
+        return (
+            ("self_attention", lambda hidden, tokens: block.attend(hidden, tokens.positions, memory)),
+            ("feed_forward", lambda hidden, tokens: block.feed(hidden)),
+        )
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.transformer.logits(hidden, self.bits)
+
+    def commit(self, scale: VideoScale, choice: Tensor, hidden: Tensor, tokens: Tokens) -> None:
+        """Adds the codes of bits [1, N, D] to the clip."""
+        if scale.given and self.known is not None:
+            self.latent = self.known.clips[scale.clip].to(self.device)
+            return
+        channels = self.transformer.config.detail_bits
+        self.latent = self.latent + expand(choice, scale, channels, self.schedule.position_grid)
+
+    def video(self) -> Tensor:
+        """Codes of all clips so far, known ones included, [1, C, T, H, W]."""
+        return torch.cat([*self.finished, self.latent], dim=2)
+
+
+def layer_windows(schedule: VideoSchedule, plan: GenerationPlan, prefix: Sequence[int]) -> list[Window]:
+    """What each layer makes and sees.
+
+    Args:
+        schedule: The steps.
+        plan: Which of them run, on how many tokens. Where a clip's last step is pruned, the next clip sees
+            the kept tokens; where it is skipped, those of the last step that ran.
+        prefix: Tokens of the text, and of each condition.
+    """
+    ran = [not entry.skipped for entry in plan.scales]
+    last = [schedule.last_step(scale.index, ran) for scale in schedule]
+    known = [Span(-1, tokens, len(schedule)) for tokens in prefix]
+    return [
+        Window(
+            tuple(known)
+            + tuple(
+                Span(entry.scale.index, entry.tokens(layer), last[entry.scale.index])
+                for entry in plan.scales
+                if not entry.skipped
+            )
+        )
+        for layer in range(plan.depth)
+    ]

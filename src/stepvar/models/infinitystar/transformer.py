@@ -1,0 +1,251 @@
+"""InfinityStar's transformer: predicts the bits of space-time token maps after a text prefix.
+
+Source of the architecture: FoundationVision/InfinityStar (MIT), infinity/models/infinity.py and basic.py.
+Shapes: R rows (conditional, then unconditional), N tokens, C width, H heads, H' heads of keys and values,
+c channels of a head, E text channels, D bits per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as functional
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from stepvar.generation.attention import Memory
+from stepvar.models.infinitystar.rotary import RotaryTables
+from stepvar.models.infinitystar.schedules import PyramidSettings
+from stepvar.models.infinitystar.sizes import VideoSizes
+from stepvar.models.layers import RMSNorm, linear, rotate
+
+TOKENS_AT_ONCE = 8192
+"""Tokens that one matrix product works on: keeps the wide feed-forward and float32 copies small."""
+
+
+class SelfAttention(nn.Module):
+    """Grouped-query attention with normalised, rotated queries and keys; no biases, no mask."""
+
+    def __init__(self, width: int, heads: int, key_heads: int) -> None:
+        super().__init__()
+        head_dim = width // heads
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, key_heads * head_dim, bias=False)
+        self.value = nn.Linear(width, key_heads * head_dim, bias=False)
+        self.output = nn.Linear(width, width, bias=False)
+        self.query_norm = RMSNorm(head_dim)
+        self.key_norm = RMSNorm(head_dim)
+
+    def project(self, normed: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """normed [R, N, C] -> queries [R, N, H, c], keys and values [R, N, H', c]."""
+        head_dim = self.query_norm.weight.shape[0]
+        query, key, value = (
+            linear(layer, normed).unflatten(-1, (-1, head_dim))
+            for layer in (self.query, self.key, self.value)
+        )
+        rotated = (
+            rotate(norm(part), rotary).to(value.dtype)
+            for norm, part in ((self.query_norm, query), (self.key_norm, key))
+        )
+        return *rotated, value
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: down(silu(gate(x)) x up(x)), without biases."""
+
+    def __init__(self, width: int, hidden_width: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(width, hidden_width, bias=False)
+        self.up = nn.Linear(width, hidden_width, bias=False)
+        self.down = nn.Linear(hidden_width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(functional.silu(linear(self.gate, x)) * linear(self.up, x))
+
+
+class InfinityStarBlock(nn.Module):
+    """Self-attention and feed-forward, each a residual branch behind a norm."""
+
+    def __init__(self, width: int, heads: int, key_heads: int, hidden_width: int) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(width)
+        self.attention = SelfAttention(width, heads, key_heads)
+        self.feed_forward_norm = RMSNorm(width)
+        self.feed_forward = FeedForward(width, hidden_width)
+
+    def attend(self, hidden: Tensor, rotary: Tensor, memory: Memory) -> Tensor:
+        """hidden [R, N, C], rotary [R or 1, N, c / 2] -> what is added, [R, N, C]."""
+
+        def project(part: Tensor, start: int, stop: int) -> tuple[Tensor, ...]:
+            return self.attention.project(self.attention_norm(part), rotary[:, start:stop])
+
+        heads_first = (part.transpose(1, 2) for part in _in_pieces(project, hidden))
+        attended = memory.attend(*heads_first, scale=None).transpose(1, 2).flatten(2)
+        return _in_pieces(lambda part, *_: (self.attention.output(part),), attended)[0]
+
+    def feed(self, hidden: Tensor) -> Tensor:
+        """hidden [R, N, C] -> what is added, [R, N, C]."""
+        return _in_pieces(lambda part, *_: (self.feed_forward(self.feed_forward_norm(part)),), hidden)[0]
+
+
+def _in_pieces(function: Callable[..., tuple[Tensor, ...]], hidden: Tensor) -> tuple[Tensor, ...]:
+    """Applies a function of single tokens to [R, N, C], a few thousand tokens at a time.
+
+    Args:
+        function: Called with (tokens [R, n, C], start, stop); returns tensors [R, n, ...].
+    """
+    count = hidden.shape[1]
+    step = max(TOKENS_AT_ONCE // hidden.shape[0], 1)
+    if count <= step:
+        return function(hidden, 0, count)
+    results: tuple[Tensor, ...] = ()
+    for start in range(0, count, step):
+        stop = min(start + step, count)
+        parts = function(hidden[:, start:stop], start, stop)
+        if not start:
+            results = tuple(part.new_empty(part.shape[0], count, *part.shape[2:]) for part in parts)
+        for result, part in zip(results, parts, strict=True):
+            result[:, start:stop] = part
+    return results
+
+
+class InfinityStarTransformer(ModelMixin, ConfigMixin):
+    """InfinityStar's transformer of any size.
+
+    Args:
+        depth, width, heads, key_heads: Layers, C, H, H'.
+        hidden_width: Width of the feed-forward.
+        semantic_bits, detail_bits: Bits a token predicts at coarse and at fine scales; the latter is also
+            the number of latent channels.
+        text_channels: E, width of the text features.
+        text_length: Rows of the learned unconditional text: the longest prompt, in tokens.
+        block_chunks: Chunks that the published checkpoint's keys group the blocks into.
+        resolution: What the weights were trained for: "480p", "720p" or "interact".
+        grids: The one pyramid of a small model, [rows, columns] a scale; None for the published table of
+            aspect ratios.
+        semantic_scales: Scales of `grids` that use the coarse code book.
+        image_repetitions, video_repetitions: Steps of each scale of `grids`.
+        clip_frames: Latent frames of a clip after the first.
+        latents_per_second: Latent frames of a second of video.
+    """
+
+    # These stay in float32 whatever the rest is cast to, as in the official inference.
+    _keep_in_fp32_modules = [  # noqa: RUF012
+        "unconditional_text",
+        "text_projection",
+        "token_embedding",
+        "output_norm",
+        "semantic_head",
+        "detail_head",
+    ]
+    _no_split_modules = ["InfinityStarBlock"]  # noqa: RUF012
+
+    @register_to_config
+    def __init__(
+        self,
+        depth: int,
+        width: int,
+        heads: int,
+        key_heads: int,
+        hidden_width: int,
+        semantic_bits: int = 16,
+        detail_bits: int = 64,
+        text_channels: int = 2048,
+        text_length: int = 512,
+        block_chunks: int = 1,
+        resolution: str = "480p",
+        grids: Sequence[Sequence[int]] | None = None,
+        semantic_scales: int | None = None,
+        image_repetitions: Sequence[int] | None = None,
+        video_repetitions: Sequence[int] | None = None,
+        clip_frames: int = 20,
+        latents_per_second: int = 4,
+    ) -> None:
+        super().__init__()
+        if width % heads or heads % key_heads or (width // heads) % 8:
+            raise ValueError(
+                f"{heads} heads and {key_heads} key heads do not divide a width of {width} into heads "
+                "of a multiple of 8 channels."
+            )
+        self.unconditional_text = nn.Embedding(text_length, text_channels)
+        self.text_projection = nn.Linear(text_channels, width)
+        self.token_embedding = nn.Linear(detail_bits, width)
+        self.blocks = nn.ModuleList(
+            InfinityStarBlock(width, heads, key_heads, hidden_width) for _ in range(depth)
+        )
+        self.output_norm = RMSNorm(width)
+        self.semantic_head = nn.Linear(width, 2 * semantic_bits)
+        self.detail_head = nn.Linear(width, 2 * detail_bits)
+
+    @classmethod
+    def published(cls, resolution: str = "480p", **overrides: Any) -> InfinityStarTransformer:
+        """Builds the published 8B transformer with empty weights.
+
+        Raises:
+            ValueError: When the resolution is unknown.
+        """
+        from stepvar.models.infinitystar.official import published_config
+
+        return cls(**{**published_config(resolution), **overrides})
+
+    @property
+    def sizes(self) -> VideoSizes:
+        """The sizes and lengths that this model draws."""
+        config = self.config
+        if config.grids is None:
+            return VideoSizes.published(config.resolution)
+        grids = [(int(rows), int(columns)) for rows, columns in config.grids]
+        rows, columns = grids[config.semantic_scales]
+        settings = PyramidSettings(
+            semantic_scales=config.semantic_scales,
+            detail_minimum=rows * columns,
+            image_repetitions=tuple(config.image_repetitions),
+            video_repetitions=tuple(config.video_repetitions),
+            clip_frames=config.clip_frames,
+            semantic_bits=config.semantic_bits,
+            detail_bits=config.detail_bits,
+            text_length=config.text_length,
+        )
+        return VideoSizes.single(grids, settings, config.latents_per_second, config.resolution)
+
+    @property
+    def size_table(self) -> VideoSizes:
+        """The same, under the name that every transformer has for it."""
+        return self.sizes
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Number format of the matrix products and of the KV cache."""
+        return self.blocks[0].attention.query.weight.dtype
+
+    @property
+    def head_dim(self) -> int:
+        return self.config.width // self.config.heads
+
+    def rotary(self, position_grid: tuple[int, int], device: torch.device) -> RotaryTables:
+        """Rotary tables for the tokens of a schedule."""
+        return RotaryTables(self.head_dim, position_grid, device)
+
+    def unconditional(self, tokens: int, device: torch.device | None = None) -> Tensor:
+        """Learned text features that stand for no prompt of that many tokens, [L, E] in float32.
+
+        Args:
+            device: Where the model runs; by default where its weights are.
+        """
+        return self.unconditional_text(torch.arange(tokens, device=device or self.device)).float()
+
+    def embed_text(self, text: Tensor) -> Tensor:
+        """Text features [..., E] -> prefix tokens [..., C] in float32."""
+        return linear(self.text_projection, text).float()
+
+    def embed_tokens(self, codes: Tensor) -> Tensor:
+        """Resized codes [B, D, t, h, w] -> hidden states [B, N, C] in float32; time slowest."""
+        return linear(self.token_embedding, codes.flatten(2).transpose(1, 2)).float()
+
+    def logits(self, hidden: Tensor, bits: int) -> Tensor:
+        """hidden [R, N, C] -> [R, N, bits, 2] in float32; index 0 is bit 0, index 1 is bit 1."""
+        head = self.semantic_head if bits == self.config.semantic_bits else self.detail_head
+        return linear(head, self.output_norm(hidden)).float().unflatten(-1, (-1, 2))

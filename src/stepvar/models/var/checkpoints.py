@@ -1,0 +1,126 @@
+"""Loading VAR's checkpoints, published or our own, and converting one into the other.
+
+Source of the file forms: FoundationVision/VAR, demo_sample.ipynb, trainer.py and utils/misc.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from stepvar.models.folders import write_index
+from stepvar.models.loading import CheckpointError, staged_folder
+from stepvar.models.official import OfficialFormat
+from stepvar.models.square_schedules import LEVELS
+from stepvar.models.var.official import DERIVED, ZERO_BIAS, infer_config, rename, to_official
+from stepvar.models.var.tokenizer import VARTokenizer
+from stepvar.models.var.transformer import VARTransformer
+from stepvar.models.vector_checkpoints import check_pair, load_vector_tokenizer
+
+PathLike = str | os.PathLike[str]
+
+FORMAT = OfficialFormat(
+    VARTransformer,
+    infer_config,
+    to_official,
+    rename,
+    told_by=frozenset({LEVELS}),
+    optional=lambda key: key in DERIVED or key.endswith(ZERO_BIAS),
+    routes=(("trainer", "var_wo_ddp"),),
+)
+"""How VAR's official transformers are read."""
+
+
+def load_transformer(
+    path: PathLike, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+) -> VARTransformer:
+    """Loads a transformer, official or our own; see `OfficialFormat.load`."""
+    return FORMAT.load(path, dtype, device)
+
+
+def load_tokenizer(
+    path: PathLike, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+) -> VARTokenizer:
+    """Loads a visual tokenizer, official or our own; see `load_vector_tokenizer`."""
+    return load_vector_tokenizer(VARTokenizer, path, dtype, device)
+
+
+def read_labels(path: PathLike, classes: int) -> list[str]:
+    """Reads the names of classes: a JSON list, a JSON object by number, or a text with one name a line.
+
+    Raises:
+        CheckpointError: When the file cannot be read, or does not name every class.
+    """
+    path = Path(path).expanduser()
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"The label file '{path}' cannot be read ({error}).") from error
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        content = [line.strip() for line in text.splitlines() if line.strip()]
+    if isinstance(content, dict):
+        content = [content.get(str(number)) for number in range(max(classes, len(content)))]
+    if not isinstance(content, list) or len(content) != classes or not all(map(_is_name, content)):
+        raise CheckpointError(
+            f"The label file '{path}' does not name the {classes} classes of the model: "
+            "write one name a line, or a JSON list of names."
+        )
+    return content
+
+
+def _is_name(entry: object) -> bool:
+    return isinstance(entry, str) and bool(entry.strip())
+
+
+def convert(
+    transformer_path: PathLike,
+    tokenizer_path: PathLike,
+    text_encoder: PathLike | Sequence[PathLike] | None,
+    output_dir: PathLike,
+    dtype: torch.dtype | None = None,
+    labels: PathLike | None = None,
+) -> Path:
+    """Writes a folder that `VARPipeline.from_pretrained` loads.
+
+    Nothing is half-written: the folder appears under its name when it is complete.
+
+    Args:
+        transformer_path: As for `load_transformer`.
+        tokenizer_path: As for `load_tokenizer`.
+        text_encoder: Must be None: VAR draws classes.
+        output_dir: The new folder.
+        dtype: Number format of the transformer; None keeps the file's. The tokenizer keeps its own.
+        labels: Names of the classes, see `read_labels`; None leaves them without names.
+
+    Returns:
+        The new folder.
+
+    Raises:
+        CheckpointError: When an input cannot be used, the inputs do not fit each other, or the folder exists.
+    """
+    if text_encoder:
+        raise CheckpointError("VAR draws classes and reads no text: leave the text encoder out.")
+    with staged_folder(output_dir) as folder:
+        # Without a change of format nothing is read yet, so a wrong pair is refused at once.
+        transformer = load_transformer(transformer_path)
+        tokenizer = load_tokenizer(tokenizer_path)
+        check_pair(transformer, tokenizer)
+        settings = {}
+        if labels is not None:
+            settings["labels"] = read_labels(labels, transformer.config.classes)
+        if dtype is not None:
+            transformer = load_transformer(transformer_path, dtype)
+        transformer.save_pretrained(folder / "transformer")
+        tokenizer.save_pretrained(folder / "vae")
+        components = {
+            "transformer": ("stepvar", VARTransformer.__name__),
+            "vae": ("stepvar", VARTokenizer.__name__),
+        }
+        write_index(folder, "VARPipeline", components, settings)
+    return Path(output_dir).expanduser()

@@ -1,0 +1,317 @@
+"""Class to image with VAR."""
+
+# No postponed annotations here: diffusers reads the component types off the constructor.
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stepvar.generation.guidance import Guidance, per_scale
+from stepvar.generation.loop import generate, plan_generation
+from stepvar.generation.progress import Observer, Stopwatch
+from stepvar.generation.report import Report, Summary
+from stepvar.generation.sampling import CodebookSampler, CodebookSettings
+from stepvar.generation.schedule import ScaleSchedule
+from stepvar.models.pipeline import (
+    OUTPUT_TYPES,
+    ImageOutput,
+    NextScalePipeline,
+    describe,
+    make_generators,
+    reset_peak_memory,
+    rows_per_scale,
+)
+from stepvar.models.var.cost import scale_costs
+from stepvar.models.var.session import VARSession
+from stepvar.models.var.tokenizer import VARTokenizer
+from stepvar.models.var.transformer import VARTransformer
+from stepvar.models.vector_checkpoints import check_pair
+from stepvar.pruning.base import PruningMethod
+
+PerScale = float | Sequence[float]
+ClassLabel = int | str
+
+UNCONDITIONAL = -1
+"""The label of a picture of no class in particular."""
+
+
+@dataclass(frozen=True)
+class _Request:
+    """Checked inputs of one call: nothing has been computed yet."""
+
+    classes: list[int]
+    guidance: Guidance
+    sampling: CodebookSettings
+    method: PruningMethod | None
+    generators: list[torch.Generator]
+    seeds: list[int | None]
+
+
+class VARPipeline(NextScalePipeline):
+    """Draws pictures of classes.
+
+    Args:
+        transformer: Predicts codes.
+        vae: The visual tokenizer the transformer was trained with.
+        labels: Name of every class by number, so that classes can be asked for by name; None when unknown. A
+            name may list synonyms, separated by commas.
+        guidance_scale, top_k, top_p, smooth: Defaults of `__call__`.
+
+    Raises:
+        ValueError: When transformer and tokenizer do not belong together, or names are missing.
+
+    Source of the defaults: FoundationVision/VAR, demo_sample.ipynb. Its numbers for measuring FID are
+    guidance_scale 1.5, top_k 900 and top_p 0.96.
+    """
+
+    model_cpu_offload_seq = "transformer->vae"
+    example_prompt = "0"
+
+    def __init__(
+        self,
+        transformer: VARTransformer,
+        vae: VARTokenizer,
+        labels: dict[str, str] | list[str] | None = None,
+        guidance_scale: float = 4.0,
+        top_k: int = 900,
+        top_p: float = 0.95,
+        smooth: bool = False,
+    ) -> None:
+        super().__init__()
+        check_pair(transformer, vae)
+        classes = transformer.config.classes
+        if labels is not None:
+            # By number, as diffusers stores them: it takes lists for components.
+            named = labels if isinstance(labels, dict) else dict(enumerate(labels))
+            labels = {str(number): name for number, name in named.items()}
+            if labels.keys() != {str(number) for number in range(classes)}:
+                raise ValueError(f"{len(labels)} labels were given for {classes} classes: name every class.")
+        self.register_modules(transformer=transformer, vae=vae)
+        self.register_to_config(
+            labels=labels, guidance_scale=guidance_scale, top_k=top_k, top_p=top_p, smooth=smooth
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: ClassLabel | Sequence[ClassLabel],
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        guidance_scale: PerScale | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        smooth: bool | None = None,
+        num_images_per_label: int = 1,
+        seed: int | Sequence[int] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        pruning: PruningMethod | str | None = None,
+        output_type: str = "pil",
+        observer: Observer | None = None,
+    ) -> ImageOutput:
+        """Draws pictures.
+
+        Args:
+            class_labels: One class or several, by number, or by name where the pipeline knows names; -1 draws
+                without a class.
+            height, width: Pixels; every model draws one size.
+            guidance_scale: Classifier-free guidance t, with logits (1 + t) conditional - t unconditional. One
+                number is reached at the last scale and grows to it evenly from 0 at the first, as published;
+                a list has the t of every scale. 0 is off.
+            top_k: Draws from the k likeliest codes; 1 takes the likeliest, 0 is off.
+            top_p: Drops the rarest codes that have 1 - top_p together; 0 is off.
+            smooth: Mix codes by a Gumbel softmax that sharpens from scale to scale, instead of picking one:
+                smoother pictures, of less variety.
+            num_images_per_label: Pictures of each class.
+            seed: One an image, or one number s for s, s + 1, ...
+            generator: One an image, instead of seeds.
+            pruning: `StepVAR(...)` or another method, a preset's name, or None for a dense run.
+            output_type: "pil", "np", "pt", or "latent" for the accumulated codes.
+            observer: Hears of every scale.
+
+        Returns:
+            The pictures, and a report of what ran.
+
+        Raises:
+            ValueError: When an input is wrong; nothing has been computed then.
+        """
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"Unknown output_type {output_type!r}; known are {', '.join(OUTPUT_TYPES)}.")
+        if num_images_per_label < 1:
+            raise ValueError(f"num_images_per_label is {num_images_per_label}; it must be 1 or more.")
+        classes = [entry for entry in self.classes(class_labels) for _ in range(num_images_per_label)]
+        schedule = self.schedule(height, width)
+        generators, seeds = make_generators(len(classes), seed, generator)
+        request = _Request(
+            classes,
+            self._guidance(guidance_scale),
+            self._sampling(top_k, top_p, smooth),
+            self.plan_method(pruning, schedule),
+            generators,
+            seeds,
+        )
+        latent, report = self._generate(request, observer)
+        return self.decode_output(latent, report, output_type)
+
+    def summary(
+        self,
+        pruning: PruningMethod | str | None = None,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        guidance_scale: PerScale | None = None,
+        images: int = 1,
+    ) -> Summary:
+        """What a call with these arguments will run: tokens kept, skips, FLOPs and KV bytes a scale.
+
+        Args:
+            images: Pictures in the batch.
+
+        Raises:
+            ValueError: As `__call__` would.
+        """
+        schedule = self.schedule(height, width)
+        method, guidance = self.plan_method(pruning, schedule), self._guidance(guidance_scale)
+        rows = rows_per_scale(guidance, schedule, images, 2 if guidance.active else 1)
+        depth = len(self.transformer.blocks)
+        plan, dense = plan_generation(method, schedule, depth), plan_generation(None, schedule, depth)
+        return Summary(
+            plan,
+            scale_costs(self.transformer, plan, rows),
+            scale_costs(self.transformer, dense, rows),
+        )
+
+    def schedule(self, height: int | None = None, width: int | None = None) -> ScaleSchedule:
+        """The model's one scale schedule.
+
+        Raises:
+            ValueError: When another size is asked for.
+        """
+        return self.only_schedule(height, width)
+
+    def classes(self, labels: ClassLabel | Sequence[ClassLabel]) -> list[int]:
+        """Numbers of classes that are given by number or by name.
+
+        Raises:
+            ValueError: When there is none, or one is out of range, unknown or ambiguous.
+        """
+        given = [labels] if isinstance(labels, (int, str)) else list(labels)
+        if not given:
+            raise ValueError("No class was given.")
+        return [self._class(label) for label in given]
+
+    def _class(self, label: ClassLabel) -> int:
+        count = self.transformer.config.classes
+        if isinstance(label, str) and not re.fullmatch(r"\s*[+-]?\d{1,9}\s*", label):
+            return self._named_class(label)
+        if isinstance(label, bool) or not isinstance(label, (int, str)):
+            raise ValueError(f"The class {label!r} is a {type(label).__name__}: give its number or its name.")
+        number = int(label)
+        if number == UNCONDITIONAL:
+            return self.transformer.unconditional_class
+        if not 0 <= number < count:
+            raise ValueError(
+                f"The class {number} is out of range: this model draws classes 0 to {count - 1}, "
+                f"or {UNCONDITIONAL} for none in particular."
+            )
+        return number
+
+    def _named_class(self, name: str) -> int:
+        count = self.transformer.config.classes
+        if self.config.labels is None:
+            raise ValueError(
+                f"The class {name!r} is no number, and this model knows no names: give 0 to {count - 1}."
+            )
+        names = [self.config.labels[str(number)] for number in range(count)]
+        wanted = name.strip().lower()
+        exact = [number for number, entry in enumerate(names) if entry.strip().lower() == wanted]
+        found = exact or [
+            number
+            for number, entry in enumerate(names)
+            if wanted in (part.strip().lower() for part in entry.split(","))
+        ]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            numbers = " or ".join(map(str, found))
+            raise ValueError(f"{len(found)} classes are called {name!r}: give the number, {numbers}.")
+        similar = [entry for entry in names if wanted and wanted in entry.lower()][:3]
+        hint = f"similar are {', '.join(map(repr, similar))}" if similar else f"or give 0 to {count - 1}"
+        raise ValueError(f"No class is called {name!r}; {hint}.")
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        self.classes(prompts)
+
+    def _guidance(self, scale: PerScale | None) -> Guidance:
+        scales = len(self.transformer.schedule)
+        given = self.config.guidance_scale if scale is None else scale
+        strengths = per_scale(given, scales, "guidance_scale")
+        if isinstance(given, (int, float)):
+            strengths = tuple(given * index / max(scales - 1, 1) for index in range(scales))
+        return Guidance(tuple(1.0 + strength for strength in strengths))
+
+    def _sampling(self, top_k: int | None, top_p: float | None, smooth: bool | None) -> CodebookSettings:
+        config, scales = self.config, len(self.transformer.schedule)
+        top_k = config.top_k if top_k is None else top_k
+        top_p = config.top_p if top_p is None else top_p
+        if top_k < 0 or not 0.0 <= top_p <= 1.0:
+            raise ValueError(f"top_k is {top_k} and top_p is {top_p:g}; use 0 or more, and 0 to 1.")
+        smoothing: tuple[float | None, ...] = (None,) * scales
+        if config.smooth if smooth is None else smooth:
+            smoothing = tuple(index / max(scales - 1, 1) for index in range(scales))
+        return CodebookSettings((1.0,) * scales, (top_k,) * scales, top_p, smoothing)
+
+    def _generate(self, request: _Request, observer: Observer | None) -> tuple[Tensor, Report]:
+        device = self._execution_device
+        reset_peak_memory(device)
+        watch = Stopwatch(device)
+        watch.mark()
+        classes = torch.tensor(request.classes)
+        quantizer = self.vae.quantizer
+        session = VARSession(self.transformer, quantizer, classes, request.guidance.active)
+        watch.mark()
+        sampler = CodebookSampler(
+            request.sampling, session.schedule, quantizer.codebook.weight, request.generators, device
+        )
+        result = generate(
+            session,
+            guidance=request.guidance,
+            sampler=sampler,
+            pruning=request.method,
+            observer=observer,
+        )
+        watch.mark()
+        report = Report(
+            result.scales,
+            {"text": watch.seconds(0), "scales": watch.seconds(1)},
+            result.cache_bytes,
+            0,
+            request.seeds,
+            self._settings(request),
+            {scale: choice.index for scale, choice in result.choices.items()},
+        )
+        return result.latent, report
+
+    def _settings(self, request: _Request) -> dict[str, Any]:
+        side = self.transformer.schedule.final.height * self.transformer.config.pixels_per_token
+        null, names = self.transformer.unconditional_class, self.config.labels or {}
+        numbers = [UNCONDITIONAL if number == null else number for number in request.classes]
+        return describe(
+            {
+                "model": self.config.get("_name_or_path") or type(self).__name__,
+                "prompts": [names.get(str(number), str(number)) for number in numbers],
+                "class_labels": numbers,
+                "width": side,
+                "height": side,
+                "guidance_scale": [weight - 1.0 for weight in request.guidance.weights],
+                "top_k": request.sampling.top_k[0],
+                "top_p": request.sampling.top_p,
+                "smooth": request.sampling.smoothing[0] is not None,
+                "pruning": request.method,
+                "dtype": str(self.transformer.compute_dtype).removeprefix("torch."),
+            }
+        )

@@ -1,0 +1,173 @@
+"""A whole report in miniature: its exhibits are there, its numbers right, and interruptions cost nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from stepvar.evaluation.fidelity import IDENTICAL_DECIBELS
+from stepvar.laboratory.contestants import DENSE, OURS, SKIP_ONLY, Field
+from stepvar.laboratory.folder import ReportFolder
+from stepvar.laboratory.instruments import Perturbation, ResidualWitness
+from stepvar.laboratory.page import EXHIBITS
+from stepvar.laboratory.protocol import Protocol
+from stepvar.laboratory.run import reproduce
+
+TINY = Protocol(
+    batch=2, main_blocks=2, ablation_blocks=1, rounds=2, phenomena=2, diversity_prompts=1, diversity_seeds=2,
+    gallery=1,
+)  # fmt: skip
+
+
+class Stop(Exception):
+    """Stands for Ctrl-C."""
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    from tiny_pipeline import make_pipeline
+
+    return make_pipeline()
+
+
+@pytest.fixture(scope="module")
+def finished(pipeline, tmp_path_factory):
+    """A report whose run was stopped in the middle, and went on."""
+    folder = tmp_path_factory.mktemp("lab") / "report"
+    heard = []
+
+    def stop(weight, name):
+        if name == "pictures-001" and not weight:
+            raise Stop
+        heard.append(name)
+
+    with pytest.raises(Stop):
+        reproduce(pipeline, folder, protocol=TINY, advance=stop)
+    before = {file.name: file.stat().st_mtime_ns for file in (folder / "raw").iterdir()}
+    plans = []
+    outcome = reproduce(pipeline, folder, protocol=TINY, announce=plans.append)
+    return folder, outcome, before, plans[0]
+
+
+def test_a_stopped_run_goes_on_where_it_was(finished):
+    folder, outcome, before, plan = finished
+    assert before and "pictures-000.json" in before and "pictures-001.json" not in before
+    assert plan.done == outcome.resumed == len(before) < outcome.steps
+    after = {file.name: file.stat().st_mtime_ns for file in (folder / "raw").iterdir()}
+    assert all(after[name] == before[name] for name in before)
+    assert len(after) == outcome.steps and not list(folder.rglob("*.partial"))
+
+
+def test_the_page_needs_no_other_file(finished):
+    folder, outcome, _, _ = finished
+    page = outcome.page.read_text("utf-8")
+    for word in ("figure 1a", "figure 1b", "figure 1c", "figure 3", "figure 7", "figures 4 to 6", "FastVAR"):
+        assert word in page
+    for caption in EXHIBITS.values():
+        assert caption in page
+    assert page.count("<svg") == 8 and page.count("data:image/png;base64,") >= 10
+    assert not re.search(r'(src|href)="(?!data:|#)', page) and "$" not in re.sub(
+        r"<svg.*?</svg>", "", page, flags=re.S
+    )
+    inlined = re.search(r'<script type="application/json" id="numbers">(.*?)</script>', page, re.S)
+    assert json.loads(inlined[1]) == json.loads((folder / "numbers.json").read_text()) == outcome.numbers
+
+
+def test_every_exhibit_shows_dense_and_skip_only(finished):
+    exhibits = finished[1].numbers["exhibits"]
+    assert set(exhibits) == set(EXHIBITS)
+    for table in ("table 1", "table 2", "decomposition"):
+        labels = [row["label"] for row in exhibits[table]]
+        assert labels[:2] == [DENSE, SKIP_ONLY] and len(set(labels)) == len(labels) >= 5
+        assert {row["n"] for row in exhibits[table]} == {TINY.pictures}
+    assert {row["n"] for row in exhibits["ratio"]} == {TINY.batch}
+
+
+def test_numbers_are_those_of_the_raw_files(finished):
+    folder, outcome, _, _ = finished
+    blocks = [json.loads((folder / "raw" / f"pictures-00{index}.json").read_text()) for index in (0, 1)]
+    rows = {row["label"]: row for row in outcome.numbers["exhibits"]["table 1"]}
+    ours = [value for block in blocks for value in block["contestants"][OURS]["psnr"]]
+    assert rows[OURS]["psnr"]["value"] == pytest.approx(np.mean(ours))
+    assert rows[OURS]["psnr"]["low"] <= rows[OURS]["psnr"]["value"] <= rows[OURS]["psnr"]["high"]
+    dense = rows[DENSE]
+    assert dense["psnr"]["value"] == pytest.approx(IDENTICAL_DECIBELS) and dense["agreement"]["value"] == 1.0
+    assert dense["frechet"]["value"] == 0.0 and dense["speedup"]["value"] == 1.0 and dense["tokens"] == 1.0
+    times = [json.loads((folder / "raw" / f"times-0{index}.json").read_text()) for index in (0, 1)]
+    assert rows[OURS]["seconds"] == pytest.approx(np.median([turn[OURS]["seconds"] for turn in times]))
+    versus = {entry["rival"]: entry for entry in outcome.numbers["versus"]["table 1"]}
+    rival = [value for block in blocks for value in block["contestants"]["FastVAR"]["psnr"]]
+    assert versus["FastVAR"]["psnr"]["value"] == pytest.approx(np.mean(np.subtract(ours, rival)))
+
+
+def test_every_claim_has_a_verdict_and_evidence(finished):
+    claims = finished[1].numbers["claims"]
+    assert len(finished[1].numbers["published"]) == 4
+    assert len(claims) >= 14
+    assert {claim["verdict"] for claim in claims} <= {"held", "did not hold", "undecided"}
+    assert all(re.search(r"\d", claim["evidence"]) for claim in claims)
+
+
+def test_another_run_is_refused_before_anything_is_drawn(pipeline, finished):
+    folder = finished[0]
+    other = Protocol(**{**TINY.as_json(), "rounds": 3})
+    with pytest.raises(ValueError, match="another run"):
+        reproduce(pipeline, folder, protocol=other)
+    with pytest.raises(ValueError, match="minutes is 0"):
+        reproduce(pipeline, folder, minutes=0.0)
+
+
+def test_a_disturbed_scale_changes_only_what_follows(pipeline):
+    clean = pipeline("a red star", seed=1)
+    for scale in (-1, 4):
+        disturbed = pipeline("a red star", seed=1, pruning=Perturbation(scale))
+        index = 5 if scale == -1 else 3
+        same = [
+            bool((clean.report.choices[place] == disturbed.report.choices[place]).all()) for place in range(6)
+        ]
+        assert all(same[:index]) and not same[index]
+    gentle = pipeline("a red star", seed=1, pruning=Perturbation(-1, strength=0.0))
+    assert np.array_equal(np.asarray(gentle.images[0]), np.asarray(clean.images[0]))
+    batch = pipeline(["a red star"] * 2, seed=[9, 1], pruning=Perturbation(-2))
+    single = pipeline("a red star", seed=1, pruning=Perturbation(-2))
+    assert np.array_equal(np.asarray(batch.images[1]), np.asarray(single.images[0]))
+
+
+def test_a_witness_sees_every_layer_and_changes_nothing(pipeline):
+    seen = []
+    witness = ResidualWitness(
+        lambda layer, scale, energy, projection: seen.append((layer, scale.index, energy))
+    )
+    watched, clean = pipeline("a red star", seed=2, pruning=witness), pipeline("a red star", seed=2)
+    assert np.array_equal(np.asarray(watched.images[0]), np.asarray(clean.images[0]))
+    assert [(layer, index) for layer, index, _ in seen] == [
+        (layer, index) for index in range(6) for layer in range(2)
+    ]
+    assert all(energy.shape[0] == 1 and (energy >= 0).all() for _, _, energy in seen)
+
+
+def test_contestants_are_unique(pipeline):
+    field = Field(pipeline.schedule(), 2)
+    names = [member.name for member in field]
+    assert len(set(names)) == len(names)
+    plans = [member.pruning for member in field]
+    assert all(plans.index(plan) == place for place, plan in enumerate(plans))
+    assert Field(pipeline.schedule(), 2).digest() == field.digest()
+    deep = Field(pipeline.schedule(), 8)
+    assert {label for label, _ in deep.exhibit("variants")} - {
+        label for label, _ in field.exhibit("variants")
+    } == {"narrowed in two stages"}
+    pairs = [label for label, _ in field.exhibit("pairs")]
+    assert pairs == ["2x2, 3x3", "3x3, 4x4", "4x4, 6x6", "6x6, 8x8"]
+
+
+def test_too_few_measurements_make_no_report(tmp_path, pipeline):
+    from stepvar.laboratory.results import Results
+
+    folder = ReportFolder(tmp_path / "report", {})
+    folder.start({})
+    with pytest.raises(ValueError, match="too few measurements"):
+        Results(folder, Field(pipeline.schedule(), 2), TINY)

@@ -1,0 +1,233 @@
+"""The pipeline: what users pass, what they get, and what they are told when it cannot be."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from PIL import Image
+
+from stepvar.pruning.stepvar import StepVAR
+from tiny_star import STEPS_OF_CLIP, make_star_pipeline, random_video
+
+PROMPT = "two yellow stars above a striped blue ring on sand"
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return make_star_pipeline()
+
+
+def pictures(frames: int, width: int = 80, height: int = 48, seed: int = 0) -> list[Image.Image]:
+    video = ((random_video(frames, height, width, seed)[0] + 1) * 127.5).to(torch.uint8)
+    return [Image.fromarray(frame.numpy()) for frame in video.permute(1, 2, 3, 0)]
+
+
+def same(first, second) -> bool:
+    return all(a.tobytes() == b.tobytes() for a, b in zip(first, second, strict=True))
+
+
+def latent(pipeline, *args, **kwargs) -> torch.Tensor:
+    return pipeline(*args, output_type="latent", **kwargs).frames
+
+
+def test_a_second_of_video(pipeline):
+    seen = []
+    result = pipeline(PROMPT, seconds=1, seed=3, observer=seen.append)
+    assert len(result.frames) == 1
+    assert [frame.size for frame in result.frames[0]] == [(80, 48)] * 17
+    assert result.frames_per_second == 16
+    assert [str(report.plan.scale) for report in seen][-3:] == [
+        "4x2x3 clip 1",
+        "4x2x3 clip 1 #2",
+        "4x3x5 clip 1",
+    ]
+    assert result.report.settings["seconds"] == 1
+    assert result.report.seeds == [3]
+    assert result.report.stages.keys() == {"text", "scales", "decode"}
+
+
+def test_a_picture(pipeline):
+    result = pipeline(PROMPT, seconds=0, seed=3)
+    assert [frame.size for frame in result.frames[0]] == [(80, 48)]
+    assert result.images[0].tobytes() == result.frames[0][0].tobytes()
+
+
+def test_seeds_reproduce_and_a_batch_equals_single_runs(pipeline):
+    both = latent(pipeline, [PROMPT, "a red circle on grass"], seconds=1, seed=[5, 6])
+    assert torch.equal(both[1:], latent(pipeline, "a red circle on grass", seconds=1, seed=6))
+    assert torch.equal(both[:1], latent(pipeline, PROMPT, seconds=1, seed=5))
+    assert not torch.equal(both[:1], latent(pipeline, PROMPT, seconds=1, seed=7))
+
+
+def test_a_video_begins_with_a_picture(pipeline):
+    [picture] = pictures(1)
+    kwargs = {"seconds": 1, "image": picture}
+    first = latent(pipeline, PROMPT, seed=1, **kwargs)
+    assert torch.equal(first, latent(pipeline, PROMPT, seed=1, **kwargs))
+    another = latent(pipeline, PROMPT, seed=2, **kwargs)
+    assert not torch.equal(first[:, :, 1:], another[:, :, 1:])
+    means = [latent(pipeline, PROMPT, seed=seed, posterior="mean", **kwargs)[:, :, :1] for seed in (1, 2)]
+    assert torch.equal(*means)
+    report = pipeline(PROMPT, seed=1, output_type="latent", **kwargs).report
+    assert len(report.scales) == 1 + STEPS_OF_CLIP
+    assert report.settings["begins_with"] == "picture"
+
+
+def test_a_video_goes_on(pipeline):
+    result = pipeline(PROMPT, video=pictures(17), seed=1, output_type="latent")
+    assert result.frames.shape == (1, 64, 9, 3, 5)
+    assert result.report.settings["seconds"] == 2
+    assert len(result.report.scales) == 2 + STEPS_OF_CLIP
+
+
+def test_a_picture_of_another_shape_is_cut_with_a_note(pipeline, caplog, tmp_path):
+    pictures(1, 64, 64)[0].save(tmp_path / "square.png")
+    with caplog.at_level(logging.WARNING, logger="stepvar"):
+        latent(pipeline, PROMPT, seconds=1, seed=1, image=tmp_path / "square.png")
+    assert "The picture is 64x64 pixels; its middle was cut out for 80x48." in caplog.text
+
+
+def test_interactive_continuation_goes_on_and_on():
+    pipeline = make_star_pipeline(resolution="interact")
+    first = pipeline(PROMPT, video=pictures(17), seed=1)
+    assert len(first.frames[0]) == 16
+    [after] = first.continuations
+    assert after.former.shape == (1, 64, 5, 3, 5)
+    second = pipeline("a red circle on grass", continuation=after, seed=2)
+    assert len(second.frames[0]) == 16
+    assert torch.equal(second.continuations[0].first, after.first)
+    assert not torch.equal(second.continuations[0].former, after.former)
+    with pytest.raises(ValueError, match="These weights continue videos: give a video"):
+        pipeline(PROMPT)
+    with pytest.raises(ValueError, match="give a video, not an image"):
+        pipeline(PROMPT, image=pictures(1)[0])
+    with pytest.raises(ValueError, match="draws 1 seconds at a time, not 2"):
+        pipeline(PROMPT, video=pictures(17), seconds=2)
+
+
+def test_chunks_and_tiles_of_the_decoder(pipeline):
+    whole = pipeline(PROMPT, seconds=1, seed=4).frames[0]
+    assert same(whole, pipeline(PROMPT, seconds=1, seed=4, decode_chunk=1).frames[0])
+    tiled = pipeline(PROMPT, seconds=1, seed=4, decode_tile=4, output_type="pt").frames
+    assert tiled.shape == (1, 17, 3, 48, 80)
+    assert float(tiled.min()) >= 0
+    assert float(tiled.max()) <= 1
+
+
+def test_pruning_and_its_summary(pipeline):
+    method = StepVAR(ratios={-1: 0.5, -2: 0.5})
+    result = pipeline(PROMPT, seconds=1, seed=4, pruning=method, output_type="latent")
+    told = pipeline.summary(method, seconds=1)
+    assert [report.plan.kept for report in result.report.scales] == [entry.kept for entry in told.plan.scales]
+    assert told.flops < told.dense_flops
+    for preset in ("paper", "prune", "skip"):
+        assert pipeline.summary(preset, seconds=1).flops < told.dense_flops
+    with pytest.raises(ValueError, match="Every step of clip 1 is skipped"):
+        pipeline.summary(StepVAR(skip=tuple(range(-STEPS_OF_CLIP, 0))), seconds=1)
+
+
+def test_the_summary_tells_the_cache_that_is_allocated(pipeline):
+    told = pipeline.summary(seconds=2, text_tokens=13)
+    embeds = [torch.randn(13, 32, generator=torch.Generator().manual_seed(0))]
+    result = pipeline(prompt_embeds=embeds, seconds=2, seed=1, output_type="latent")
+    assert told.memory.cache == result.report.cache_bytes
+    memory = told.as_json()["memory"]
+    assert memory["peak"]["one part at a time"] <= memory["peak"]["all parts on the device"]
+    assert "one layer at a time" in str(told)
+
+
+def test_saved_pipelines_draw_the_same(pipeline, tmp_path):
+    from stepvar import InfinityStarPipeline
+
+    pipeline.save_pretrained(tmp_path / "model")
+    loaded = InfinityStarPipeline.from_pretrained(tmp_path / "model")
+    assert torch.equal(latent(loaded, PROMPT, seconds=1, seed=2), latent(pipeline, PROMPT, seconds=1, seed=2))
+
+
+def test_parts_are_brought_in_by_their_offloading_hooks(pipeline):
+    from accelerate import cpu_offload_with_hook
+    from accelerate.hooks import remove_hook_from_module
+
+    expected = latent(pipeline, PROMPT, seconds=0, seed=2)
+    hooked = make_star_pipeline()
+    brought = []
+    for name in ("transformer", "vae"):
+        _, hook = cpu_offload_with_hook(getattr(hooked, name), "cpu")
+        bring = hook.hook.pre_forward
+
+        def watched(module, *args, bring=bring, name=name):
+            brought.append(name)
+            return bring(module, *args)
+
+        hook.hook.pre_forward = watched
+    result = hooked(PROMPT, seconds=0, seed=2)
+    assert brought[-1] == "vae"
+    assert "transformer" in brought
+    assert torch.equal(latent(hooked, PROMPT, seconds=0, seed=2), expected)
+    assert result.frames[0][0].size == (80, 48)
+    for name in ("transformer", "vae"):
+        remove_hook_from_module(getattr(hooked, name))
+
+
+def test_weights_that_come_layer_by_layer_give_the_same(pipeline):
+    from accelerate import cpu_offload
+
+    expected = latent(pipeline, PROMPT, seconds=1, seed=2, pruning="paper")
+    streamed = make_star_pipeline()
+    cpu_offload(streamed.transformer, torch.device("cpu"))
+    assert all(value.is_meta for value in streamed.transformer.blocks.parameters())
+    assert torch.equal(latent(streamed, PROMPT, seconds=1, seed=2, pruning="paper"), expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"seconds": 3}, "take whole seconds from 1 to 2, or 0 for a picture"),
+        ({"seconds": 1.5}, "No scale schedule draws 1.5 seconds"),
+        ({"height": 48, "width": 96}, "No scale schedule draws 96x48 pixels"),
+        ({"height": 48}, "Give both height and width"),
+        ({"aspect_ratio": -1}, "must be positive"),
+        ({"pixel_budget": "1M"}, "This model draws one resolution, tiny"),
+        ({"guidance_scale": [3.0, 2.0]}, "guidance_scale has 2 entries"),
+        ({"guidance_threshold": -1}, "guidance_threshold is -1"),
+        ({"temperature": 0}, "temperature is 0"),
+        ({"top_p": 2.0}, "top_p is 2"),
+        ({"posterior": "mode"}, "known are sample, mean"),
+        ({"output_type": "gif"}, "Unknown output_type"),
+        ({"decode_chunk": 0}, "decode_chunk must be 1"),
+        ({"seed": [1, 2]}, "1 images need 1 seeds"),
+        ({"image": "nowhere.png"}, "There is no picture 'nowhere.png'"),
+        ({"image": 7}, "image is a int"),
+        ({"video": "nowhere.mp4"}, "There is no video file 'nowhere.mp4'"),
+        ({"video": []}, "video is no list of PIL pictures"),
+        ({"negative_prompt": ["a", "b"]}, "1 prompts need one negative prompt, or 1; got 2"),
+    ],
+)
+def test_wrong_inputs_are_told_before_anything_runs(pipeline, arguments, message):
+    def nothing_may_run(report):
+        raise AssertionError("a step ran")
+
+    with pytest.raises(ValueError) as error:
+        pipeline(PROMPT, observer=nothing_may_run, **arguments)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_beginnings_that_leave_nothing_to_draw(pipeline):
+    [picture] = pictures(1)
+    with pytest.raises(ValueError, match="leaves nothing to draw"):
+        pipeline(PROMPT, image=picture, seconds=0)
+    with pytest.raises(ValueError, match="leaves nothing to draw"):
+        pipeline(PROMPT, video=pictures(17), seconds=1)
+    with pytest.raises(ValueError, match=r"The video lasts 0.5 seconds, but 1 are needed"):
+        pipeline(PROMPT, video=pictures(8))
+    with pytest.raises(ValueError, match="Give one thing to begin with"):
+        pipeline(PROMPT, video=pictures(17), image=picture)
+
+
+def test_a_damaged_picture_is_told(pipeline, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    with pytest.raises(ValueError, match="is not a picture that can be read"):
+        pipeline(PROMPT, image=tmp_path / "broken.png")
