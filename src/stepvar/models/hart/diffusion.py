@@ -27,7 +27,7 @@ OUTPUT_SCALE = 0.6
 """The network was trained on residuals divided by this."""
 
 SINUSOID_CHANNELS = 256
-"""Channels of the wave that a step's number becomes."""
+"""Channels of the wave that a number becomes: of a step here, of a scale in the transformer."""
 
 MAXIMUM_BETA = 0.999
 

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepvar.models.hart.transformer import SINUSOID_CHANNELS, gated_width
+from stepvar.models.hart.diffusion import SINUSOID_CHANNELS
+from stepvar.models.hart.transformer import gated_width
 from stepvar.models.loading import CheckpointError, TensorMap, name_architecture
 from stepvar.models.square_schedules import LEVELS, SIDES_BY_PIXELS, shape_of
 

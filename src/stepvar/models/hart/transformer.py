@@ -23,14 +23,11 @@ from torch import Tensor, nn
 from stepvar.generation.attention import Memory
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.generation.tokens import Tokens
-from stepvar.models.hart.diffusion import DiffusionHead
+from stepvar.models.hart.diffusion import SINUSOID_CHANNELS, DiffusionHead
 from stepvar.models.layers import GatedFeedForward, RMSNorm, linear, sinusoid
 
 LARGEST_LOG_SCALE = math.log(100)
 """Cosine attention's learned log scale is clamped here."""
-
-SINUSOID_CHANNELS = 256
-"""Channels of the wave that a level's number becomes."""
 
 MODULATIONS = ("none", "block", "table")
 """How a block is modulated: not at all (as published), by a layer of its own, or by a learned table."""
