@@ -64,6 +64,7 @@ def test_a_ratio_of_medians_keeps_rounds_together():
         (lambda: mean_interval([]), "at least one"),
         (lambda: paired_interval([1.0], [1.0, 2.0]), "equal numbers"),
         (lambda: median_ratio_interval([1.0], [1.0, 2.0]), "equal numbers"),
+        (lambda: median_ratio_interval([], []), "at least one"),
         (lambda: statistic_interval(lambda places: 0.0 * len(places), 0), "at least one"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 
@@ -67,7 +68,7 @@ def test_the_page_needs_no_other_file(finished):
     for word in ("figure 1a", "figure 1b", "figure 1c", "figure 3", "figure 7", "figures 4 to 6", "FastVAR"):
         assert word in page
     for caption in EXHIBITS.values():
-        assert caption in page
+        assert html.escape(caption) in page
     assert page.count("<svg") == 8 and page.count("data:image/png;base64,") >= 10
     assert not re.search(r'(src|href)="(?!data:|#)', page) and "$" not in re.sub(
         r"<svg.*?</svg>", "", page, flags=re.S
@@ -109,6 +110,9 @@ def test_every_claim_has_a_verdict_and_evidence(finished):
     assert len(claims) >= 14
     assert {claim["verdict"] for claim in claims} <= {"held", "did not hold", "undecided"}
     assert all(re.search(r"\d", claim["evidence"]) for claim in claims)
+    # Two pictures decide nothing; only what follows from the plan alone is certain.
+    decided = [claim["source"] for claim in claims if claim["verdict"] != "undecided"]
+    assert decided == ["section 4, our reading"]
 
 
 def test_another_run_is_refused_before_anything_is_drawn(pipeline, finished):
@@ -133,7 +137,8 @@ def test_a_disturbed_scale_changes_only_what_follows(pipeline):
     assert np.array_equal(np.asarray(gentle.images[0]), np.asarray(clean.images[0]))
     batch = pipeline(["a red star"] * 2, seed=[9, 1], pruning=Perturbation(-2))
     single = pipeline("a red star", seed=1, pruning=Perturbation(-2))
-    assert np.array_equal(np.asarray(batch.images[1]), np.asarray(single.images[0]))
+    for index, drawn in single.report.choices.items():
+        assert bool((batch.report.choices[index][1] == drawn[0]).all())
 
 
 def test_a_witness_sees_every_layer_and_changes_nothing(pipeline):

@@ -123,9 +123,11 @@ def median_ratio_interval(numerator: Sequence[float], denominator: Sequence[floa
     top, bottom = np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)
     if top.shape != bottom.shape:
         raise ValueError(f"A ratio needs equal numbers of rounds; got {len(top)} and {len(bottom)}.")
-    return statistic_interval(
-        lambda places: float(np.median(top[places]) / np.median(bottom[places])), len(top), RESAMPLES
-    )
+    if not len(top):
+        raise ValueError("An interval needs at least one measurement; there is none.")
+    places = np.random.default_rng(0).integers(0, len(top), (RESAMPLES, len(top)))
+    low, high = _percentiles(np.median(top[places], axis=1) / np.median(bottom[places], axis=1))
+    return Interval(float(np.median(top) / np.median(bottom)), low, high, len(top))
 
 
 def _percentiles(drawn: NDArray[np.float64]) -> tuple[float, float]:

@@ -18,6 +18,8 @@ LATE_SHARE = 0.75
 WANTED_SPEEDUP = 2.0
 TOLERATED_POINTS = 2.0
 HIGH_FREQUENCY = 0.125
+LEAST_PICTURES, LEAST_PROMPTS, LEAST_ROUNDS = 16, 4, 3
+"""Bootstrap intervals of fewer measurements are too narrow to decide anything."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,10 @@ def judge(results: Results) -> list[Claim]:
     return [claim for claim in found if claim is not None]
 
 
-def _verdict(yes: bool, no: bool) -> str:
+def _verdict(yes: bool, no: bool, n: int, least: int = LEAST_PICTURES) -> str:
+    """Undecided where the interval allows both answers, or where it rests on too few measurements."""
+    if n < least:
+        return OPEN
     return HELD if yes else FAILED if no else OPEN
 
 
@@ -77,7 +82,7 @@ def late_scales_dominate(results: Results) -> Claim:
     return Claim(
         "The last few scales take more than 75 % of the inference time.",
         "figure 1a",
-        _verdict(share.low > LATE_SHARE, share.high < LATE_SHARE),
+        _verdict(share.low > LATE_SHARE, share.high < LATE_SHARE, share.n, LEAST_ROUNDS),
         f"The last three of {len(rounds[0])} scales take {tell(_times(share, 100), 1, ' %')} of the "
         "transformer's time.",
     )
@@ -94,7 +99,7 @@ def late_scales_forgive(results: Results) -> Claim | None:
     return Claim(
         "Noise at one early scale wrecks the picture; at a late scale it hardly shows.",
         "figure 1b",
-        _verdict(gain.above_zero, gain.below_zero),
+        _verdict(gain.above_zero, gain.below_zero, gain.n),
         f"Disturbing one of the last two scales leaves {tell(gain, 1, ' dB')} more PSNR than one of the "
         f"first two ({late.mean():.1f} against {early.mean():.1f} dB).",
     )
@@ -115,7 +120,7 @@ def late_scales_add_detail(results: Results) -> Claim | None:
     return Claim(
         "What the last scales add lies in high spatial frequencies.",
         "figure 1c",
-        _verdict(difference.above_zero, difference.below_zero),
+        _verdict(difference.above_zero, difference.below_zero, difference.n),
         f"{added.mean():.1f} % of the energy that the last scale adds lies above {HIGH_FREQUENCY:g} cycles a "
         f"pixel, against {whole.mean():.1f} % of the pictures' own: {tell(difference, 1)} points more.",
     )
@@ -131,7 +136,7 @@ def energy_follows_structure(results: Results) -> Claim | None:
     return Claim(
         "The residual energy of a block correlates with the projection on the first principal component.",
         "figure 3",
-        _verdict(correlation.above_zero, correlation.below_zero),
+        _verdict(correlation.above_zero, correlation.below_zero, correlation.n),
         f"At {scale}, over all layers, the correlation is {tell(correlation)}; the weakest layer has "
         f"{worst:.2f}.",
     )
@@ -142,7 +147,12 @@ def paper_plan_is_fast(results: Results) -> Claim:
     return Claim(
         "The paper's plan for Infinity doubles the speed, end to end.",
         "table 1",
-        _verdict(row.speedup.low >= WANTED_SPEEDUP, row.speedup.high < WANTED_SPEEDUP),
+        _verdict(
+            row.speedup.low >= WANTED_SPEEDUP,
+            row.speedup.high < WANTED_SPEEDUP,
+            row.speedup.n,
+            LEAST_ROUNDS,
+        ),
         f"The speed-up here is {tell(row.speedup, 2, ' x')}.",
     )
 
@@ -153,7 +163,7 @@ def paper_plan_keeps_quality(results: Results) -> Claim:
     return Claim(
         "It does so with hardly any loss of what the pictures show (GenEval 0.73 to 0.72).",
         "table 1",
-        _verdict(change.low >= -TOLERATED_POINTS, change.high < -TOLERATED_POINTS),
+        _verdict(change.low >= -TOLERATED_POINTS, change.high < -TOLERATED_POINTS, change.n),
         f"The scene score changes by {tell(change, 1)} points; it holds when at most "
         f"{TOLERATED_POINTS:g} are lost.",
     )
@@ -166,7 +176,7 @@ def mostly_skipping(results: Results) -> Claim:
     return Claim(
         "The plan's gain is due to choosing tokens (the paper counts a skipped scale as a ratio of 1).",
         "section 4, our reading",
-        _verdict(share < 0.5, share > 0.5),
+        _verdict(share < 0.5, share > 0.5, both.n, 1),
         f"Skipping alone removes {1 - skip.tokens:.0%} of the tokens, the whole plan {1 - both.tokens:.0%}: "
         f"{share:.0%} of the saving is skipping, which alone is {tell(skip.speedup, 2, ' x')} faster.",
     )
@@ -178,7 +188,7 @@ def _beats(rival: str) -> Callable[[Results], Claim]:
         return Claim(
             f"Without skips, StepVAR is nearer to the dense run than {rival} at the same ratios.",
             "tables 1, 2 and 4",
-            _verdict(versus.nearer, versus.farther),
+            _verdict(versus.nearer, versus.farther, versus.psnr.n),
             f"PSNR {tell(versus.psnr, 2, ' dB')}, Fréchet distance {tell(versus.frechet, 4)}, scene score "
             f"{tell(versus.scene, 1)} points, time {tell(versus.time, 2)} times theirs.",
         )
@@ -194,7 +204,11 @@ def nearest_beats_other_recoveries(results: Results) -> Claim | None:
     return Claim(
         "Copying the nearest kept token recovers better than the alternatives.",
         "table 5",
-        _verdict(all(entry.nearer for entry in found), any(entry.farther for entry in found)),
+        _verdict(
+            all(entry.nearer for entry in found),
+            any(entry.farther for entry in found),
+            found[0].psnr.n,
+        ),
         f"Nearest minus {'; '.join(told)}.",
     )
 
@@ -209,7 +223,11 @@ def fusion_beats_parts(results: Results) -> Claim:
     return Claim(
         "Structure and texture together select better than either alone.",
         "table 4",
-        _verdict(all(entry.nearer for entry in found), any(entry.farther for entry in found)),
+        _verdict(
+            all(entry.nearer for entry in found),
+            any(entry.farther for entry in found),
+            found[0].psnr.n,
+        ),
         f"Both minus {'; '.join(told)}.",
     )
 
@@ -223,7 +241,7 @@ def late_pairs_pay(results: Results) -> Claim:
         "Pruning early pairs of scales wrecks the pictures and saves nothing; late pairs save time and keep "
         "them.",
         "figure 7",
-        _verdict(yes, no),
+        _verdict(yes, no, min(last.frechet.n, first.frechet.n)),
         f"{first.label}: {tell(first.speedup, 2, ' x')}, Fréchet {tell(first.frechet, 4)}; {last.label}: "
         f"{tell(last.speedup, 2, ' x')}, Fréchet {tell(last.frechet, 4)}.",
     )
@@ -236,7 +254,7 @@ def ratio_trades_speed(results: Results) -> Claim:
     return Claim(
         "Higher ratios are faster, and quality falls slowly up to about 0.5 and quickly beyond.",
         "table 6",
-        _verdict(rising and distances[-1] - distances[3] > distances[3] - distances[1], False),
+        _verdict(rising and distances[-1] - distances[3] > distances[3] - distances[1], False, rows[0].n),
         "Speed-up and Fréchet distance by ratio: "
         + "; ".join(f"{row.label}: {row.speedup.value:.2f} x, {row.frechet.value:.4f}" for row in rows)
         + ".",
@@ -250,7 +268,7 @@ def diversity_is_kept(results: Results) -> Claim | None:
     return Claim(
         "Pruning does not make pictures of one prompt more alike.",
         "asked by users, not in the paper",
-        _verdict(found.low > 0.95, found.high < 0.95),
+        _verdict(found.low > 0.95, found.high < 0.95, found.n, LEAST_PROMPTS),
         f"The distance between seeds is {tell(_times(found, 100), 1, ' %')} of the dense run's.",
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from stepvar.generation.schedule import ScaleSchedule
@@ -61,14 +61,12 @@ class Contestant:
     Attributes:
         name: Unique.
         pruning: What the pipeline is given; None is dense.
-        exhibits: Tables and figures that it takes part in, with its label there, in order.
         main: Whether it is drawn on all prompts, or only on those of the ablations.
     """
 
     name: str
     pruning: PruningMethod | None
     main: bool = False
-    exhibits: dict[str, str] = field(default_factory=dict)
 
 
 class Field:
@@ -82,6 +80,7 @@ class Field:
     def __init__(self, schedule: ScaleSchedule, depth: int) -> None:
         self.schedule, self.depth = schedule, depth
         self.members: list[Contestant] = []
+        self.exhibits: dict[str, list[tuple[str, Contestant]]] = {}
         self._enter_main()
         self._enter_ablations()
 
@@ -95,23 +94,23 @@ class Field:
         return next(member for member in self.members if member.name == name)
 
     def exhibit(self, name: str) -> list[tuple[str, Contestant]]:
-        """Label and contestant of everything that an exhibit shows."""
-        return [(member.exhibits[name], member) for member in self.members if name in member.exhibits]
+        """Label and contestant of everything that an exhibit shows, in its order."""
+        return self.exhibits[name]
 
     def add(self, exhibit: str, label: str, pruning: PruningMethod | None, main: bool = False) -> None:
         """Enters a configuration, or lets one that is equal take part in a further exhibit."""
-        for member in self.members:
-            if member.pruning == pruning:
-                member.exhibits[exhibit] = label
-                return
-        name = label if main else f"{exhibit}: {label}"
-        self.members.append(Contestant(name, pruning, main, {exhibit: label}))
+        member = next((entry for entry in self.members if entry.pruning == pruning), None)
+        if member is None:
+            member = Contestant(label if main else f"{exhibit}: {label}", pruning, main)
+            self.members.append(member)
+        self.exhibits.setdefault(exhibit, []).append((label, member))
 
     def digest(self) -> str:
         """Changes when any configuration does."""
         from stepvar.models.pipeline import describe
 
-        told = [[member.name, describe(member.pruning), member.main, member.exhibits] for member in self]
+        told = [[member.name, describe(member.pruning), member.main] for member in self]
+        told += [[name, label, entry.name] for name, shown in self.exhibits.items() for label, entry in shown]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
     def _enter_main(self) -> None:

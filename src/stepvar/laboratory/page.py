@@ -92,6 +92,7 @@ def render(results: Results) -> tuple[str, dict[str, Any]]:
         "figure_3": charts.energy_correlation(results) if results.correlations() else _MISSING,
         "gallery": "".join(_gallery(entry) for entry in results.gallery()) or _MISSING,
         "diversity": _diversity(results),
+        "features": html.escape(results.folder.identity["features"]),
         # A closing tag inside the JSON would end the script element.
         "numbers": json.dumps(document, allow_nan=False).replace("</", "<\\/"),
     }
