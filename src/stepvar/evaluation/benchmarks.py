@@ -168,7 +168,7 @@ class Run:
             "number": len(self.items),
             "samples": sum(self.samples),
             "seed": self.seed,
-            "model": str(self.pipeline.config.get("_name_or_path") or type(self.pipeline).__name__),
+            "model": self.pipeline.origin,
             "revision": fingerprint(self.pipeline),
             "dtype": str(transformer.compute_dtype).removeprefix("torch."),
             "plan": describe(method),

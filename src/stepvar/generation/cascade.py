@@ -69,7 +69,7 @@ class Cascade:
     @property
     def settings(self) -> dict[str, Any]:
         """What a picture depends on, for its metadata."""
-        name = self.drafter.config.get("_name_or_path") or type(self.drafter).__name__
+        name = self.drafter.origin
         return {"drafter": name, "scales": self.scales}
 
     def check(

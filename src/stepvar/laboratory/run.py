@@ -126,7 +126,7 @@ def _identity(pipeline: NextScalePipeline, field: Field, asked: dict[str, Any]) 
     height, width = pipeline.transformer.size_table.pixels(field.schedule)
     told = versions()
     return {
-        "model": str(pipeline.config.get("_name_or_path") or type(pipeline).__name__).rpartition("/")[2],
+        "model": pipeline.origin.rpartition("/")[2],
         "weights": fingerprint(pipeline),
         "size": f"{width} x {height}",
         "dtype": str(pipeline.transformer.compute_dtype).removeprefix("torch."),

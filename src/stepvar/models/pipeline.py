@@ -53,6 +53,11 @@ class NextScalePipeline(DiffusionPipeline):
     example_prompt = "two yellow stars above a striped blue ring on sand"
     """Something that this kind of pipeline draws."""
 
+    @property
+    def origin(self) -> str:
+        """Where it was loaded from, or what it is."""
+        return str(self.config.get("_name_or_path") or type(self).__name__)
+
     def resolve_pruning(self, pruning: PruningMethod | str | None) -> PruningMethod | None:
         """See `stepvar.presets.resolve_pruning`."""
         return resolve_pruning(pruning, type(self).__name__)

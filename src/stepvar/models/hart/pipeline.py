@@ -344,7 +344,7 @@ class HARTPipeline(NextScalePipeline):
         side = self.transformer.config.sides[-1] * self.transformer.config.pixels_per_token
         return describe(
             {
-                "model": self.config.get("_name_or_path") or type(self).__name__,
+                "model": self.origin,
                 "prompts": request.prompts,
                 "negative_prompts": request.negatives,
                 "width": side,

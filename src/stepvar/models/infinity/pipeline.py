@@ -365,7 +365,7 @@ class InfinityPipeline(NextScalePipeline):
         height, width = self.transformer.size_table.pixels(request.schedule)
         return describe(
             {
-                "model": self.config.get("_name_or_path") or type(self).__name__,
+                "model": self.origin,
                 "prompts": request.prompts,
                 "negative_prompts": request.negatives,
                 "width": width,

@@ -348,7 +348,7 @@ class SwittiPipeline(NextScalePipeline):
         sampling = request.sampling
         return describe(
             {
-                "model": self.config.get("_name_or_path") or type(self).__name__,
+                "model": self.origin,
                 "prompts": request.prompts,
                 "negative_prompts": request.negatives,
                 "width": side,

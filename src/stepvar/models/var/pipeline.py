@@ -302,7 +302,7 @@ class VARPipeline(NextScalePipeline):
         numbers = [UNCONDITIONAL if number == null else number for number in request.classes]
         return describe(
             {
-                "model": self.config.get("_name_or_path") or type(self).__name__,
+                "model": self.origin,
                 "prompts": [names.get(str(number), str(number)) for number in numbers],
                 "class_labels": numbers,
                 "width": side,
