@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stepvar.conformance import CaseError, run_case
+from stepvar.models.var.tokenizer import VARTokenizer
+from stepvar.models.vector_checkpoints import tokenizer_of_state
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = sorted(
@@ -92,3 +95,20 @@ def test_missing_weights_are_named(edited):
     (folder / "weights.safetensors").unlink()
     with pytest.raises(CaseError, match=r"weights\.safetensors' cannot be read"):
         run_case(folder)
+
+
+def test_scales_of_a_case_need_not_be_square(tmp_path):
+    grids = [(1, 1), (2, 1), (3, 3), (6, 4)]
+    weights = load_file(GOLDEN / "var/vqvae/weights.safetensors")
+    tokenizer = tokenizer_of_state(VARTokenizer, {key: value.float() for key, value in weights.items()})
+    image = torch.rand(1, 3, 96, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        code = tokenizer.encode(image, grids)
+    tensors = {"image_in": image, "f_hat.03": code.latent.contiguous(), "tokens.03": code.index[3]}
+    (tmp_path / "weights.safetensors").symlink_to(GOLDEN / "var/vqvae/weights.safetensors")
+    save_file(tensors, tmp_path / "tensors.safetensors")
+    info = json.loads((GOLDEN / "var/vqvae/case.json").read_text())
+    (tmp_path / "case.json").write_text(json.dumps({**info, "schedule": [list(grid) for grid in grids]}))
+    assert run_case(tmp_path).passed
+    (tmp_path / "case.json").write_text(json.dumps({**info, "schedule": "(1, 1), (2, 2), (3, 3), (6, 4)"}))
+    assert not run_case(tmp_path).passed

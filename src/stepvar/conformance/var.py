@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from functools import partial
 from typing import Any
@@ -76,8 +77,7 @@ def _classes(call: dict[str, Any], transformer: VARTransformer) -> Tensor:
 @torch.inference_mode()
 def _run_tokenizer(comparison: Comparison, tokenizer: VARTokenizer) -> None:
     """Compares encoding, quantising, teacher inputs and decoding."""
-    sides = comparison.case.info["constructor"]["VQVAE"]["v_patch_nums"]
-    grids = [(side, side) for side in sides]
+    grids = _grids(comparison.case)
     coarsest, check = len(tokenizer.encoder.down) - 1, comparison.check
     handles = [
         watch(tokenizer.encoder.down[-1].attn[-1], comparison, f"enc.down{coarsest}_out"),
@@ -101,6 +101,15 @@ def _run_tokenizer(comparison: Comparison, tokenizer: VARTokenizer) -> None:
     for name in comparison.case.tensors:
         if match := re.fullmatch(r"recon_scale(\d+)", name):
             check(name, tokenizer.decode(code.partial_latents[int(match[1])][:1]))
+
+
+def _grids(case: Case) -> list[tuple[int, int]]:
+    """The schedule of a tokenizer's case: the pairs that it lists, else the sides of the constructor."""
+    sides = case.info["constructor"]["VQVAE"]["v_patch_nums"]
+    pairs = re.findall(r"[\[(](\d+), ?(\d+)[\])]", json.dumps(case.info.get("schedule", "")))
+    if not pairs:
+        return [(side, side) for side in sides]
+    return [(int(rows), int(columns)) for rows, columns in pairs]
 
 
 def _teacher_inputs(latents: list[Tensor], grids: list[tuple[int, int]]) -> list[Tensor]:

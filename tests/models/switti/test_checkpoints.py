@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from stepvar import SwittiPipeline, convert
 from stepvar.models.loading import CheckpointError
@@ -133,7 +133,9 @@ def test_a_converted_folder_draws(files, tmp_path):
     folder = convert(*files, [tmp_path / "clip0", tmp_path / "clip1"], tmp_path / "out", torch.bfloat16)
     pipeline = SwittiPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
-    assert pipeline.transformer.compute_dtype == torch.bfloat16
+    stored = load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert stored["head.weight"].dtype == torch.bfloat16
+    assert stored["level_embedding.weight"].dtype == torch.float32
     assert pipeline("a red ring", seed=1).images[0].size == (128, 128)
 
 
