@@ -198,7 +198,7 @@ class InfinityStarPipeline(NextScalePipeline):
         report = merge_reports([one.report for one in drawn])
         report.stages["text"] += watch.seconds(0)
         report.settings = {
-            "model": self.config.get("_name_or_path") or type(self).__name__,
+            "model": str(self.config.get("_name_or_path") or type(self).__name__),
             "prompts": prompts,
             "negative_prompts": negatives,
             **request.describe(method),
