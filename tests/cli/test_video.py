@@ -112,7 +112,7 @@ def _write_sound(path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--seconds", 5], "--seconds means nothing to a InfinityPipeline"),
+        (["--seconds", 5], "--seconds means nothing to InfinityPipeline"),
         (["-o", "clip.mp4"], "-o clip.mp4 is for models that draw videos, and this one draws pictures"),
         (["--frames", "-o", "clip"], "--frames is for models that draw videos"),
     ],
