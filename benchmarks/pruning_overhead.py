@@ -1,5 +1,6 @@
 """What choosing tokens costs: scores, selection and recovery as a share of a pruned scale's time.
 
+StepVAR chooses once per scale, FastVAR before each of a layer's three branches.
 Times one block of Infinity on all tokens and on the kept ones, behind a full cache, and multiplies by
 the depth. Times are seconds of the processor on a CPU, so that other work on the machine does not count.
 
@@ -21,6 +22,7 @@ from stepvar.generation.attention import KVCache
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.generation.tokens import Tokens, gather_tokens
 from stepvar.models.infinity.transformer import InfinityTransformer
+from stepvar.pruning.fastvar import FastVAR
 from stepvar.pruning.recovery import nearest_kept
 from stepvar.pruning.scores import structure_scores, texture_scores
 from stepvar.pruning.selection import keep_highest
@@ -102,6 +104,24 @@ class Block:
         return hidden + block.feed(hidden, self.modulation)
 
 
+def fastvar_branch(work: Block, settings: argparse.Namespace, latent: Tensor) -> Callable[[], object]:
+    """What FastVAR does around one residual branch: choose, gather, fill from the cache scale."""
+    side = max(3 * settings.side // 8, 1)
+    schedule = ScaleSchedule((Scale(0, 1, 1), Scale(1, side, side), Scale(2, settings.side, settings.side)))
+    config = FastVAR(ratios={-1: settings.ratio})
+    plan = config.plan(schedule, settings.depth)
+    pruner = config.start(plan, latent.device)
+    pruner.begin_scale(plan[2], settings.images, latent)
+    cached = work.hidden[:, : side * side]
+
+    def surround() -> Tensor:
+        index = pruner.select(plan[2].first_layer, "self_attention", work.hidden)
+        work.tokens.narrow(index)
+        return work.hidden + pruner.filled(cached, index, gather_tokens(work.hidden, index))
+
+    return surround
+
+
 @torch.inference_mode()
 def main() -> None:
     settings = parse()
@@ -134,6 +154,7 @@ def main() -> None:
     }
     together = timed(lambda: pruner.enter(entry.first_layer, work.tokens, work.hidden))
     together += timed(lambda: pruner.leave(narrowed, kept))
+    around_branch = timed(fastvar_branch(work, settings, latent))
     dense_layer = timed(lambda: work.run(work.hidden, work.tokens))
     pruned_layer = timed(lambda: work.run(kept, narrowed))
     dense = settings.depth * dense_layer
@@ -145,6 +166,7 @@ def main() -> None:
     for name, time_taken in parts.items():
         print(f"  {name:22} {1000 * time_taken:10.2f} ms  {time_taken / total:8.3%}")
     print(f"  {'all, as StepVAR does':22} {1000 * together:10.2f} ms  {together / total:8.3%}")
+    print(f"  {'FastVAR, each branch':22} {1000 * around_branch:10.2f} ms  (three times a layer)")
     print(f"  {'a layer, all tokens':22} {1000 * dense_layer:10.2f} ms")
     print(f"  {'a layer, kept tokens':22} {1000 * pruned_layer:10.2f} ms")
     print(f"the scale: dense {dense:.3f} s, pruned {total:.3f} s: {dense / total:.2f} x faster")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from stepvar.generation.sampling import BitSampler, SamplingSettings
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.models.infinity.session import InfinitySession, TextCondition
 from stepvar.models.infinity.transformer import InfinityTransformer
-from stepvar.pruning.base import PruningMethod
+from stepvar.pruning.base import Preview, PruningMethod
 
 SMALL = ScaleSchedule.from_grids([(1, 1), (2, 2), (4, 3), (6, 5), (9, 7), (12, 10)])
 """Six scales, 248 tokens; no two sides are equal where it matters."""
@@ -143,8 +144,13 @@ def draw(
     forced: dict[int, Tensor] | None = None,
     observer: Observer | None = None,
     patchify: bool = False,
+    preview: Preview | None = None,
+    watch: Any = None,
 ) -> Drawing:
-    """Generates with the real loop; texts default to one prompt of 5 tokens a seed."""
+    """Generates with the real loop; texts default to one prompt of 5 tokens a seed.
+
+    `watch.session` is the session before it runs, for observers that look into it.
+    """
     text = make_text(*[5] * len(seeds)) if text is None else text
     weights = per_scale(guidance, len(schedule), "guidance_scale")
     guide = Guidance(weights, frozenset(layers), at_logits, release)
@@ -153,6 +159,8 @@ def draw(
     elif negative is None:
         negative = [transformer.unconditional_text[: len(entry)] for entry in text]
     session = WatchedSession(transformer, TextCondition(tuple(text), tuple(negative)), schedule, patchify)
+    if watch is not None:
+        watch.session = session
     temperatures = per_scale(temperature, len(schedule), "temperature")
     settings = SamplingSettings(temperatures, top_k, top_p)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -169,6 +177,7 @@ def draw(
         pruning=pruning,
         observer=observer,
         probe=probe,
+        preview=preview,
     )
     return Drawing(session, result, tensors)
 

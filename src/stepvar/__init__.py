@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stepvar.embedded import load_embedded
     from stepvar.evaluation.calibration import calibrate
+    from stepvar.generation.cascade import Cascade
     from stepvar.generation.report import Report, Summary
     from stepvar.generation.schedule import Scale, ScaleSchedule
     from stepvar.laboratory.run import reproduce
@@ -17,12 +18,15 @@ if TYPE_CHECKING:
     from stepvar.models.infinity.transformer import InfinityTransformer
     from stepvar.presets import PRESETS
     from stepvar.pruning.fastvar import FastVAR
+    from stepvar.pruning.scalekv import ScaleKV
+    from stepvar.pruning.skipvar import SkipVAR
     from stepvar.pruning.stepvar import StepVAR
 
 __version__ = "0.1.0"
 
 # torch takes seconds to import, diffusers and transformers more: each name loads what it needs.
 _HOMES = {
+    "Cascade": "stepvar.generation.cascade",
     "FastVAR": "stepvar.pruning.fastvar",
     "InfinityPipeline": "stepvar.models.infinity.pipeline",
     "InfinityTokenizer": "stepvar.models.infinity.tokenizer",
@@ -32,7 +36,9 @@ _HOMES = {
     "PRESETS": "stepvar.presets",
     "Report": "stepvar.generation.report",
     "Scale": "stepvar.generation.schedule",
+    "ScaleKV": "stepvar.pruning.scalekv",
     "ScaleSchedule": "stepvar.generation.schedule",
+    "SkipVAR": "stepvar.pruning.skipvar",
     "StepVAR": "stepvar.pruning.stepvar",
     "Summary": "stepvar.generation.report",
     "calibrate": "stepvar.evaluation.calibration",
@@ -43,13 +49,16 @@ _HOMES = {
 
 __all__ = [
     "PRESETS",
+    "Cascade",
     "FastVAR",
     "InfinityPipeline",
     "InfinityTokenizer",
     "InfinityTransformer",
     "Report",
     "Scale",
+    "ScaleKV",
     "ScaleSchedule",
+    "SkipVAR",
     "StepVAR",
     "Summary",
     "calibrate",

@@ -8,6 +8,8 @@ from typing import Any
 
 from stepvar.pruning.base import LateScales, PruningMethod
 from stepvar.pruning.fastvar import FastVAR
+from stepvar.pruning.scalekv import ScaleKV
+from stepvar.pruning.skipvar import SkipVAR
 from stepvar.pruning.stepvar import StepVAR
 
 METHODS: dict[str, LateScales] = {
@@ -41,6 +43,9 @@ _LATE_SCALES: dict[str, PruningMethod] = {
     "skip": StepVAR(skip=(-2, -1)),
     "fastvar": with_scales("fastvar", **_PAPER),
     "sparsevar-standin": with_scales("sparsevar-standin", **_PAPER),
+    "unguided": StepVAR(unguided=-2),
+    "skipvar": SkipVAR(),
+    "scalekv": ScaleKV(share=0.06),
 }
 
 PRESETS: dict[str, dict[str, PruningMethod]] = {"InfinityPipeline": _LATE_SCALES}
@@ -51,6 +56,9 @@ two skipped. "prune" skips nothing: 0.5 and 0.75 on the last two scales, the pap
 "skip" only leaves out the last two scales, to tell what skipping alone brings. "fastvar" is FastVAR as
 published for Infinity, with the same ratios as "paper"; its scales are counted from the end too, so that it
 does the same at every aspect ratio and pixel budget. "sparsevar-standin" is the stand-in, see `METHODS`.
+"unguided" drops classifier-free guidance from the last two scales, "skipvar" decides that per picture, or
+leaves scales out; "scalekv" lets all layers but the first remember 6 % of the tokens between scales, as many
+as the published budgets for Infinity do on average.
 """
 
 

@@ -121,6 +121,11 @@ def test_none_is_dense(run, model_folder):
         (("--ratios", "6=0.5", "--skip", "8"), TOKENS - 18 - 64),
         (("--ratios", "-2=0.5", "--skip", "-1"), TOKENS - 18 - 64),
         (("--ratios", "8=1"), TOKENS - 64),
+        (("--pruning", "fastvar"), 1 + 4 + (9 - 3) + (16 - 8)),
+        (("--pruning", "sparsevar-standin"), 1 + 4 + (9 - 3) + (16 - 8)),
+        (("--pruning", "unguided"), TOKENS),
+        (("--pruning", "scalekv"), TOKENS),
+        (("--method", "fastvar", "--ratios", "6=0.5", "--skip", "8"), TOKENS - 18 - 64),
     ],
 )
 def test_plans_keep_what_they_promise(run, model_folder, extra, kept):
@@ -128,6 +133,24 @@ def test_plans_keep_what_they_promise(run, model_folder, extra, kept):
     ran = run("generate", "a red star", "--model", model_folder, *extra, "--json").json
     assert planned["tokens"] == ran["tokens"]["kept"] == kept
     assert planned["dense_tokens"] == TOKENS
+
+
+def test_what_methods_save_is_in_the_summary_and_in_the_report(run, model_folder):
+    def both(*extra: str) -> tuple[dict, dict]:
+        settings = ("--model", model_folder, *extra, "--json")
+        return run("summary", *settings).json, run("generate", "a red star", "--seed", 1, *settings).json
+
+    dense, drawn = both()
+    limited, remembering = both("--pruning", "scalekv")
+    assert limited["cache_bytes"] == remembering["cache_bytes"] < dense["cache_bytes"] == drawn["cache_bytes"]
+    unguided, halved = both("--pruning", "unguided")
+    assert [scale["rows"] for scale in unguided["scales"]] == [2, 2, 2, 2, 1, 1]
+    assert [scale["rows"] for scale in halved["scales"]] == [2, 2, 2, 2, 1, 1]
+    assert unguided["flops"] < 0.65 * dense["flops"]
+    most, judged = both("--pruning", "skipvar")
+    assert most["decides_per_picture"] and not dense["decides_per_picture"]
+    assert judged["settings"]["pruning"] == {"method": "SkipVAR", "target": 0.84, "pruning": None}
+    assert judged["tokens"]["kept"] <= most["tokens"] == TOKENS
 
 
 def test_number_formats(run, model_folder):

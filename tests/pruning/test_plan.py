@@ -10,6 +10,8 @@ from stepvar.models.pipeline import check_plan
 from stepvar.presets import PRESETS, resolve_pruning
 from stepvar.pruning.fastvar import FastVAR
 from stepvar.pruning.plan import GenerationPlan, find_scale
+from stepvar.pruning.scalekv import ScaleKV
+from stepvar.pruning.skipvar import SkipVAR
 from stepvar.pruning.stepvar import StepVAR
 from tiny_models import SMALL
 
@@ -161,6 +163,9 @@ def test_presets_are_the_published_ones():
         "sparsevar-standin": StepVAR(
             ratios={-4: 0.4, -3: 0.5}, skip=(-2, -1), score="texture", anchor_stride=4
         ),
+        "unguided": StepVAR(unguided=-2),
+        "skipvar": SkipVAR(0.84),
+        "scalekv": ScaleKV(share=0.06),
     }
 
 

@@ -96,7 +96,10 @@ class PlanChoice:
 
     pruning: Annotated[
         str | None,
-        typer.Option(metavar="PRESET", help="paper, prune, skip, fastvar, sparsevar-standin or none."),
+        typer.Option(
+            metavar="PRESET",
+            help="paper, prune, skip, fastvar, sparsevar-standin, unguided, skipvar, scalekv or none.",
+        ),
     ] = None
     method_name: Annotated[
         str | None,

@@ -37,6 +37,7 @@ class Guidance:
         layers: Layers after which both copies are replaced by their mixture.
         at_logits: Whether the logits are mixed.
         release: Stop computing the unconditional copies after the last scale that mixes them.
+        until: First scale that is no longer guided, one an image; empty where all scales are.
 
     Source: `cfg_list` and `cfg_insertion_layer` of FoundationVision/Infinity, models/infinity.py.
     """
@@ -45,6 +46,7 @@ class Guidance:
     layers: frozenset[int] = frozenset()
     at_logits: bool = True
     release: bool = True
+    until: tuple[int, ...] = ()
 
     @property
     def active(self) -> bool:
@@ -53,20 +55,31 @@ class Guidance:
 
     def rows(self, scale: int, images: int, copies: int) -> int:
         """Rows to compute at a scale, of a batch of `images` in `copies` (1 or 2) copies."""
-        if self.release and all(weight == 1.0 for weight in self.weights[scale:]):
+        if self.release and not any(self.guides(later) for later in range(scale, len(self.weights))):
             return images
         return images * copies
 
+    def guides(self, scale: int) -> bool:
+        """Whether any image is guided at a scale."""
+        return self.weights[scale] != 1.0 and (not self.until or scale < max(self.until))
+
     def mixes_logits(self, scale: int) -> bool:
-        return self.at_logits and self.weights[scale] != 1.0
+        return self.at_logits and self.guides(scale)
 
     def after_layer(self, scale: int, layer: int, hidden: Tensor) -> Tensor:
         """Mixes hidden [R, N, C] after a named layer; the identity after any other."""
-        weight = self.weights[scale]
-        if layer not in self.layers or weight == 1.0:
+        if layer not in self.layers or not self.guides(scale):
             return hidden
-        mixed = self.mix(scale, hidden)
+        mixed = self.mix_images(scale, hidden)
         return mixed.repeat(2, *(1,) * (hidden.dim() - 1))
+
+    def mix_images(self, scale: int, paired: Tensor) -> Tensor:
+        """Mixes [2B, ...] into [B, ...]; images no longer guided keep their conditional copy."""
+        mixed = self.mix(scale, paired)
+        released = [image for image, last in enumerate(self.until) if last <= scale]
+        if released:
+            mixed[released] = paired[released]
+        return mixed
 
     def mix(self, scale: int, paired: Tensor) -> Tensor:
         """Mixes [2B, ...] into [B, ...]."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from stepvar.generation.attention import KVCache, Memory
@@ -13,7 +14,7 @@ from stepvar.generation.guidance import Guidance
 from stepvar.generation.progress import Observer, ScaleReport, Stopwatch
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.generation.tokens import Tokens
-from stepvar.pruning.base import Branch, Pruner, PruningMethod
+from stepvar.pruning.base import Branch, Limits, Preview, Pruner, PruningMethod, plan_generation, start_pruner
 from stepvar.pruning.plan import GenerationPlan
 
 
@@ -96,11 +97,6 @@ class Generation:
     cache_bytes: int = 0
 
 
-def plan_generation(method: PruningMethod | None, schedule: ScaleSchedule, depth: int) -> GenerationPlan:
-    """What a method will run on a schedule; everything when there is no method."""
-    return GenerationPlan.dense(schedule, depth) if method is None else method.plan(schedule, depth)
-
-
 def generate(
     session: Session,
     *,
@@ -109,6 +105,8 @@ def generate(
     pruning: PruningMethod | None = None,
     observer: Observer | None = None,
     probe: Probe | None = None,
+    preview: Preview | None = None,
+    prefix: Mapping[int, Tensor] | None = None,
 ) -> Generation:
     """Runs all scales of a schedule.
 
@@ -121,24 +119,33 @@ def generate(
         probe: Sees intermediate tensors: "input" of the first layer, "layer 0", "layer 1", ... (what
             leaves a layer: living tokens only, before guidance), "logits" (after temperature and
             guidance), "choice" and "latent".
+        preview: Draws accumulated codes of any size as pixels, for methods that look at the picture so far.
+        prefix: Values of scales that are known already, by index: the model reads them, and draws the rest.
 
     Returns:
         The accumulated latent, the choices and the reports.
     """
     plan = plan_generation(pruning, session.schedule, session.depth)
     device = session.latent.device
-    pruner = Pruner(plan) if pruning is None else pruning.start(plan, device)
-    cache = session.allocate_cache(plan)
+    pruner = start_pruner(pruning, plan, device)
+    cache = pruner.attach(session.allocate_cache(plan))
     result = Generation(session.latent, cache_bytes=cache.bytes)
+    limits = Limits.planned(plan, session.images)
     watch = Stopwatch(device)
     for entry in plan.scales:
         watch.mark()
-        report = ScaleReport(entry)
-        if not entry.skipped:
-            pruner.begin_scale(entry, session.images, session.latent)
-            report.rows = guidance.rows(entry.scale.index, session.images, session.copies)
-            choice = run_scale(session, entry.scale, report.rows, cache, pruner, guidance, sampler, probe)
-            result.choices[entry.scale.index] = choice
+        limits = pruner.decide(entry.scale, session.latent, preview) or limits
+        report = ScaleReport(limits.of(entry))
+        if not report.plan.skipped:
+            before = session.latent
+            pruner.begin_scale(entry, session.images, before)
+            limited = replace(guidance, until=limits.guided_until)
+            report.rows = limited.rows(entry.scale.index, session.images, session.copies)
+            known = (prefix or {}).get(entry.scale.index)
+            result.choices[entry.scale.index] = run_scale(
+                session, entry.scale, report.rows, cache, pruner, limited, sampler, probe, known
+            )
+            session.latent = _merge(limits.running(entry.scale.index), session.latent, before)
             report.kept_index = pruner.kept_index
         watch.mark()
         result.scales.append(report)
@@ -161,8 +168,9 @@ def run_scale(
     guidance: Guidance,
     sampler: Sampler,
     probe: Probe | None,
+    known: Tensor | None = None,
 ) -> Tensor:
-    """One scale: embed, run the layers, sample, commit. Returns the sampled values."""
+    """One scale: embed, run the layers, sample unless the values are known, commit. Returns the values."""
     hidden, tokens = session.embed(scale, rows)
     _show(probe, "input", scale, hidden)
     for layer in range(session.depth):
@@ -173,16 +181,31 @@ def run_scale(
             probe(f"layer {layer}", scale, hidden)
         hidden = guidance.after_layer(scale.index, layer, hidden)
     hidden = pruner.leave(tokens, hidden)
-    if guidance.mixes_logits(scale.index):
-        logits = guidance.mix(scale.index, session.logits(hidden) / sampler.temperature(scale))
-    else:
-        logits = session.logits(hidden[: session.images]) / sampler.temperature(scale)
-    _show(probe, "logits", scale, logits)
-    choice = pruner.settle(tokens, sampler.sample(logits, scale))
+    choice = known
+    if known is None:
+        logits = _logits(session, scale, hidden, guidance, sampler)
+        _show(probe, "logits", scale, logits)
+        choice = pruner.settle(tokens, sampler.sample(logits, scale))
     session.commit(scale, choice, hidden)
     _show(probe, "choice", scale, choice)
     _show(probe, "latent", scale, session.latent)
     return choice
+
+
+def _logits(session: Session, scale: Scale, hidden: Tensor, guidance: Guidance, sampler: Sampler) -> Tensor:
+    """Logits after temperature and guidance, one row an image."""
+    if guidance.mixes_logits(scale.index):
+        logits = session.logits(hidden) / sampler.temperature(scale)
+        return guidance.mix_images(scale.index, logits)
+    return session.logits(hidden[: session.images]) / sampler.temperature(scale)
+
+
+def _merge(running: list[bool], latent: Tensor, before: Tensor) -> Tensor:
+    """The latent of images that still run, and what it was for those that have ended."""
+    if all(running):
+        return latent
+    mask = torch.tensor(running, device=latent.device).view(-1, *(1,) * (latent.dim() - 1))
+    return torch.where(mask, latent, before)
 
 
 def _show(probe: Probe | None, name: str, scale: Scale, tensor: Tensor) -> None:

@@ -18,7 +18,7 @@ class ScaleCost:
 
     Attributes:
         flops: Floating-point operations of the transformer, all rows, a multiply-add as two.
-        cache_bytes: Keys and values it adds to the cache, all layers and rows.
+        cache_bytes: What it adds to the room that keys and values need, all layers and rows.
         rows: Batch rows, unconditional copies included.
     """
 
@@ -72,6 +72,7 @@ class Summary:
             "dense_flops": self.dense_flops,
             "cache_bytes": self.cache_bytes,
             "attention": self.backend,
+            "decides_per_picture": self.plan.decides,
             "scales": [
                 {
                     "scale": str(entry.scale),
@@ -101,6 +102,8 @@ class Summary:
         )
         saved = self.dense_flops / max(self.flops, 1)
         lines.append(f"{saved:.2f} x fewer transformer FLOPs than dense; attention: {self.backend}.")
+        if self.plan.decides:
+            lines.append("The method decides picture by picture: this is the most that will run.")
         return "\n".join(lines)
 
 

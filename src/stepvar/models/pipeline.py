@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -97,8 +97,12 @@ def make_generators(
     return [torch.Generator().manual_seed(value) for value in seeds], list(seeds)
 
 
-def rows_per_scale(guidance: Guidance, schedule: ScaleSchedule, images: int, copies: int) -> list[int]:
-    """Batch rows that each scale computes."""
+def rows_per_scale(
+    guidance: Guidance, schedule: ScaleSchedule, images: int, copies: int, plan: GenerationPlan | None = None
+) -> list[int]:
+    """Batch rows that each scale computes, of a plan that may end guidance early."""
+    if plan is not None and plan.unguided is not None:
+        guidance = replace(guidance, until=(plan.unguided,) * images)
     return [guidance.rows(scale.index, images, copies) for scale in schedule]
 
 

@@ -3,25 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from stepvar.generation.schedule import ScaleSchedule
+from stepvar.generation.attention import KVCache
+from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.generation.tokens import Tokens
-from stepvar.pruning.plan import GenerationPlan, ScalePlan, resolve_plan
+from stepvar.pruning.plan import GenerationPlan, ScalePlan, find_scale, resolve_plan
 
 Branch = Callable[[Tensor, Tokens], Tensor]
 """A residual branch: hidden states [R, N, C] and their tokens -> what is added, [R, N, C]."""
 
 
+Preview = Callable[[Tensor], Tensor]
+"""Draws accumulated codes [B, d, (t,) h, w], of any size, as pixels in -1..1."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Where each picture of a batch ends early; entries are indices of scales, one an image.
+
+    Attributes:
+        stop: First scale that is no longer run.
+        unguided: First scale without classifier-free guidance.
+    """
+
+    stop: tuple[int, ...]
+    unguided: tuple[int, ...]
+
+    @classmethod
+    def planned(cls, plan: GenerationPlan, images: int) -> Limits:
+        """Those of a plan: every scale may run."""
+        end = len(plan.scales)
+        return cls((end,) * images, (end if plan.unguided is None else plan.unguided,) * images)
+
+    def running(self, scale: int) -> list[bool]:
+        """Which images still run at a scale."""
+        return [scale < stop for stop in self.stop]
+
+    @property
+    def guided_until(self) -> tuple[int, ...]:
+        """First scale without guidance: a picture that has ended needs none."""
+        return tuple(map(min, self.stop, self.unguided))
+
+    def of(self, entry: ScalePlan) -> ScalePlan:
+        """What is left of a scale's plan: it is skipped when no image runs it any more."""
+        return entry if any(self.running(entry.scale.index)) else replace(entry, skipped=True, kept=0)
+
+
 class Pruner:
     """A method at work on one generation; this base class is the dense run.
 
-    The loop calls `begin_scale`, then per layer `enter` and `residual`, then `leave`, and `settle` once
-    the scale is sampled. A method overrides what it changes. Nothing outlives the generation.
+    The loop calls `attach` once; for every scale `decide` and, where it runs, `begin_scale`, per layer
+    `enter` and `residual`, then `leave`, and `settle` once the scale is sampled. A method overrides what it
+    changes. Nothing outlives the generation.
 
     Args:
         plan: What will run.
@@ -29,6 +67,22 @@ class Pruner:
 
     def __init__(self, plan: GenerationPlan) -> None:
         self.plan = plan
+
+    def attach(self, cache: KVCache) -> KVCache:
+        """Before the first scale: the cache to use, the one given or another around its buffers."""
+        return cache
+
+    def decide(self, scale: Scale, latent: Tensor, preview: Preview | None) -> Limits | None:
+        """Before a scale, run or skipped: ends pictures early, having seen them so far.
+
+        Args:
+            latent: [B, d, (t,) H, W] codes accumulated so far.
+            preview: Draws codes as pixels; None where a model cannot.
+
+        Returns:
+            New limits, or None to leave them as they are. Only what comes later may be limited.
+        """
+        return None
 
     def begin_scale(self, entry: ScalePlan, images: int, latent: Tensor) -> None:
         """A scale starts.
@@ -51,8 +105,8 @@ class Pruner:
         """After the last layer: returns hidden states of all N positions, [R, N, C]."""
         return hidden
 
-    def settle(self, tokens: Tokens, choice: Tensor) -> Tensor:
-        """After sampling: the values [B, N, ...] that enter the picture."""
+    def settle(self, tokens: Tokens, choice: Any) -> Any:
+        """After sampling: the values that enter the picture, a tensor [B, N, ...] or a tuple of them."""
         return choice
 
     @property
@@ -87,6 +141,8 @@ class LateScales:
     Attributes:
         ratios: Share of tokens to prune, by scale. A ratio of 1 skips.
         skip: Scales not run at all: the largest gain, and what they would have drawn is missing.
+        unguided: First scale without classifier-free guidance: from there on only the conditional copies
+            are computed, half of the work. None keeps guidance to the end.
 
     Raises:
         ValueError: When a ratio is out of range.
@@ -94,6 +150,7 @@ class LateScales:
 
     ratios: Mapping[int, float] = field(default_factory=dict)
     skip: tuple[int, ...] = ()
+    unguided: int | None = None
 
     def __post_init__(self) -> None:
         # Copies of our own: what the caller does to theirs later must not change a frozen configuration.
@@ -113,4 +170,58 @@ class LateScales:
         """
         if not 0 <= first_layer < depth:
             raise ValueError(f"first_layer is {first_layer}; a model of {depth} layers has 0 to {depth - 1}.")
-        return resolve_plan(schedule, depth, self.ratios, self.skip, first_layer, last_layer)
+        plan = resolve_plan(schedule, depth, self.ratios, self.skip, first_layer, last_layer)
+        if self.unguided is None:
+            return plan
+        index = find_scale(schedule, self.unguided)
+        if index == 0:
+            raise ValueError("unguided names the first scale: draw without guidance instead, by weight 1.")
+        return replace(plan, unguided=index)
+
+
+def plan_generation(method: PruningMethod | None, schedule: ScaleSchedule, depth: int) -> GenerationPlan:
+    """What a method will run on a schedule; everything when there is no method."""
+    return GenerationPlan.dense(schedule, depth) if method is None else method.plan(schedule, depth)
+
+
+def start_pruner(method: PruningMethod | None, plan: GenerationPlan, device: torch.device) -> Pruner:
+    """Starts a method for one generation; the dense run when there is no method."""
+    return Pruner(plan) if method is None else method.start(plan, device)
+
+
+class NestedPruner(Pruner):
+    """A method around another one, which it leaves at work; overrides what it adds.
+
+    Args:
+        plan: What both will run together.
+        inner: The other one.
+    """
+
+    def __init__(self, plan: GenerationPlan, inner: Pruner) -> None:
+        super().__init__(plan)
+        self.inner = inner
+
+    def attach(self, cache: KVCache) -> KVCache:
+        return self.inner.attach(cache)
+
+    def decide(self, scale: Scale, latent: Tensor, preview: Preview | None) -> Limits | None:
+        return self.inner.decide(scale, latent, preview)
+
+    def begin_scale(self, entry: ScalePlan, images: int, latent: Tensor) -> None:
+        self.inner.begin_scale(entry, images, latent)
+
+    def enter(self, layer: int, tokens: Tokens, hidden: Tensor) -> tuple[Tokens, Tensor]:
+        return self.inner.enter(layer, tokens, hidden)
+
+    def residual(self, layer: int, name: str, branch: Branch, tokens: Tokens, hidden: Tensor) -> Tensor:
+        return self.inner.residual(layer, name, branch, tokens, hidden)
+
+    def leave(self, tokens: Tokens, hidden: Tensor) -> Tensor:
+        return self.inner.leave(tokens, hidden)
+
+    def settle(self, tokens: Tokens, choice: Any) -> Any:
+        return self.inner.settle(tokens, choice)
+
+    @property
+    def kept_index(self) -> Tensor | None:
+        return self.inner.kept_index

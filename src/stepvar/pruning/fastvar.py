@@ -38,7 +38,7 @@ class FastVAR(LateScales):
     run, what it gave at the cache scale is added, interpolated by area.
 
     Attributes:
-        ratios, skip: See `LateScales`.
+        ratios, skip, unguided: See `LateScales`.
         first_layer: First layer that is pruned; by default 3/32 of the depth stay dense, at least one
             layer. HART's fork prunes from 0.
         dense_end: Layers at the end that stay dense; by default 4/32 of the depth. HART's fork has 0.
@@ -118,8 +118,9 @@ class FastVARPruner(Pruner):
             output = branch(gather_tokens(hidden, index), tokens.narrow(index))
             return hidden + self.filled(self.cache[layer, name], index, output)
         output = branch(hidden, tokens)
-        if self.entry is self.cache_entry:
-            self.store(layer, name, output)
+        if self.entry.scale == self.cache_entry.scale:
+            # Without what a model has before a map, a prompt's tokens for example.
+            self.store(layer, name, output[:, -self.entry.scale.tokens :])
         return hidden + output
 
     def select(self, layer: int, name: str, hidden: Tensor) -> Tensor:

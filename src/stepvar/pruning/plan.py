@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from stepvar.generation.schedule import Scale, ScaleSchedule
 
@@ -49,10 +50,21 @@ class ScalePlan:
 
 @dataclass(frozen=True)
 class GenerationPlan:
-    """What every scale of a schedule will run, on a model of `depth` layers."""
+    """What every scale of a schedule will run, on a model of `depth` layers.
+
+    Attributes:
+        unguided: Index of the first scale without classifier-free guidance; None where guidance stays.
+        retained: Most tokens that a layer goes on remembering after a scale, by layer, then by scale;
+            empty where nothing is forgotten.
+        decides: The method may leave out more while it runs, once it has seen the picture so far: what is
+            planned is then the most that will run.
+    """
 
     scales: tuple[ScalePlan, ...]
     depth: int
+    unguided: int | None = None
+    retained: tuple[tuple[int, ...], ...] = ()
+    decides: bool = False
 
     @classmethod
     def dense(cls, schedule: ScaleSchedule, depth: int) -> GenerationPlan:
@@ -68,11 +80,44 @@ class GenerationPlan:
     @property
     def changes(self) -> bool:
         """Whether anything differs from a dense run."""
-        return any(entry.prunes or entry.skipped for entry in self.scales)
+        left_out = any(entry.prunes or entry.skipped for entry in self.scales)
+        return left_out or self.decides or self.unguided is not None or bool(self.retained)
+
+    def remembered(self, layer: int) -> list[int]:
+        """Tokens whose keys and values a layer holds after each scale."""
+        held, counts = 0, []
+        for entry in self.scales:
+            if not entry.skipped:
+                held += entry.tokens(layer)
+                if self.retained:
+                    held = min(held, self.retained[layer][entry.scale.index])
+            counts.append(held)
+        return counts
+
+    def attended(self, layer: int) -> list[int]:
+        """Tokens that each scale's queries see in a layer, its own included; 0 where it is skipped."""
+        before = [0, *self.remembered(layer)]
+        return [
+            0 if entry.skipped else held + entry.tokens(layer)
+            for entry, held in zip(self.scales, before, strict=False)
+        ]
 
     def cached_tokens(self, layer: int) -> int:
-        """Tokens whose keys and values a layer stores over the whole generation."""
-        return sum(entry.tokens(layer) for entry in self.scales)
+        """Most tokens whose keys and values a layer holds between two scales."""
+        return max(self.remembered(layer))
+
+    def stored_tokens(self) -> list[int]:
+        """Room for keys and values, in tokens of all layers together, that is needed up to each scale.
+
+        Where a layer is about to forget, it attends in a workspace that all layers share: that counts too.
+        """
+        room, work = [0] * len(self.scales), [0] * len(self.scales)
+        for layer in range(self.depth):
+            held, seen = self.remembered(layer), self.attended(layer)
+            room = [total + most for total, most in zip(room, accumulate(held, max), strict=True)]
+            cut = [tokens if tokens > left else 0 for tokens, left in zip(seen, held, strict=True)]
+            work = [max(widest, tokens) for widest, tokens in zip(work, cut, strict=True)]
+        return [tokens + most for tokens, most in zip(room, accumulate(work, max), strict=True)]
 
 
 def kept_tokens(tokens: int, ratio: float) -> int:

@@ -8,6 +8,7 @@ compared with: any score goes with any recovery.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ class StepVAR(LateScales):
     Attributes:
         ratios: See `LateScales`. Speed grows with the ratio; fine detail in flat regions goes first,
             visible damage starts above 0.7 or so.
-        skip: See `LateScales`.
+        skip, unguided: See `LateScales`.
         score: What makes a token important; see `stepvar.pruning.scores.SCORERS`.
         recovery: How pruned positions get their features after the last layer:
             "nearest" copies the nearest kept token (the paper's);
@@ -188,7 +189,8 @@ class StepVARPruner(Pruner):
     def leave(self, tokens: Tokens, hidden: Tensor) -> Tensor:
         if self.index is None:
             if self.config.recovery == "cache" and self.plan.prunes:
-                self.cached = (self.entry, hidden)
+                # Without what a model has before a map, a prompt's tokens for example.
+                self.cached = (self.entry, hidden[:, -self.entry.scale.tokens :])
             return hidden
         index, grid = self.every_row(self.index, hidden), tokens.scale.grid
         if self.config.recovery == "cache":
@@ -215,10 +217,13 @@ class StepVARPruner(Pruner):
         dense = dense.contiguous()
         return dense.scatter_(1, index.unsqueeze(-1).expand_as(hidden), hidden)
 
-    def settle(self, tokens: Tokens, choice: Tensor) -> Tensor:
+    def settle(self, tokens: Tokens, choice: Any) -> Any:
         if self.index is None or not self.config.copy_values:
             return choice
-        return gather_tokens(choice, self.index.gather(1, self.slots))
+        source = self.index.gather(1, self.slots)
+        if isinstance(choice, tuple):
+            return tuple(gather_tokens(values, source) for values in choice)
+        return gather_tokens(choice, source)
 
     def every_row(self, index: Tensor, hidden: Tensor) -> Tensor:
         """[B, ...] repeated for all copies of the images."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
+from stepvar.generation.cascade import Cascade, generate_in_cascade
 from stepvar.generation.guidance import Guidance, per_scale
 from stepvar.generation.loop import generate, plan_generation
 from stepvar.generation.progress import Observer, Stopwatch
@@ -18,7 +19,7 @@ from stepvar.generation.report import Report, Summary
 from stepvar.generation.sampling import BitSampler, SamplingSettings
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.models.infinity.checkpoints import check_pair
-from stepvar.models.infinity.cost import scale_costs
+from stepvar.models.infinity.cost import summarise
 from stepvar.models.infinity.session import InfinitySession, TextCondition
 from stepvar.models.infinity.text import encode_prompts
 from stepvar.models.infinity.tokenizer import InfinityTokenizer
@@ -33,7 +34,6 @@ from stepvar.models.pipeline import (
     make_generators,
     peak_memory,
     reset_peak_memory,
-    rows_per_scale,
     to_output,
 )
 from stepvar.pruning.base import PruningMethod
@@ -55,6 +55,7 @@ class _Request:
     method: PruningMethod | None
     generators: list[torch.Generator]
     seeds: list[int | None]
+    cascade: Cascade | None = None
 
 
 class InfinityPipeline(NextScalePipeline):
@@ -115,6 +116,7 @@ class InfinityPipeline(NextScalePipeline):
         seed: int | Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         pruning: PruningMethod | str | None = None,
+        cascade: Cascade | None = None,
         prompt_embeds: Sequence[Tensor] | None = None,
         negative_prompt_embeds: Sequence[Tensor] | None = None,
         output_type: str = "pil",
@@ -138,6 +140,7 @@ class InfinityPipeline(NextScalePipeline):
             seed: One an image, or one number s for s, s + 1, ...
             generator: One an image, instead of seeds.
             pruning: `StepVAR(...)` or another method, a preset's name, or None for a dense run.
+            cascade: Another pipeline that draws the first scales; this one draws the others.
             prompt_embeds: One [T_i, E] a prompt, instead of prompts.
             negative_prompt_embeds: One [T_i, E] a prompt, instead of negative prompts.
             output_type: "pil", "np", "pt", or "latent" for the accumulated codes.
@@ -165,10 +168,12 @@ class InfinityPipeline(NextScalePipeline):
             self._method(pruning, schedule),
             generators,
             seeds,
+            cascade,
         )
+        if cascade is not None:
+            cascade.check(self, schedule, request.guidance, request.method)
         embeds = (prompt_embeds, negative_prompt_embeds)
-        latent, report = self._generate(request, num_images_per_prompt, embeds, observer)
-        return self._decode(latent, report, output_type)
+        return self._decode(*self._generate(request, num_images_per_prompt, embeds, observer), output_type)
 
     def summary(
         self,
@@ -181,12 +186,14 @@ class InfinityPipeline(NextScalePipeline):
         guidance_scale: PerScale | None = None,
         images: int = 1,
         text_tokens: int = 16,
+        cascade: Cascade | None = None,
     ) -> Summary:
         """What a call with these arguments will run: tokens kept, skips, FLOPs and KV bytes a scale.
 
         Args:
             images: Pictures in the batch.
             text_tokens: Length of a prompt in tokens, for the cost of cross-attention.
+            cascade: As in `__call__`; what is compared with is then the drafter alone.
 
         Raises:
             ValueError: As `__call__` would.
@@ -194,11 +201,9 @@ class InfinityPipeline(NextScalePipeline):
         schedule = self.schedule(height, width, aspect_ratio, pixel_budget)
         method = self._method(pruning, schedule)
         guidance = self._guidance(guidance_scale, (0,), len(schedule))
-        rows = rows_per_scale(guidance, schedule, images, 2 if guidance.active else 1)
-        depth = len(self.transformer.blocks)
-        plan, dense = plan_generation(method, schedule, depth), plan_generation(None, schedule, depth)
-        costs = scale_costs(self.transformer, plan, rows, text_tokens)
-        return Summary(plan, costs, scale_costs(self.transformer, dense, rows, text_tokens))
+        if cascade is not None:
+            cascade.check(self, schedule, guidance, method)
+        return summarise(self.transformer, schedule, method, guidance, images, text_tokens, cascade)
 
     def schedule(
         self,
@@ -292,18 +297,21 @@ class InfinityPipeline(NextScalePipeline):
         reset_peak_memory(device)
         watch = Stopwatch(device)
         watch.mark()
-        condition = self._condition(request, repeats, embeds, device)
+        session = self.start(request, repeats, embeds, device)
+        draft = request.cascade and request.cascade.drafter.start(request, repeats, embeds, device)
         watch.mark()
-        session = InfinitySession(self.transformer, condition, request.schedule, self.vae.config.patchify)
         bits = self.transformer.config.bits
-        sampler = BitSampler(request.sampling, request.schedule, bits, request.generators, device)
-        result = generate(
-            session,
-            guidance=request.guidance,
-            sampler=sampler,
-            pruning=request.method,
-            observer=observer,
-        )
+        settings = {
+            "guidance": request.guidance,
+            "sampler": BitSampler(request.sampling, request.schedule, bits, request.generators, device),
+            "pruning": request.method,
+            "observer": observer,
+            "preview": self.vae.decode,
+        }
+        if request.cascade is None:
+            result = generate(session, **settings)
+        else:
+            result = generate_in_cascade(draft, session, request.cascade.scales, **settings)
         watch.mark()
         stages = {"text": watch.seconds(0), "scales": watch.seconds(1)}
         report = Report(
@@ -316,6 +324,17 @@ class InfinityPipeline(NextScalePipeline):
             result.choices,
         )
         return result.latent, report
+
+    def start(
+        self,
+        request: _Request,
+        repeats: int,
+        embeds: tuple[Sequence[Tensor] | None, Sequence[Tensor] | None],
+        device: torch.device,
+    ) -> InfinitySession:
+        """Encodes the text of a request and starts the model on it."""
+        condition = self._condition(request, repeats, embeds, device)
+        return InfinitySession(self.transformer, condition, request.schedule, self.vae.config.patchify)
 
     def _condition(
         self,
@@ -364,6 +383,7 @@ class InfinityPipeline(NextScalePipeline):
                 "top_k": request.sampling.top_k,
                 "top_p": request.sampling.top_p,
                 "pruning": request.method,
+                "cascade": request.cascade and request.cascade.settings,
                 "dtype": str(self.transformer.compute_dtype).removeprefix("torch."),
             }
         )
