@@ -112,7 +112,7 @@ def test_every_claim_has_a_verdict_and_evidence(finished):
     assert all(re.search(r"\d", claim["evidence"]) for claim in claims)
     # Two pictures decide nothing; only what follows from the plan alone is certain.
     decided = [claim["source"] for claim in claims if claim["verdict"] != "undecided"]
-    assert decided == ["section 4, our reading"]
+    assert decided == ["our reading of the settings"]
 
 
 def test_another_run_is_refused_before_anything_is_drawn(pipeline, finished):

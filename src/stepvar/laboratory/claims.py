@@ -175,7 +175,7 @@ def mostly_skipping(results: Results) -> Claim:
     share = (1 - skip.tokens) / (1 - both.tokens)
     return Claim(
         "The plan's gain is due to choosing tokens (the paper counts a skipped scale as a ratio of 1).",
-        "section 4, our reading",
+        "our reading of the settings",
         _verdict(share < 0.5, share > 0.5, both.n, 1),
         f"Skipping alone removes {1 - skip.tokens:.0%} of the tokens, the whole plan {1 - both.tokens:.0%}: "
         f"{share:.0%} of the saving is skipping, which alone is {tell(skip.speedup, 2, ' x')} faster.",
@@ -187,7 +187,7 @@ def _beats(rival: str) -> Callable[[Results], Claim]:
         versus = next(entry for entry in results.versus("table 1", OURS) if entry.rival == rival)
         return Claim(
             f"Without skips, StepVAR is nearer to the dense run than {rival} at the same ratios.",
-            "tables 1, 2 and 4",
+            "tables 1 and 2, ablation of selection",
             _verdict(versus.nearer, versus.farther, versus.psnr.n),
             f"PSNR {tell(versus.psnr, 2, ' dB')}, Fréchet distance {tell(versus.frechet, 4)}, scene score "
             f"{tell(versus.scene, 1)} points, time {tell(versus.time, 2)} times theirs.",
@@ -203,7 +203,7 @@ def nearest_beats_other_recoveries(results: Results) -> Claim | None:
     told = [f"{entry.rival}: PSNR {tell(entry.psnr)} dB, Fréchet {tell(entry.frechet, 4)}" for entry in found]
     return Claim(
         "Copying the nearest kept token recovers better than the alternatives.",
-        "table 5",
+        "ablation of recovery",
         _verdict(
             all(entry.nearer for entry in found),
             any(entry.farther for entry in found),
@@ -222,7 +222,7 @@ def fusion_beats_parts(results: Results) -> Claim:
     told = [f"{entry.rival}: PSNR {tell(entry.psnr)} dB, Fréchet {tell(entry.frechet, 4)}" for entry in found]
     return Claim(
         "Structure and texture together select better than either alone.",
-        "table 4",
+        "ablation of selection",
         _verdict(
             all(entry.nearer for entry in found),
             any(entry.farther for entry in found),
@@ -253,7 +253,7 @@ def ratio_trades_speed(results: Results) -> Claim:
     rising = all(np.diff(speeds) > 0) and all(np.diff(distances) > 0)
     return Claim(
         "Higher ratios are faster, and quality falls slowly up to about 0.5 and quickly beyond.",
-        "table 6",
+        "ablation of ratios",
         _verdict(rising and distances[-1] - distances[3] > distances[3] - distances[1], False, rows[0].n),
         "Speed-up and Fréchet distance by ratio: "
         + "; ".join(f"{row.label}: {row.speedup.value:.2f} x, {row.frechet.value:.4f}" for row in rows)

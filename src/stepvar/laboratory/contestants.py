@@ -14,7 +14,9 @@ from typing import Any
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.presets import METHODS, with_scales
 from stepvar.pruning.base import PruningMethod
+from stepvar.pruning.scalekv import ScaleKV
 from stepvar.pruning.scores import SCORERS
+from stepvar.pruning.skipvar import SkipVAR
 from stepvar.pruning.stepvar import RECOVERIES, StepVAR
 
 Ratios = Mapping[int, float]
@@ -45,6 +47,14 @@ VARIANTS: dict[str, StepVAR] = {
     "anchors of stride 4": StepVAR(ratios=WITHOUT_SKIPS[0], anchor_stride=4),
 }
 """Beyond the paper: one thing changed at a time."""
+
+OTHERS: dict[str, PruningMethod] = {
+    "no guidance on the last two scales": StepVAR(unguided=-2),
+    "pruned, no guidance on the last two": StepVAR(ratios=WITHOUT_SKIPS[0], unguided=-2),
+    "SkipVAR": SkipVAR(),
+    "ScaleKV, 6 %": ScaleKV(share=0.06),
+}
+"""Accelerators of other kinds, alone or with pruning."""
 
 RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
 PAIR_RATIO = 0.7
@@ -135,6 +145,11 @@ class Field:
         for name, variant in VARIANTS.items():
             if variant.stages < self.depth:
                 self.add("variants", name, variant)
+        self.add("others", DENSE, None)
+        self.add("others", SKIP_ONLY, StepVAR(skip=WITH_SKIPS[1]))
+        self.add("others", OURS, StepVAR(*WITHOUT_SKIPS))
+        for name, other in OTHERS.items():
+            self.add("others", name, other)
         self.add("ratio", "0", None)
         for ratio in RATIOS:
             self.add("ratio", f"{ratio:g}", StepVAR(ratios={-2: ratio, -1: ratio}))

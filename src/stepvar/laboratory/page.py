@@ -22,6 +22,7 @@ EXHIBITS = {
     "decomposition": "Where the gain comes from: skipping, pruning, both",
     "table 1": "Methods without skips: half of the second last scale and three quarters of the last pruned",
     "table 2": "Methods with the paper's plan: 0.4 and 0.5 pruned, then two scales skipped",
+    "others": "Accelerators of other kinds: guidance dropped, scales left out per picture, a smaller cache",
     "selection": "Ablation: what to keep (same ratios, without skips)",
     "recovery": "Ablation: how to fill in what was pruned",
     "variants": "Beyond the paper: one thing changed at a time",
@@ -79,6 +80,7 @@ def render(results: Results) -> tuple[str, dict[str, Any]]:
         "table2": _table(results, "table 2")
         + _versus(results.versus("table 2", _ours_with_skips(results)), OURS),
         "trade_off": charts.trade_off(results),
+        "others": _table(results, "others"),
         "selection": _table(results, "selection"),
         "recovery": _table(results, "recovery"),
         "variants": _table(results, "variants"),
