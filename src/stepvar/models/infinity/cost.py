@@ -40,7 +40,8 @@ def scale_costs(
             flops += 2 * tokens * (6 * width**2 + 2 * width * hidden)
             flops += 4 * tokens * width * (attended[layer][index] + text_tokens)
         cache = 2 * (stored[index + 1] - stored[index]) * width * item
-        costs.append(ScaleCost(count * flops, count * cache, 0 if entry.skipped else count))
+        # The room is allocated once, for as many rows as any scale has.
+        costs.append(ScaleCost(count * flops, max(rows) * cache, 0 if entry.skipped else count))
     return tuple(costs)
 
 
