@@ -174,13 +174,11 @@ def make_generators(
     return [torch.Generator().manual_seed(value) for value in seeds], list(seeds)
 
 
-def rows_per_scale(
-    guidance: Guidance, schedule: ScaleSchedule, images: int, copies: int, plan: GenerationPlan | None = None
-) -> list[int]:
+def rows_per_scale(guidance: Guidance, images: int, copies: int, plan: GenerationPlan) -> list[int]:
     """Batch rows that each scale computes, of a plan that may end guidance early."""
-    if plan is not None and plan.unguided is not None:
+    if plan.unguided is not None:
         guidance = replace(guidance, until=(plan.unguided,) * images)
-    return [guidance.rows(scale.index, images, copies) for scale in schedule]
+    return [guidance.rows(entry.scale.index, images, copies) for entry in plan.scales]
 
 
 def bring_in(part: nn.Module) -> None:

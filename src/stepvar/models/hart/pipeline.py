@@ -201,15 +201,15 @@ class HARTPipeline(NextScalePipeline):
         method = self.plan_method(pruning, schedule)
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
         guidance = make_guidance(scale, schedule)
-        rows = rows_per_scale(guidance, schedule, images, 2 if guidance.active else 1)
-        depth = len(self.transformer.blocks)
+        depth, copies = len(self.transformer.blocks), 2 if guidance.active else 1
         plan, dense = plan_generation(method, schedule, depth), plan_generation(None, schedule, depth)
-        copies = 1 if guidance.weights[-1] in (1.0, 2.0) else 2
+        rows, dense_rows = (rows_per_scale(guidance, images, copies, one) for one in (plan, dense))
+        head_copies = 1 if guidance.weights[-1] in (1.0, 2.0) else 2
         everywhere = "none" if residual == "none" else "all"
         return Summary(
             plan,
-            scale_costs(self.transformer, plan, rows, images, residual, copies),
-            scale_costs(self.transformer, dense, rows, images, everywhere, copies),
+            scale_costs(self.transformer, plan, rows, images, residual, head_copies),
+            scale_costs(self.transformer, dense, dense_rows, images, everywhere, head_copies),
         )
 
     def schedule(self, height: int | None = None, width: int | None = None, parts: int = 1) -> ScaleSchedule:

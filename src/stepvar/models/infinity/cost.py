@@ -57,7 +57,7 @@ def summarise(
     """What a method will run and what that costs, against the dense run (of the drafter, in a cascade)."""
 
     def costs(plan: GenerationPlan, model: InfinityTransformer) -> tuple[ScaleCost, ...]:
-        rows = rows_per_scale(guidance, schedule, images, 2 if guidance.active else 1, plan)
+        rows = rows_per_scale(guidance, images, 2 if guidance.active else 1, plan)
         return scale_costs(model, plan, rows, text_tokens)
 
     plan = plan_generation(method, schedule, len(transformer.blocks))

@@ -247,13 +247,16 @@ class InfinityStarPipeline(NextScalePipeline):
         method = self._method(pruning, schedule)
         copies = 2 if request.guidance.active else 1
         prefix = [text_tokens, *request.condition_tokens]
-        rows = [images * row for row in rows_per_scale(request.guidance, schedule, 1, copies)]
         plan, dense = plan_generation(method, schedule, depth), plan_generation(None, schedule, depth)
+        rows, dense_rows = (
+            [images * row for row in rows_per_scale(request.guidance, 1, copies, one)]
+            for one in (plan, dense)
+        )
         parts = (self.transformer, self.vae, self.text_encoder)
         return Summary(
             plan,
             scale_costs(self.transformer, schedule, plan, rows, prefix),
-            scale_costs(self.transformer, schedule, dense, rows, prefix),
+            scale_costs(self.transformer, schedule, dense, dense_rows, prefix),
             memory=memory_plan(*parts, schedule, plan, copies, prefix),
         )
 

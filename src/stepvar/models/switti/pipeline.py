@@ -215,11 +215,11 @@ class SwittiPipeline(NextScalePipeline):
         schedule = self.schedule(height, width)
         method = self.plan_method(pruning, schedule)
         guidance = self._guidance(guidance_scale, *self._guided_scales(guidance_start, guidance_stop))
-        rows = rows_per_scale(guidance, schedule, images, 2 if guidance.active else 1)
-        depth = len(self.transformer.blocks)
+        depth, copies = len(self.transformer.blocks), 2 if guidance.active else 1
         plan, dense = plan_generation(method, schedule, depth), plan_generation(None, schedule, depth)
+        rows, dense_rows = (rows_per_scale(guidance, images, copies, one) for one in (plan, dense))
         costs = scale_costs(self.transformer, plan, rows, text_tokens)
-        return Summary(plan, costs, scale_costs(self.transformer, dense, rows, text_tokens))
+        return Summary(plan, costs, scale_costs(self.transformer, dense, dense_rows, text_tokens))
 
     def schedule(self, height: int | None = None, width: int | None = None) -> ScaleSchedule:
         """The model's one scale schedule.

@@ -176,13 +176,13 @@ class VARPipeline(NextScalePipeline):
         """
         schedule = self.schedule(height, width)
         method, guidance = self.plan_method(pruning, schedule), self._guidance(guidance_scale)
-        rows = rows_per_scale(guidance, schedule, images, 2 if guidance.active else 1)
-        depth = len(self.transformer.blocks)
+        depth, copies = len(self.transformer.blocks), 2 if guidance.active else 1
         plan, dense = plan_generation(method, schedule, depth), plan_generation(None, schedule, depth)
+        rows, dense_rows = (rows_per_scale(guidance, images, copies, one) for one in (plan, dense))
         return Summary(
             plan,
             scale_costs(self.transformer, plan, rows),
-            scale_costs(self.transformer, dense, rows),
+            scale_costs(self.transformer, dense, dense_rows),
         )
 
     def schedule(self, height: int | None = None, width: int | None = None) -> ScaleSchedule:
