@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from plain_infinity import PlainInfinity
-from stepvar.embedded.architecture import build_transformer
+from stepvar.embedded.architecture import SIZES, build_transformer
 from stepvar.evaluation.timing import Samples, Spread, interleaved, machine
 from stepvar.generation.guidance import Guidance
 from stepvar.generation.loop import generate
@@ -35,7 +35,7 @@ def build(dims: str, layers: int | None) -> InfinityTransformer:
     """A transformer with random weights: "embedded" or a published size, with fewer layers on request."""
     torch.manual_seed(0)
     if dims == "embedded":
-        transformer = build_transformer()
+        transformer = build_transformer(SIZES["192"])
     else:
         config = published_config(dims)
         transformer = InfinityTransformer(**{**config, "depth": layers or config["depth"]})

@@ -163,6 +163,8 @@ def test_bad_input_is_one_sentence(run, model_folder, arguments, words):
 class VideoPainter:
     """Draws plain grey videos, as a video pipeline gives them."""
 
+    draws_videos = True
+    origin = "painter"
     config: dict = {}  # noqa: RUF012
     components: dict = {}  # noqa: RUF012
     transformer = SimpleNamespace(compute_dtype="torch.float32")

@@ -12,7 +12,7 @@ def test_a_report_on_the_command_line(run, model_folder):
     result = run("reproduce", "--model", model_folder, "-o", "report", "--minutes", 0.1)
     assert result.code == 0, result.stderr
     assert "pictures of each main method" in result.stderr and "about" in result.stderr
-    for word in ("dense", "skip only", "prune and skip", "scene score", "held", "report/index.html"):
+    for word in ("dense", "skip only", "prune and skip", "scene score", "undecided", "report/index.html"):
         assert word in result.stdout
     document = json.loads(Path("report/numbers.json").read_text())
     assert document["run"]["identity"]["minutes"] == 0.1 and len(document["claims"]) >= 14
