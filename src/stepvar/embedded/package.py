@@ -12,7 +12,7 @@ from stepvar.embedded.train_transformer import EmbeddedModel
 from stepvar.models.infinity.pipeline import InfinityPipeline
 from stepvar.models.infinity.tokenizer import InfinityTokenizer
 
-DEFAULTS = {"guidance_scale": 5.0, "temperature": 0.4, "top_k": 0, "top_p": 0.0}
+DEFAULTS = {"guidance_scale": 2.0, "temperature": 0.5, "top_k": 0, "top_p": 0.0}
 """Sampling settings of the shipped model, chosen by its scene score."""
 
 
@@ -42,6 +42,8 @@ def package(pipeline: InfinityPipeline, folder: Path) -> int:
         part.to(torch.bfloat16)
     fresh = folder.with_name(folder.name + ".partial")
     shutil.rmtree(fresh, ignore_errors=True)
+    # Where training kept its files is nobody else's business.
+    pipeline.vae.register_to_config(_name_or_path="")
     # Files stay small enough to be moved about, also from a machine that hands out small files only.
     pipeline.save_pretrained(fresh, max_shard_size="15MB")
     shutil.rmtree(folder, ignore_errors=True)

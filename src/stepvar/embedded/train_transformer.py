@@ -75,7 +75,7 @@ class TransformerTraining:
     object_weight: float = 4.0
     flip: float = 0.15
     drop_text: float = 0.1
-    average: float = 0.998
+    average: float = 0.99
     checkpoint_minutes: float = 3.0
     seed: int = 0
     size: str = "192"
