@@ -115,6 +115,8 @@ class NextScalePipeline(DiffusionPipeline):
         device = latent.device
         watch = Stopwatch(device)
         watch.mark()
+        if output_type != "latent":
+            bring_in(self.vae)
         images = latent if output_type == "latent" else to_output(self.vae.decode(latent), output_type)
         watch.mark()
         report.stages["decode"] = watch.seconds(0)

@@ -29,6 +29,7 @@ from stepvar.models.pipeline import (
     ImageOutput,
     NextScalePipeline,
     as_prompts,
+    bring_in,
     describe,
     make_generators,
     reset_peak_memory,
@@ -250,6 +251,7 @@ class HARTPipeline(NextScalePipeline):
         watch.mark()
         condition = self._condition(request, repeats, embeds, device)
         watch.mark()
+        bring_in(self.transformer)
         # Offloading moves a component when it is called, and the quantiser is used before its tokenizer is.
         quantizer, generators = self.vae.quantizer.to(device), request.generators
         sampler = CodebookSampler(

@@ -29,6 +29,7 @@ from stepvar.models.pipeline import (
     ImageOutput,
     NextScalePipeline,
     as_prompts,
+    bring_in,
     describe,
     make_generators,
     reset_peak_memory,
@@ -327,6 +328,7 @@ class InfinityPipeline(NextScalePipeline):
     ) -> InfinitySession:
         """Encodes the text of a request and starts the model on it."""
         condition = self._condition(request, repeats, embeds, device)
+        bring_in(self.transformer)
         return InfinitySession(self.transformer, condition, request.schedule, self.vae.config.patchify)
 
     def _condition(

@@ -21,6 +21,7 @@ from stepvar.models.pipeline import (
     ImageOutput,
     NextScalePipeline,
     as_prompts,
+    bring_in,
     describe,
     make_generators,
     reset_peak_memory,
@@ -296,7 +297,8 @@ class SwittiPipeline(NextScalePipeline):
         watch.mark()
         positive, negative = self._features(request, features, device)
         watch.mark()
-        quantizer = self.vae.quantizer
+        bring_in(self.transformer)
+        quantizer = self.vae.quantizer.to(device)
         negative = None if negative is None else negative.repeated(repeats)
         session = SwittiSession(self.transformer, quantizer, positive.repeated(repeats), negative)
         sampler = CodebookSampler(

@@ -20,6 +20,7 @@ from stepvar.models.pipeline import (
     OUTPUT_TYPES,
     ImageOutput,
     NextScalePipeline,
+    bring_in,
     describe,
     make_generators,
     reset_peak_memory,
@@ -271,7 +272,8 @@ class VARPipeline(NextScalePipeline):
         watch = Stopwatch(device)
         watch.mark()
         classes = torch.tensor(request.classes)
-        quantizer = self.vae.quantizer
+        bring_in(self.transformer)
+        quantizer = self.vae.quantizer.to(device)
         session = VARSession(self.transformer, quantizer, classes, request.guidance.active)
         watch.mark()
         sampler = CodebookSampler(

@@ -1,0 +1,34 @@
+"""Offloading moves a part when it is needed, although the loop never calls a transformer's `forward`."""
+
+import pytest
+from accelerate import cpu_offload_with_hook
+
+from tiny_hart import make_pipeline as make_hart_pipeline
+from tiny_pipeline import make_pipeline as make_infinity_pipeline
+from tiny_switti import make_switti_pipeline
+from tiny_var import make_var_pipeline
+
+
+@pytest.mark.parametrize(
+    ("make", "prompt"),
+    [
+        (make_infinity_pipeline, "a red star"),
+        (make_var_pipeline, 1),
+        (make_hart_pipeline, "a red star"),
+        (make_switti_pipeline, "a red star"),
+    ],
+)
+def test_parts_are_brought_in_before_they_work(make, prompt):
+    pipeline, brought = make(), []
+    for name in ("transformer", "vae"):
+        part = getattr(pipeline, name)
+        cpu_offload_with_hook(part, "cpu")
+        bring = part._hf_hook.pre_forward
+
+        def recorded(module, *args, name=name, bring=bring, **kwargs):
+            brought.append(name)
+            return bring(module, *args, **kwargs)
+
+        part._hf_hook.pre_forward = recorded
+    pipeline(prompt, seed=0)
+    assert brought == ["transformer", "vae"]
