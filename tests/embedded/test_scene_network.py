@@ -52,7 +52,14 @@ from stepvar.embedded.scenes import (
 )
 
 SETTINGS = SceneNetworkTraining(
-    minutes=0.04, workers=0, eye_batch=4, prompt_batch=4, least_encoded=8, eye_share=0.4, log_every=1
+    minutes=0.04,
+    workers=0,
+    eye_batch=4,
+    prompt_batch=4,
+    least_encoded=8,
+    settling_steps=2,
+    eye_share=0.4,
+    log_every=1,
 )
 
 

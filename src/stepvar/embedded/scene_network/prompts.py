@@ -27,8 +27,11 @@ from stepvar.embedded.scenes.spec import MAXIMUM_OBJECTS
 SWAPS = ("background", "count", "shape", "colour", "texture", "size", "relation", "exchange")
 """What may be wrong in a hard negative; "exchange" swaps an attribute between the two groups."""
 
-_COLOUR_SHARE, _TEXTURE_SHARE, _SIZE_SHARE = 0.75, 0.5, 0.25
-_BACKGROUND_SHARE, _RELATION_SHARE = 0.5, 0.6
+_DRAWN_SWAPS = (*SWAPS, "size", "relation", "exchange")
+"""What is learned last comes twice."""
+
+_COLOUR_SHARE, _TEXTURE_SHARE, _SIZE_SHARE = 0.75, 0.5, 0.3
+_BACKGROUND_SHARE, _RELATION_SHARE = 0.5, 0.75
 _WRITTEN_SIZES = ("small", "large")
 _SWAP_ATTEMPTS = 12
 
@@ -136,12 +139,12 @@ def hard_negative(
     Args:
         random: The only source of randomness.
         spec: True of the scene.
-        kind: One of `SWAPS`; by default any.
+        kind: One of `SWAPS`; by default any, those that are hard to learn more often.
 
     Returns:
         The spec and the kind of the swap; None when no such swap was found.
     """
-    kinds = [kind] if kind else [SWAPS[index] for index in random.permutation(len(SWAPS))]
+    kinds = [kind] if kind else [_DRAWN_SWAPS[i] for i in random.permutation(len(_DRAWN_SWAPS))]
     for attempt in range(_SWAP_ATTEMPTS):
         chosen = kinds[attempt % len(kinds)]
         swapped = _SWAPPERS[chosen](random, spec) if chosen in _SWAPPERS else _swap(random, spec, chosen)

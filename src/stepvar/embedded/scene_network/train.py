@@ -65,6 +65,7 @@ class SceneNetworkTraining:
         eye_batch: Pictures a step of the eye, of 192 pixels.
         prompt_batch: Scenes a step of the prompts.
         negatives: False prompts of every scene.
+        settling_steps, settling_rate: Steps and first learning rate of `settle`.
         least_encoded: Scenes to encode even when the budget has no time for them.
         eye_filter_rate, eye_rate: Peak learning rates of the eye: Muon's of filters, AdamW's of the rest.
         prompt_matrix_rate, prompt_rate: The same of the encoders.
@@ -85,6 +86,8 @@ class SceneNetworkTraining:
     eye_batch: int = 24
     prompt_batch: int = 64
     negatives: int = 2
+    settling_steps: int = 250
+    settling_rate: float = 3e-2
     least_encoded: int = 256
     eye_filter_rate: float = 6e-3
     eye_rate: float = 3e-3
@@ -137,6 +140,7 @@ class SceneNetworkTrainer:
         if self.progress < eye_end:
             batches = stream(EyeBatches(self.config.eye_batch, self._seed(0)), self.config.workers)
             self._stage("eye", batches, 0.0, eye_end)
+            self.settle()
         self.network.eye.eval().requires_grad_(False)
         if not finished:
             encoded = self._encoded(prompts_start)
@@ -189,6 +193,27 @@ class SceneNetworkTrainer:
         self.network.eye.train()
         with mixed_precision(self.device):
             return eye_losses(self.network.eye(disturb(to_input(batch.pictures), self.random)), batch)
+
+    def settle(self) -> None:
+        """Fits the heads to features of the locked eye.
+
+        A batch has pictures of one side, so while the eye learns its normalisations tell the side; locked,
+        they do not, and sizes, which are relative to the side, would be misjudged.
+        """
+        eye = self.network.eye.eval().requires_grad_(False)
+        eye.heads.requires_grad_(True)
+        optimiser = torch.optim.AdamW(eye.heads.parameters(), weight_decay=0.0)
+        batches = stream(EyeBatches(self.config.eye_batch, self._seed(3)), self.config.workers)
+        for step in range(self.config.settling_steps):
+            started = time.monotonic()
+            batch = next(batches).to(self.device)
+            left = 1.0 - step / self.config.settling_steps
+            optimiser.param_groups[0]["lr"] = left * self.config.settling_rate
+            eye_losses(eye(to_input(batch.pictures)), batch)["loss"].backward()
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            self.seconds += time.monotonic() - started
+        self.save()
 
     def _prompt_losses(self, batch: PromptBatch, encoded: EncodedScenes) -> dict[str, Tensor]:
         with mixed_precision(self.device):
