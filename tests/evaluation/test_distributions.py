@@ -142,7 +142,7 @@ def test_clip_sees_what_its_own_processor_prepares(clip_folder):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("inseption", None), "Unknown features 'inseption'; known are tokenizer, inception, clip"),
+        (("inseption", None), "Unknown features 'inseption'; known are tokenizer, scenes, inception, clip"),
         (("inception", None), "need weights"),
         (("clip", None), "need weights"),
         (("tokenizer", None), "gives no features"),
@@ -196,3 +196,14 @@ def test_peak_memory_sees_what_is_gone_again():
     if grown is not None:
         assert 190e6 < grown < 260e6
         assert with_peak_memory(lambda: None, torch.device("cpu"))[1] < 20e6
+
+
+def test_the_scene_network_is_an_extractor_that_tells_scenes_apart():
+    from stepvar.embedded.scenes import render, sample
+    from stepvar.evaluation.features import extract, load_extractor
+
+    random = np.random.default_rng(5)
+    pictures = [render(sample(random)[1], seed=index) for index in range(4)]
+    features = extract(load_extractor("scenes", None), pictures)
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1.0, atol=1e-3)
+    assert np.linalg.norm(features[0] - features[1]) > 0.05

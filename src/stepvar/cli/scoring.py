@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Run = Annotated[Path, typer.Argument(metavar="DIR", help="A run of 'stepvar evaluate'.")]
 Features = Annotated[
-    str, typer.Option("--features", metavar="NAME", help="inception, clip or tokenizer (of --model).")
+    str, typer.Option("--features", metavar="NAME", help="inception, clip, scenes or tokenizer (of --model).")
 ]
 Weights = Annotated[
     Path | None, typer.Option(metavar="PATH", help="File of Inception's weights, or folder of a CLIP model.")
@@ -33,7 +33,8 @@ def fidelity(
     dense: Annotated[Path, typer.Option(metavar="DIR", help="The run to be like, of the same seeds.")],
     model: ModelChoice,
     features: Annotated[
-        str | None, typer.Option(metavar="NAME", help="For a Fréchet distance: inception, clip or tokenizer.")
+        str | None,
+        typer.Option(metavar="NAME", help="For a Fréchet distance: inception, clip, scenes or tokenizer."),
     ] = None,
     weights: Weights = None,
     lpips: Annotated[str | None, typer.Option(metavar="NET", help="LPIPS too: alex, vgg or squeeze.")] = None,

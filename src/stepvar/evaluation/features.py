@@ -19,7 +19,7 @@ from torch import Tensor
 Pixels = NDArray[np.uint8]
 Extractor = Callable[[Pixels], NDArray[np.float32]]
 
-EXTRACTORS = ("tokenizer", "inception", "clip")
+EXTRACTORS = ("tokenizer", "scenes", "inception", "clip")
 """Names that `load_extractor` knows."""
 
 _CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
@@ -159,6 +159,10 @@ def load_extractor(name: str, weights: Path | None, tokenizer: Any = None, devic
                 "This model's tokenizer gives no features: take inception or clip, with weights."
             )
         return TokenizerFeatures(tokenizer)
+    if name == "scenes":
+        from stepvar.embedded.scene_network import load_scene_network
+
+        return load_scene_network(device=device)
     if weights is None:
         wanted = "the file of Inception's weights" if name == "inception" else "the folder of a CLIP model"
         raise ValueError(f"The features {name!r} need weights: name {wanted}.")
