@@ -31,3 +31,27 @@ def write_index(
         **(settings or {}),
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+
+
+def save_text_side(
+    encoder: Any, tokenizer: Any, folder: Path, suffix: str = ""
+) -> dict[str, tuple[str, str]]:
+    """Saves a text encoder and its tokenizer in a pipeline folder.
+
+    Args:
+        encoder, tokenizer: Of transformers.
+        folder: Of the pipeline.
+        suffix: Tells the components of several text encoders apart.
+
+    Returns:
+        Their entries in the index.
+    """
+    encoder.save_pretrained(folder / f"text_encoder{suffix}")
+    tokenizer.save_pretrained(folder / f"tokenizer{suffix}")
+    # transformers 5 calls the generic class by a new name; the old one is known to all versions.
+    name = type(tokenizer).__name__
+    name = "PreTrainedTokenizerFast" if name == "TokenizersBackend" else name
+    return {
+        f"text_encoder{suffix}": ("transformers", type(encoder).__name__),
+        f"tokenizer{suffix}": ("transformers", name),
+    }

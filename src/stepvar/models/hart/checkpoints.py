@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from stepvar.models.folders import write_index
+from stepvar.models.folders import save_text_side, write_index
 from stepvar.models.hart.official import infer_config, is_optional, rename, to_official
 from stepvar.models.hart.text import load_text_encoder, load_text_tokenizer
 from stepvar.models.hart.tokenizer import HARTTokenizer
@@ -220,9 +220,4 @@ def _save_text_encoder(
             f"The text encoder '{path}' gives {given} channels, but the transformer reads {wanted}; "
             "give the one it was trained with, Qwen2-VL-1.5B-Instruct for the published model."
         )
-    encoder.save_pretrained(folder / "text_encoder")
-    tokenizer.save_pretrained(folder / "tokenizer")
-    # transformers 5 calls the generic class by a new name; the old one is known to all versions.
-    name = type(tokenizer).__name__
-    name = "PreTrainedTokenizerFast" if name == "TokenizersBackend" else name
-    return {"text_encoder": ("transformers", type(encoder).__name__), "tokenizer": ("transformers", name)}
+    return save_text_side(encoder, tokenizer, folder)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stepvar.models.folders import write_index
+from stepvar.models.folders import save_text_side, write_index
 from stepvar.models.infinity.text import load_text_encoder, load_text_tokenizer
 from stepvar.models.infinitystar.official import (
     UNUSED,
@@ -244,8 +244,4 @@ def _save_text_encoder(
             f"The text encoder '{path}' gives {given} channels, but the transformer reads {wanted}; "
             "give the one it was trained with, flan-t5-xl for the published sizes."
         )
-    encoder.save_pretrained(folder / "text_encoder")
-    tokenizer.save_pretrained(folder / "tokenizer")
-    name = type(tokenizer).__name__
-    name = "PreTrainedTokenizerFast" if name == "TokenizersBackend" else name
-    return {"text_encoder": ("transformers", type(encoder).__name__), "tokenizer": ("transformers", name)}
+    return save_text_side(encoder, tokenizer, folder)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from stepvar.models.folders import write_index
+from stepvar.models.folders import save_text_side, write_index
 from stepvar.models.loading import CheckpointError, staged_folder
 from stepvar.models.official import OfficialFormat
 from stepvar.models.square_schedules import LEVELS
@@ -153,11 +153,5 @@ def _save_text_encoders(
         )
     components = {}
     for (encoder, tokenizer), suffix in zip(loaded, ("", "_2"), strict=True):
-        encoder.save_pretrained(folder / f"text_encoder{suffix}")
-        tokenizer.save_pretrained(folder / f"tokenizer{suffix}")
-        # transformers 5 calls the generic class by a new name; the old one is known to all versions.
-        name = type(tokenizer).__name__
-        name = "PreTrainedTokenizerFast" if name == "TokenizersBackend" else name
-        components[f"text_encoder{suffix}"] = ("transformers", type(encoder).__name__)
-        components[f"tokenizer{suffix}"] = ("transformers", name)
+        components |= save_text_side(encoder, tokenizer, folder, suffix)
     return components
