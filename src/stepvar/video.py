@@ -113,9 +113,22 @@ def encode_gif(video: Video, comment: str = "") -> bytes:
     return buffer.getvalue()
 
 
-def require_support() -> None:
-    """Raises VideoSupportError when MP4 files cannot be written here."""
-    _import_av()
+def encode_video(video: Video, suffix: str, comment: str = "") -> bytes:
+    """A file of a video, of the kind that its ending says, ".mp4" or ".gif"."""
+    return encode_gif(video, comment) if suffix.lower() == ".gif" else encode_mp4(video, comment)
+
+
+def require_writer(suffix: str) -> None:
+    """Refuses an ending that cannot be written here.
+
+    Raises:
+        ValueError: When no video ends so.
+        VideoSupportError: When PyAV, which MP4 needs, is not installed.
+    """
+    if suffix not in (".mp4", ".gif"):
+        raise ValueError(f"Unknown video format {suffix[1:]!r}; known are mp4, gif.")
+    if suffix == ".mp4":
+        _import_av()
 
 
 def _import_av() -> Any:

@@ -122,9 +122,9 @@ def check_media(pipeline: NextScalePipeline, video: VideoChoice, wanted: Destina
     if not video.given and wanted.stem is None:
         wanted = replace(wanted, suffix=VIDEO_SUFFIXES[0])
     if wanted.suffix == VIDEO_SUFFIXES[0]:
-        from stepvar.video import require_support
+        from stepvar.video import require_writer
 
-        require_support()
+        require_writer(wanted.suffix)
     return wanted
 
 

@@ -126,10 +126,9 @@ def encode_media(
         return {
             path / f"{number:04}{SUFFIX}": encode_png(frame, settings) for number, frame in enumerate(drawn)
         }
-    from stepvar.video import Video, encode_gif, encode_mp4
+    from stepvar.video import Video, encode_video
 
-    encode = encode_gif if path.suffix.lower() == ".gif" else encode_mp4
-    return {path: encode(Video(drawn, frames_per_second), json.dumps(settings))}
+    return {path: encode_video(Video(drawn, frames_per_second), path.suffix, json.dumps(settings))}
 
 
 def versions() -> dict[str, str]:

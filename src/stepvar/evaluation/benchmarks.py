@@ -19,7 +19,7 @@ from PIL import Image
 
 from stepvar.evaluation.prompts import Item, Loader, load_dpg, load_geneval, load_mjhq, load_vbench
 from stepvar.evaluation.provenance import fingerprint, versions
-from stepvar.video import Video, encode_gif, encode_mp4, require_support
+from stepvar.video import Video, encode_video, require_writer
 
 if TYPE_CHECKING:
     from stepvar.models.pipeline import NextScalePipeline
@@ -145,7 +145,8 @@ class Run:
         self.pruning, self.seed, self.settings = pruning, seed, settings or {}
         self.suffix = f".{video_format}" if benchmark.video else ".png"
         if benchmark.video:
-            _require_video(pipeline, benchmark.name, self.suffix)
+            _require_video(pipeline, benchmark.name)
+            require_writer(self.suffix)
         self.items = list(benchmark.load(prompts))[:limit]
         self.samples = [samples or item.samples or benchmark.samples for item in self.items]
         if benchmark.grid and not set(self.samples) <= {1, 4}:
@@ -287,8 +288,7 @@ class Run:
         for extra, text in self.benchmark.extra(item).items():
             _write_atomically(self.folder / IMAGES / extra, text.encode())
         if self.benchmark.video:
-            encode = encode_gif if self.suffix == ".gif" else encode_mp4
-            content = encode(Video(picture, result.frames_per_second))
+            content = encode_video(Video(picture, result.frames_per_second), self.suffix)
         else:
             content = _png(picture)
         _write_atomically(path, content)
@@ -377,17 +377,13 @@ def _png(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _require_video(pipeline: NextScalePipeline, benchmark: str, suffix: str) -> None:
-    """Refuses a pipeline that draws pictures, and files that cannot be written here."""
+def _require_video(pipeline: NextScalePipeline, benchmark: str) -> None:
+    """Refuses a pipeline that draws pictures."""
     if not pipeline.draws_videos:
         raise ValueError(
             f"{benchmark} scores videos, but {type(pipeline).__name__} draws pictures: name a video model "
             "with --model."
         )
-    if suffix not in (".mp4", ".gif"):
-        raise ValueError(f"Unknown video format {suffix[1:]!r}; known are mp4, gif.")
-    if suffix == ".mp4":
-        require_support()
 
 
 def _write_atomically(path: Path, content: bytes) -> None:
