@@ -16,7 +16,7 @@ from stepvar.embedded.train_transformer import EmbeddedModel, TransformerTrainer
 from stepvar.models.infinity.pipeline import InfinityPipeline
 
 SIZE = SIZES["192"]
-SETTINGS = TransformerTraining(minutes=0.03, curriculum=((0.5, 3, 4), (0.5, 5, 2)), checkpoint_minutes=1.0)
+SETTINGS = TransformerTraining(minutes=0.03, curriculum=((0.5, 3, 4, 1.0), (0.5, 5, 2, 1.0)), checkpoint_minutes=1.0)
 
 
 @pytest.fixture(scope="module")

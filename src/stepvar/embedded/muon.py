@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from stepvar.embedded.precision import mixed_precision
+
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ADAMW_SIZE = 0.2
 """Root mean square of a typical AdamW update, in learning rates."""
@@ -77,7 +79,9 @@ class Muon(torch.optim.Optimizer):
             average = self.state[parameter].setdefault("average", torch.zeros_like(parameter))
             average.lerp_(parameter.grad, 1.0 - momentum)
             directions.append(parameter.grad.lerp(average, momentum))
-        updates = orthogonalise(torch.stack(directions).flatten(2))
+        matrices = torch.stack(directions).flatten(2)
+        with mixed_precision(matrices.device):
+            updates = orthogonalise(matrices).float()
         size = _ADAMW_SIZE * math.sqrt(max(updates.shape[1:]))
         for parameter, update in zip(parameters, updates, strict=True):
             parameter.mul_(1.0 - lr * weight_decay).add_(update.view(parameter.shape), alpha=-lr * size)

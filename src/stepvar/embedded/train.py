@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -58,6 +59,9 @@ def train(
     processes: Annotated[int, typer.Option(help="Processes of the transformer's training on a CPU.")] = (
         os.cpu_count() or 1
     ),
+    compiled: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Fuse the blocks; needs a C++ compiler.")
+    ] = shutil.which("g++") is not None,
 ) -> None:
     """Trains tokenizer and transformer, and writes the finished model."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_path=False)])
@@ -69,7 +73,7 @@ def train(
         minutes *= 1.0 - TOKENIZER_SHARE
     visual = InfinityTokenizer.from_pretrained(tokenizer, torch_dtype=torch.float32).to(place).eval()
     _encode(visual, output / "features", scenes, SIZES[size].canvas)
-    run = _TransformerRun(output, minutes, place, size, start)
+    run = _TransformerRun(output, minutes, place, size, start, compiled)
     if place == "cpu" and processes > 1:
         _prepare_memory()
         multiprocessing.spawn(_train_in_group, (run, processes), processes)
@@ -105,6 +109,7 @@ class _TransformerRun:
     device: str
     size: str
     start: Path | None
+    compiled: bool
 
     @property
     def folder(self) -> Path:
@@ -115,7 +120,11 @@ class _TransformerRun:
         curriculum = FROM_NOTHING if self.start is None else GOING_ON
         factor = 1 if self.device == "cpu" else GPU_BATCH_FACTOR
         settings = TransformerTraining(
-            minutes=self.minutes, size=self.size, curriculum=curriculum, batch_factor=factor
+            minutes=self.minutes,
+            size=self.size,
+            curriculum=curriculum,
+            batch_factor=factor,
+            compiled=self.compiled,
         )
         trainer = TransformerTrainer(store, self.folder, settings, torch.device(self.device), self.start)
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())

@@ -34,18 +34,22 @@ from stepvar.embedded.precision import mixed_precision
 from stepvar.embedded.scenes import write
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.models.infinity.quantizer import quantize_multiscale, resize_area
-from stepvar.models.infinity.training import bit_losses, initialise, teacher_forced_logits
+from stepvar.models.infinity.training import bit_losses, initialise, take_tokens, teacher_forced_logits
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.pt"
 
-Curriculum = tuple[tuple[float, int, int], ...]
-"""Phases in order: share of the budget, scales, pictures a step and process."""
+Curriculum = tuple[tuple[float, int, int, float], ...]
+"""Phases in order: share of the budget, scales, pictures a step and process, share of the tokens of a fine
+scale that are run."""
 
-FROM_NOTHING: Curriculum = ((0.25, 6, 16), (0.2, 7, 12), (0.2, 8, 6), (0.35, 9, 4))
-GOING_ON: Curriculum = ((0.08, 6, 12), (0.14, 7, 8), (0.2, 8, 6), (0.58, 9, 4))
+FROM_NOTHING: Curriculum = ((0.2, 6, 24, 1.0), (0.15, 7, 16, 1.0), (0.5, 9, 10, 0.4), (0.15, 9, 6, 1.0))
+GOING_ON: Curriculum = ((0.05, 7, 16, 1.0), (0.8, 9, 10, 0.4), (0.15, 9, 6, 1.0))
 """For a model that knows the coarse scales already."""
+
+FINE_SCALE = 256
+"""Tokens from which on a scale is fine: the one of 16 x 16 and all after it."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +62,15 @@ class TransformerTraining:
         batch_factor: Multiplies the pictures of every step; a GPU wants many.
         learning_rate: Peak, of AdamW; Muon's is matched to it.
         object_weight: Weight of a token on an object against one on the background, which is three
-            quarters of a scene and mostly noise that nobody can predict.
+            quarters of a scene and mostly noise that nobody can predict. Where only some tokens of a scale are
+            run, they are drawn by this weight instead.
         flip: Largest share of flipped bits; each picture draws its own share below it.
         drop_text: Share of the pictures trained without their text, for guidance.
         average: Decay per step of the averaged weights that are shipped.
         checkpoint_minutes: Time between checkpoints.
         seed: Of the order, the words, the flips and the initial weights.
         size: Name of the model's size, see `stepvar.embedded.architecture.SIZES`.
+        compiled: Whether torch.compile fuses the blocks; needs a C++ compiler on a CPU.
     """
 
     minutes: float = 70.0
@@ -75,10 +81,11 @@ class TransformerTraining:
     object_weight: float = 4.0
     flip: float = 0.15
     drop_text: float = 0.1
-    average: float = 0.99
+    average: float = 0.995
     checkpoint_minutes: float = 3.0
     seed: int = 0
     size: str = "192"
+    compiled: bool = False
 
 
 class EmbeddedModel(nn.Module):
@@ -128,6 +135,8 @@ class EmbeddedModel(nn.Module):
         dropped: Sequence[bool],
         scales: int,
         flip: Tensor,
+        share: float = 1.0,
+        compiled: bool = False,
     ) -> Tensor:
         """Cross entropy per bit of the first `scales` scales, in nats.
 
@@ -138,6 +147,8 @@ class EmbeddedModel(nn.Module):
             dropped: Which pictures are trained without their text.
             scales: Scales to run.
             flip: [B] share of flipped bits of each picture.
+            share: Of the tokens of fine scales to run.
+            compiled: See `TransformerTraining`.
         """
         with torch.no_grad():
             code = quantize_multiscale(features.float(), self.grids, flip)
@@ -145,10 +156,37 @@ class EmbeddedModel(nn.Module):
         for index, drop in enumerate(dropped):
             if drop:
                 text[index] = self.transformer.unconditional_text[: len(text[index])].to(text[index].dtype)
-        schedule = ScaleSchedule.from_grids(self.grids)
-        logits = teacher_forced_logits(self.transformer, text, code.teacher_inputs[: scales - 1], schedule)
         shrunk = [resize_area(weights[:, None], grid).flatten(1) for grid in self.grids[:scales]]
-        return bit_losses(logits, [bits.flatten(1, 2) for bits in code.bits[:scales]], shrunk)
+        kept = [draw_tokens(weight, share) for weight in shrunk]
+        schedule = ScaleSchedule.from_grids(self.grids)
+        inputs = code.teacher_inputs[: scales - 1]
+        logits = teacher_forced_logits(self.transformer, text, inputs, schedule, kept, compiled)
+        bits = [take_tokens(bit.flatten(1, 2), chosen) for bit, chosen in zip(code.bits, kept, strict=False)]
+        # Tokens drawn by their weight weigh alike.
+        shrunk = [
+            weight if chosen is None else torch.ones_like(weight[:, : chosen.shape[1]])
+            for weight, chosen in zip(shrunk, kept, strict=True)
+        ]
+        return bit_losses(logits, bits, shrunk)
+
+
+def draw_tokens(weights: Tensor, share: float) -> Tensor | None:
+    """Some tokens of a fine scale, drawn by weight without replacement; None for a scale that runs whole.
+
+    Source: Efraimidis and Spirakis, "Weighted random sampling with a reservoir" (2006).
+
+    Args:
+        weights: [B, N].
+        share: Of the N tokens to draw.
+
+    Returns:
+        Indices [B, K], ascending.
+    """
+    count = weights.shape[1]
+    if share >= 1.0 or count < FINE_SCALE:
+        return None
+    keys = torch.rand_like(weights).log() / weights
+    return keys.topk(max(round(share * count), 1), dim=1).indices.sort(dim=1).values
 
 
 def build_optimisers(model: EmbeddedModel, settings: TransformerTraining) -> list[torch.optim.Optimizer]:
@@ -219,8 +257,8 @@ class TransformerTrainer:
         seen: list[tuple[int, Tensor]] = []
         while self.progress < 1.0:
             started = time.perf_counter()
-            scales, pictures = self._phase()
-            seen.append((pictures, self._train_step(scales, pictures)))
+            scales, pictures, share = self._phase()
+            seen.append((pictures, self._train_step(scales, pictures, share)))
             self.spent += self._agree(time.perf_counter() - started)
             if self.step % 25 == 0:
                 entry = self._log_entry(scales, seen, self.spent - last_log)
@@ -253,14 +291,14 @@ class TransformerTrainer:
         for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             parameter.grad.copy_(part.view_as(parameter))
 
-    def _phase(self) -> tuple[int, int]:
-        """Scales to run and pictures to run them on."""
-        ends = itertools.accumulate(share for share, _, _ in self.settings.curriculum[:-1])
+    def _phase(self) -> tuple[int, int, float]:
+        """Scales to run, pictures to run them on, share of the tokens of fine scales."""
+        ends = itertools.accumulate(phase[0] for phase in self.settings.curriculum[:-1])
         index = sum(self.progress >= end for end in ends)
-        _, scales, pictures = self.settings.curriculum[index]
-        return scales, pictures * self.settings.batch_factor
+        _, scales, pictures, share = self.settings.curriculum[index]
+        return scales, pictures * self.settings.batch_factor, share
 
-    def _train_step(self, scales: int, pictures: int) -> Tensor:
+    def _train_step(self, scales: int, pictures: int, share: float) -> Tensor:
         settings = self.settings
         chosen = self.random.integers(len(self.store), size=pictures)
         features = self.store.features[torch.from_numpy(chosen)].to(self.device)
@@ -274,7 +312,9 @@ class TransformerTrainer:
             for group in optimiser.param_groups:
                 group["lr"] = rate
         with mixed_precision(self.device):
-            losses = self.model.losses(features, weights, prompts, dropped, scales, flip)
+            losses = self.model.losses(
+                features, weights, prompts, dropped, scales, flip, share, settings.compiled
+            )
         losses.mean().backward()
         self._average_gradients()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)

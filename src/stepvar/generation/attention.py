@@ -6,6 +6,7 @@ Shapes: R rows (conditional, then unconditional), H heads, N tokens, c channels 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -26,7 +27,7 @@ def attention(
 
     Args:
         scale: Of the products; 1 / sqrt(c) by default.
-        mask: [R or 1, 1, 1, M], True where a key may be seen; None keeps every fast kernel usable.
+        mask: [R or 1, 1, 1 or N, M], True where a key may be seen; None keeps every fast kernel usable.
     """
     if query.shape[1] != key.shape[1]:
         groups = query.unflatten(1, (key.shape[1], -1))
@@ -264,15 +265,31 @@ class NoCache:
 class BlockCausal:
     """All scales in one sequence, as in training: a token sees its own and all earlier scales.
 
-    Runs one unmasked attention per scale, which costs less than one masked attention over all.
+    Runs one unmasked attention per scale, which costs less than one masked attention over all; only the
+    first scales, of a few tokens each, share a masked one.
     """
+
+    SHARED_TOKENS = 256
+    """Most tokens of the first scales that go through one masked attention."""
 
     def __init__(self, lengths: Sequence[int]) -> None:
         self.lengths = tuple(lengths)
+        ends = list(itertools.accumulate(self.lengths))
+        self.shared_scales = sum(end <= self.SHARED_TOKENS for end in ends)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        outputs, stop = [], 0
-        for part in query.split(self.lengths, dim=2):
+        first = self.lengths[: self.shared_scales]
+        outputs, stop = [], sum(first)
+        if stop:
+            start = (part[:, :, :stop] for part in (query, key, value))
+            outputs.append(attention(*start, scale, self._mask(first, query.device)))
+        for part in query[:, :, stop:].split(self.lengths[self.shared_scales :], dim=2):
             stop += part.shape[2]
             outputs.append(attention(part, key[:, :, :stop], value[:, :, :stop], scale))
         return torch.cat(outputs, dim=2)
+
+    @staticmethod
+    def _mask(lengths: Sequence[int], device: torch.device) -> Tensor:
+        """[1, 1, N, N] True where a token's scale is not later than that of the row."""
+        index = torch.cat([torch.full((length,), scale) for scale, length in enumerate(lengths)])
+        return (index[:, None] >= index[None, :])[None, None].to(device)

@@ -111,8 +111,13 @@ def rotate(inputs: Tensor, rotary: Tensor) -> Tensor:
         inputs: [R, N, ..., c] in float32.
         rotary: [R or 1, N, c / 2] complex64.
     """
+    table = rotary.view(*rotary.shape[:2], *(1,) * (inputs.dim() - 3), rotary.shape[-1])
+    if torch.compiler.is_compiling():
+        # The compiler fuses real products, and knows no complex ones.
+        cosine, sine = torch.view_as_real(table).unbind(-1)
+        even, odd = inputs[..., 0::2], inputs[..., 1::2]
+        return torch.stack([even * cosine - odd * sine, even * sine + odd * cosine], dim=-1).flatten(-2)
     pairs = torch.view_as_complex(inputs.unflatten(-1, (-1, 2)).contiguous())
-    table = rotary.view(*rotary.shape[:2], *(1,) * (pairs.dim() - 3), rotary.shape[-1])
     return torch.view_as_real(pairs * table).flatten(-2)
 
 
