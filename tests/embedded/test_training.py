@@ -12,11 +12,17 @@ from stepvar.embedded.muon import Muon, orthogonalise
 from stepvar.embedded.package import assemble, package
 from stepvar.embedded.scenes import VOCABULARY, parse, sample
 from stepvar.embedded.train_tokenizer import build_tokenizer
-from stepvar.embedded.train_transformer import EmbeddedModel, TransformerTrainer, TransformerTraining
+from stepvar.embedded.train_transformer import (
+    EmbeddedModel,
+    TransformerTrainer,
+    TransformerTraining,
+    draw_tokens,
+)
 from stepvar.models.infinity.pipeline import InfinityPipeline
 
 SIZE = SIZES["192"]
-SETTINGS = TransformerTraining(minutes=0.03, curriculum=((0.5, 3, 4, 1.0), (0.5, 5, 2, 1.0)), checkpoint_minutes=1.0)
+CURRICULUM = ((0.4, 3, 4, 1.0), (0.3, 5, 2, 1.0), (0.3, 8, 2, 0.2))
+SETTINGS = TransformerTraining(minutes=0.03, curriculum=CURRICULUM, checkpoint_minutes=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +80,19 @@ def test_losses_fall_when_the_same_pictures_come_again(store):
         optimiser.step()
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_tokens_are_drawn_by_their_weight():
+    torch.manual_seed(0)
+    weights = torch.ones(200, 400)
+    weights[:, :100] = 4.0
+    drawn = draw_tokens(weights, 0.25)
+    assert drawn.shape == (200, 100)
+    assert (drawn.diff(dim=1) > 0).all(), "ascending, hence each once"
+    heavy = (drawn < 100).float().mean().item()
+    assert 0.45 < heavy < 0.6, "a quarter of the tokens holds four sevenths of the weight"
+    assert draw_tokens(weights, 1.0) is None
+    assert draw_tokens(weights[:, :100], 0.25) is None, "coarse scales run whole"
 
 
 def test_flipped_bits_change_inputs_and_targets(store):
@@ -156,7 +175,7 @@ def _one_step_in_a_group(rank, folder, store):
     torch.distributed.init_process_group(
         "gloo", store=torch.distributed.FileStore(str(folder / "group"), 2), rank=rank, world_size=2
     )
-    settings = TransformerTraining(minutes=1e-4, curriculum=((1.0, 2, 2),), checkpoint_minutes=1.0)
+    settings = TransformerTraining(minutes=1e-4, curriculum=((1.0, 2, 2, 1.0),), checkpoint_minutes=1.0)
     trainer = TransformerTrainer(store, folder / "run", settings, torch.device("cpu"))
     list(trainer.run())
     torch.save(trainer.model.state_dict(), folder / f"weights-{rank}.pt")

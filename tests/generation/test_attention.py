@@ -36,7 +36,9 @@ def test_the_cache_attends_to_everything_so_far():
     assert cache[0].length == cache[0].capacity == sum(LENGTHS)
 
 
-def test_block_causal_attention_equals_a_mask():
+@pytest.mark.parametrize("shared_tokens", [0, LENGTHS[0], sum(LENGTHS[:2]), sum(LENGTHS)])
+def test_block_causal_attention_equals_a_mask(monkeypatch, shared_tokens):
+    monkeypatch.setattr(BlockCausal, "SHARED_TOKENS", shared_tokens)
     query, key, value = random_heads()
     attended = BlockCausal(LENGTHS).attend(query, key, value, scale=0.7)
     torch.testing.assert_close(attended, masked_attention(query, key, value))

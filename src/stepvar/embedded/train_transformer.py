@@ -62,8 +62,8 @@ class TransformerTraining:
         batch_factor: Multiplies the pictures of every step; a GPU wants many.
         learning_rate: Peak, of AdamW; Muon's is matched to it.
         object_weight: Weight of a token on an object against one on the background, which is three
-            quarters of a scene and mostly noise that nobody can predict. Where only some tokens of a scale are
-            run, they are drawn by this weight instead.
+            quarters of a scene and mostly noise that nobody can predict. Where only some tokens of a scale
+            are run, they are drawn by this weight instead.
         flip: Largest share of flipped bits; each picture draws its own share below it.
         drop_text: Share of the pictures trained without their text, for guidance.
         average: Decay per step of the averaged weights that are shipped.

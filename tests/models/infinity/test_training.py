@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as functional
 
 from stepvar.generation.schedule import ScaleSchedule
+from stepvar.models.infinity import training
 from stepvar.models.infinity.quantizer import quantize_multiscale
 from stepvar.models.infinity.sizes import SizeTable
-from stepvar.models.infinity.training import bit_losses, initialise, teacher_forced_logits
+from stepvar.models.infinity.training import bit_losses, initialise, take_tokens, teacher_forced_logits
 from tiny_models import SMALL, bits, draw, make_text, make_transformer
 
 GRIDS = [(scale.height, scale.width) for scale in SMALL]
@@ -55,6 +57,55 @@ def test_a_prefix_of_the_scales_gives_the_same_logits(transformer):
     assert len(first) == 3
     for left, right in zip(first, whole, strict=False):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
+
+
+def test_all_tokens_in_any_order_give_the_logits_of_whole_scales(transformer):
+    text = make_text(3, 8)
+    _, inputs = forced_run(transformer, text)
+    generator = torch.Generator().manual_seed(3)
+    orders = [
+        torch.stack([torch.randperm(scale.tokens, generator=generator) for _ in text]) for scale in SMALL
+    ]
+    kept = [None, None, *orders[2:]]
+    whole = teacher_forced_logits(transformer, text, inputs, SMALL)
+    shuffled = teacher_forced_logits(transformer, text, inputs, SMALL, kept)
+    for scale in SMALL:
+        expected = whole[scale.index]
+        if kept[scale.index] is not None:
+            expected = take_tokens(expected.flatten(2), kept[scale.index]).view_as(expected)
+        torch.testing.assert_close(shuffled[scale.index], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_dropped_tokens_of_the_last_scale_are_missed_by_their_own_scale_alone(transformer):
+    text = make_text(3, 8)
+    _, inputs = forced_run(transformer, text)
+    kept = [None] * 5 + [torch.tensor([[0, 7, 50], [3, 4, 5]])]
+    whole = teacher_forced_logits(transformer, text, inputs, SMALL)
+    some = teacher_forced_logits(transformer, text, inputs, SMALL, kept)
+    assert some[-1].shape[1] == 3
+    for scale in range(5):
+        torch.testing.assert_close(some[scale], whole[scale], rtol=1e-4, atol=1e-5)
+
+
+def test_compiled_blocks_compute_the_same(monkeypatch):
+    # The whole program is captured and run without a C++ compiler: seconds instead of a minute.
+    compile_eagerly = partial(torch.compile, backend="aot_eager", fullgraph=True)
+    monkeypatch.setattr(training.torch, "compile", compile_eagerly)
+    training._compiled_block.cache_clear()
+    model = fresh_model()
+    text = make_text(3, 8)
+    features = torch.randn(2, 4, 12, 10, generator=torch.Generator().manual_seed(1))
+    code = quantize_multiscale(features, GRIDS)
+    results = []
+    for compiled in (False, True):
+        logits = teacher_forced_logits(model, text, code.teacher_inputs, SMALL, compiled=compiled)
+        logits[-1].square().mean().backward()
+        results.append((logits, model.blocks[0].self_attention.qkv.weight.grad.clone()))
+        model.zero_grad()
+    for plain, fused in zip(*(logits for logits, _ in results), strict=True):
+        torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(results[1][1], results[0][1], rtol=1e-3, atol=1e-6)
+    training._compiled_block.cache_clear()
 
 
 def test_no_scale_sees_a_finer_one(transformer):
