@@ -19,7 +19,7 @@ from stepvar.embedded.scenes import (
     render,
     sample_scene,
 )
-from stepvar.embedded.scenes.layout import gap, place_related
+from stepvar.embedded.scenes.layout import arrange, gap
 from stepvar.embedded.scenes.palette import OBJECT_COLOURS, second_tone
 from stepvar.embedded.scenes.render import texture_mask
 from stepvar.embedded.scenes.spec import HELD_OUT, RADIUS_FRACTIONS
@@ -62,7 +62,7 @@ def test_split_decides_about_held_out_combinations() -> None:
 def test_impossible_layout_is_refused() -> None:
     large = RADIUS_FRACTIONS["large"] * 192
     with pytest.raises(LayoutError):
-        place_related(np.random.default_rng(0), [large] * 3, [large], "left of", 192)
+        arrange(np.random.default_rng(0), [large] * 3, [large], "left of", 192)
     with pytest.raises(ValueError, match="one to 4"):
         sample_scene(np.random.default_rng(0), count=5)
 

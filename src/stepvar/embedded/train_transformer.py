@@ -45,7 +45,7 @@ Curriculum = tuple[tuple[float, int, int, float], ...]
 scale that are run."""
 
 FROM_NOTHING: Curriculum = ((0.2, 6, 24, 1.0), (0.15, 7, 16, 1.0), (0.5, 9, 10, 0.4), (0.15, 9, 6, 1.0))
-GOING_ON: Curriculum = ((0.05, 7, 16, 1.0), (0.8, 9, 10, 0.4), (0.15, 9, 6, 1.0))
+GOING_ON: Curriculum = ((0.12, 7, 16, 1.0), (0.73, 9, 10, 0.4), (0.15, 9, 6, 1.0))
 """For a model that knows the coarse scales already."""
 
 FINE_SCALE = 256
@@ -79,7 +79,7 @@ class TransformerTraining:
     learning_rate: float = 1.2e-3
     warmup: float = 0.02
     object_weight: float = 4.0
-    flip: float = 0.15
+    flip: float = 0.2
     drop_text: float = 0.1
     average: float = 0.995
     checkpoint_minutes: float = 3.0

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stepvar.embedded.scenes.layout import LayoutError, gap, place, place_related, whole_canvas
+from stepvar.embedded.scenes.layout import arrange
 from stepvar.embedded.scenes.parsing import PromptError, UnknownWordError, WordOrderError, parse
 from stepvar.embedded.scenes.sampling import draw_radius
 from stepvar.embedded.scenes.spec import (
@@ -70,7 +70,6 @@ _SIZE_SHARE = 0.2
 _BACKGROUND_SHARE = 0.5
 _LEAD_INS = ("a photo of", "a picture of", "an image of")
 _LEAD_IN_SHARE = 0.4
-_SIZE_ATTEMPTS = 20
 _DISTINCT_ATTEMPTS = 100
 # One evaluation prompt in so many, in each category, names a held-out combination.
 _HELD_OUT_EVERY = 4
@@ -158,32 +157,22 @@ def scene_for(
 ) -> Scene:
     """Draw a scene that shows exactly what a spec asks for.
 
-    The objects of one group look alike; whatever the spec leaves open is random. With split "train", what is
+    The objects of one group look alike, and stand where `layout.arrange` says; what the spec leaves open is
+    random but for the size of several objects, which is medium where it fits. With split "train", what is
     left open is chosen so that no held-out combination is shown, unless the spec names it.
 
     Raises:
-        LayoutError: the objects do not fit the canvas in the order asked for.
+        LayoutError: the objects do not fit the canvas as the prompt arranges them.
     """
     looks = [_complete(rng, group, avoid_held_out=split == "train") for group in spec.groups]
     background = spec.background or _pick(rng, BACKGROUNDS)
-    for attempt in range(_SIZE_ATTEMPTS):
-        last = attempt == _SIZE_ATTEMPTS - 1
-        sizes = [group.size or (SIZES[0] if last else _pick(rng, SIZES)) for group in spec.groups]
-        radii = [
-            [draw_radius(rng, size, canvas) for _ in range(group.count)]
-            for group, size in zip(spec.groups, sizes, strict=True)
-        ]
-        try:
-            if spec.relation is None:
-                flat = [radius for group_radii in radii for radius in group_radii]
-                points = place(rng, flat, whole_canvas(canvas), gap(canvas))
-            else:
-                points = place_related(rng, radii[0], radii[1], spec.relation, canvas)
-        except LayoutError:
-            if last:
-                raise
-            continue
-        break
+    sizes = [group.size or _open_size(rng, spec, group) for group in spec.groups]
+    radii = [
+        [draw_radius(rng, size, canvas) for _ in range(group.count)]
+        for group, size in zip(spec.groups, sizes, strict=True)
+    ]
+    first, *others = radii
+    points = arrange(rng, first, others[0] if others else [], spec.relation, canvas)
     owners = [index for index, group in enumerate(spec.groups) for _ in range(group.count)]
     flat = [radius for group_radii in radii for radius in group_radii]
     objects = tuple(
@@ -191,6 +180,14 @@ def scene_for(
         for owner, (x, y), radius in zip(owners, points, flat, strict=True)
     )
     return Scene(background, objects, canvas)
+
+
+def _open_size(rng: np.random.Generator, spec: SceneSpec, group: Group) -> str:
+    """The size of a group that names none: any for a single object, else one that fits and can be told."""
+    if sum(each.count for each in spec.groups) == 1:
+        return _pick(rng, SIZES)
+    # Three medium objects do not fit beside, above or below another one.
+    return "small" if spec.relation is not None and group.count > 2 else "medium"
 
 
 def write(rng: np.random.Generator, spec: SceneSpec) -> str:

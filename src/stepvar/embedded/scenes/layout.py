@@ -1,4 +1,4 @@
-"""Placement of objects: random, never overlapping, never outside of the canvas."""
+"""Placement of objects: never overlapping, never outside of the canvas."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ _GAP_FRACTION = 6 / CANVAS
 _MARGIN_FRACTION = 4 / CANVAS
 _RANDOM_ROUNDS = 4
 _CANDIDATES = 24
-_RELATION_ROUNDS = 80
-# Sideways offset of the centres of two related groups, at most so much of the offset along the relation.
-_LARGEST_SLANT = 0.6
+# Largest extent of the jitter of an object in its cell.
+_JITTER_FRACTION = 0.15
 
 
 class LayoutError(ValueError):
@@ -102,41 +101,81 @@ def _place_on_grid(
     return points
 
 
-def place_related(
-    rng: np.random.Generator, first: list[float], second: list[float], relation: str, canvas: int
+def arrange(
+    rng: np.random.Generator, first: list[float], second: list[float], relation: str | None, canvas: int
 ) -> Points:
-    """Draw centres for two groups of squares so that the first stands in a relation to the second.
+    """Draw centres for the objects that a prompt names, in reading order or as their relation says.
 
-    A straight line separates the groups, and the direction from centre to centre is clearly as asked for.
+    Every object stands somewhere about the middle of a cell of its own: two side by side, three as two above
+    one, four two by two; of two related groups each has a half of the canvas, stacked across the relation.
+    A prompt thus tells where its objects are but for some jitter. The tokens of one scale are drawn
+    independently of each other, so they could not agree on one of many possible layouts. A single object may
+    stand anywhere.
 
     Args:
         rng: the only source of randomness.
-        first: half sides of the squares of the first group, pixels.
-        second: half sides of the squares of the second group.
-        relation: one of `RELATIONS`.
+        first: half sides of the bounding squares of the first group, pixels.
+        second: half sides of those of the second group; empty if there is none.
+        relation: one of `RELATIONS`, in which the first group stands to the second; None for none.
         canvas: side of the canvas in pixels.
 
     Returns:
         The centres of the first group followed by those of the second one.
 
     Raises:
-        LayoutError: no placement was found.
+        LayoutError: an object is larger than its cell.
     """
-    if relation in ("right of", "below"):
-        swapped = place_related(rng, second, first, "left of" if relation == "right of" else "above", canvas)
-        return swapped[len(second) :] + swapped[: len(second)]
+    radii = first + second
+    if relation is None:
+        if len(radii) == 1:
+            return place(rng, radii, whole_canvas(canvas), gap(canvas))
+        return _in_cells(rng, radii, _reading_order(len(radii), canvas), canvas)
+    before, after = (first, second) if relation in ("left of", "above") else (second, first)
     low, _, high, _ = whole_canvas(canvas)
-    distance = gap(canvas)
-    start, stop = low + 2 * max(first), high - distance - 2 * max(second)
-    for _ in range(_RELATION_ROUNDS if stop >= start else 0):
-        line = start + rng.random() * (stop - start)
-        try:
-            # Laid out from left to right; "above" swaps the axes afterwards.
-            points = place(rng, first, (low, low, line, high), distance)
-            points += place(rng, second, (line + distance, low, high, high), distance)
-        except LayoutError:
-            continue
-        along, aside = np.mean(points[len(first) :], axis=0) - np.mean(points[: len(first)], axis=0)
-        if abs(aside) <= _LARGEST_SLANT * along:
-            return points if relation == "left of" else [(y, x) for x, y in points]
-    raise LayoutError(f"The objects do not fit the canvas with one group {relation} the other.")
+    half = (high - low - gap(canvas)) / 2
+    # Laid out from left to right; "above" and "below" swap the axes afterwards.
+    cells = _stack(len(before), (low, low, low + half, high), canvas)
+    cells += _stack(len(after), (high - half, low, high, high), canvas)
+    points = _in_cells(rng, before + after, cells, canvas)
+    if relation in ("above", "below"):
+        points = [(y, x) for x, y in points]
+    return points if before is first else points[len(before) :] + points[: len(before)]
+
+
+def _reading_order(count: int, canvas: int) -> list[Rectangle]:
+    """Cells for two to four objects: a row of two, and what is left in a row below it, centred."""
+    low, _, high, _ = whole_canvas(canvas)
+    half = (high - low - gap(canvas)) / 2
+    rows = [(low, high)] if count == 2 else [(low, low + half), (high - half, high)]
+    cells = []
+    for index, (top, bottom) in enumerate(rows):
+        columns = [low, high - half] if count - 2 * index >= 2 else [(low + high - half) / 2]
+        cells += [(left, top, left + half, bottom) for left in columns]
+    return cells
+
+
+def _stack(count: int, rectangle: Rectangle, canvas: int) -> list[Rectangle]:
+    """A rectangle cut into cells one below the other."""
+    left, top, right, bottom = rectangle
+    height = (bottom - top + gap(canvas)) / count
+    return [
+        (left, top + index * height, right, top + (index + 1) * height - gap(canvas))
+        for index in range(count)
+    ]
+
+
+def _in_cells(rng: np.random.Generator, radii: list[float], cells: list[Rectangle], canvas: int) -> Points:
+    """A square into every cell, off its middle by some jitter that stays in the cell."""
+    points = []
+    for radius, (left, top, right, bottom) in zip(radii, cells, strict=True):
+        room = min(right - left, bottom - top) - 2 * radius
+        if room < 0:
+            raise LayoutError(
+                f"{len(radii)} objects of radius up to {max(radii):.0f} px do not fit the room they have."
+            )
+        jitter = [
+            (rng.random() - 0.5) * min(side - 2 * radius, _JITTER_FRACTION * canvas)
+            for side in (right - left, bottom - top)
+        ]
+        points.append(((left + right) / 2 + jitter[0], (top + bottom) / 2 + jitter[1]))
+    return points
