@@ -13,7 +13,9 @@ from stepvar.embedded.package import assemble, package
 from stepvar.embedded.scenes import VOCABULARY, parse, sample
 from stepvar.embedded.train_tokenizer import build_tokenizer
 from stepvar.embedded.train_transformer import (
+    Batch,
     EmbeddedModel,
+    Phase,
     TransformerTrainer,
     TransformerTraining,
     draw_tokens,
@@ -21,7 +23,7 @@ from stepvar.embedded.train_transformer import (
 from stepvar.models.infinity.pipeline import InfinityPipeline
 
 SIZE = SIZES["192"]
-CURRICULUM = ((0.4, 3, 4, 1.0), (0.3, 5, 2, 1.0), (0.3, 8, 2, 0.2))
+CURRICULUM = (Phase(0.5, (Batch(3, 4),)), Phase(0.5, (Batch(8, 2, share=0.2), Batch(5, 2))))
 SETTINGS = TransformerTraining(minutes=0.03, curriculum=CURRICULUM, checkpoint_minutes=1.0)
 
 
@@ -175,7 +177,9 @@ def _one_step_in_a_group(rank, folder, store):
     torch.distributed.init_process_group(
         "gloo", store=torch.distributed.FileStore(str(folder / "group"), 2), rank=rank, world_size=2
     )
-    settings = TransformerTraining(minutes=1e-4, curriculum=((1.0, 2, 2, 1.0),), checkpoint_minutes=1.0)
+    settings = TransformerTraining(
+        minutes=1e-4, curriculum=(Phase(1.0, (Batch(2, 2),)),), checkpoint_minutes=1.0
+    )
     trainer = TransformerTrainer(store, folder / "run", settings, torch.device("cpu"))
     list(trainer.run())
     torch.save(trainer.model.state_dict(), folder / f"weights-{rank}.pt")

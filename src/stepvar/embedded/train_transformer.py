@@ -13,7 +13,7 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,12 +40,45 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.pt"
 
-Curriculum = tuple[tuple[float, int, int, float], ...]
-"""Phases in order: share of the budget, scales, pictures a step and process, share of the tokens of a fine
-scale that are run."""
 
-FROM_NOTHING: Curriculum = ((0.2, 6, 24, 1.0), (0.15, 7, 16, 1.0), (0.5, 9, 10, 0.4), (0.15, 9, 6, 1.0))
-GOING_ON: Curriculum = ((0.12, 7, 16, 1.0), (0.73, 9, 10, 0.4), (0.15, 9, 6, 1.0))
+@dataclass(frozen=True)
+class Batch:
+    """What one step trains on.
+
+    Attributes:
+        scales: How many are run, coarse ones first.
+        pictures: Of every process.
+        share: Of the tokens of a fine scale that are run.
+    """
+
+    scales: int
+    pictures: int
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the curriculum.
+
+    Attributes:
+        share: Of the time budget.
+        batches: Taken in turn, step by step.
+    """
+
+    share: float
+    batches: tuple[Batch, ...]
+
+
+COARSE, FINE, WHOLE = Batch(7, 24), Batch(9, 10, share=0.4), Batch(9, 6)
+"""Coarse scales settle what stands where, which takes many pictures, and a third of the time a picture."""
+
+FROM_NOTHING = (
+    Phase(0.2, (Batch(6, 32),)),
+    Phase(0.15, (COARSE,)),
+    Phase(0.5, (FINE, COARSE)),
+    Phase(0.15, (WHOLE, COARSE)),
+)
+GOING_ON = (Phase(0.85, (FINE, COARSE)), Phase(0.15, (WHOLE, COARSE)))
 """For a model that knows the coarse scales already."""
 
 FINE_SCALE = 256
@@ -58,7 +91,7 @@ class TransformerTraining:
 
     Attributes:
         minutes: Time budget; the learning rate follows it to zero.
-        curriculum: Phases, coarse scales first.
+        curriculum: Phases in order.
         batch_factor: Multiplies the pictures of every step; a GPU wants many.
         learning_rate: Peak, of AdamW; Muon's is matched to it.
         object_weight: Weight of a token on an object against one on the background, which is three
@@ -74,7 +107,7 @@ class TransformerTraining:
     """
 
     minutes: float = 70.0
-    curriculum: Curriculum = FROM_NOTHING
+    curriculum: tuple[Phase, ...] = FROM_NOTHING
     batch_factor: int = 1
     learning_rate: float = 1.2e-3
     warmup: float = 0.02
@@ -257,11 +290,11 @@ class TransformerTrainer:
         seen: list[tuple[int, Tensor]] = []
         while self.progress < 1.0:
             started = time.perf_counter()
-            scales, pictures, share = self._phase()
-            seen.append((pictures, self._train_step(scales, pictures, share)))
+            batch = self._next_batch()
+            seen.append((batch.pictures, self._train_step(batch)))
             self.spent += self._agree(time.perf_counter() - started)
             if self.step % 25 == 0:
-                entry = self._log_entry(scales, seen, self.spent - last_log)
+                entry = self._log_entry(seen, self.spent - last_log)
                 last_log, seen = self.spent, []
                 yield entry
             if self.rank == 0 and self.spent - last_save > 60.0 * self.settings.checkpoint_minutes:
@@ -291,15 +324,16 @@ class TransformerTrainer:
         for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             parameter.grad.copy_(part.view_as(parameter))
 
-    def _phase(self) -> tuple[int, int, float]:
-        """Scales to run, pictures to run them on, share of the tokens of fine scales."""
-        ends = itertools.accumulate(phase[0] for phase in self.settings.curriculum[:-1])
-        index = sum(self.progress >= end for end in ends)
-        _, scales, pictures, share = self.settings.curriculum[index]
-        return scales, pictures * self.settings.batch_factor, share
+    def _next_batch(self) -> Batch:
+        """What the next step trains on."""
+        ends = itertools.accumulate(phase.share for phase in self.settings.curriculum[:-1])
+        phase = self.settings.curriculum[sum(self.progress >= end for end in ends)]
+        batch = phase.batches[self.step % len(phase.batches)]
+        return replace(batch, pictures=batch.pictures * self.settings.batch_factor)
 
-    def _train_step(self, scales: int, pictures: int, share: float) -> Tensor:
+    def _train_step(self, batch: Batch) -> Tensor:
         settings = self.settings
+        pictures = batch.pictures
         chosen = self.random.integers(len(self.store), size=pictures)
         features = self.store.features[torch.from_numpy(chosen)].to(self.device)
         weights = self.store.objects[torch.from_numpy(chosen)].to(self.device).float()
@@ -313,7 +347,7 @@ class TransformerTrainer:
                 group["lr"] = rate
         with mixed_precision(self.device):
             losses = self.model.losses(
-                features, weights, prompts, dropped, scales, flip, share, settings.compiled
+                features, weights, prompts, dropped, batch.scales, flip, batch.share, settings.compiled
             )
         losses.mean().backward()
         self._average_gradients()
@@ -337,15 +371,19 @@ class TransformerTrainer:
         torch._foreach_lerp_(old, new, 1.0 - decay)
 
     def _log_entry(
-        self, scales: int, seen: list[tuple[int, Tensor]], seconds: float
+        self, seen: list[tuple[int, Tensor]], seconds: float
     ) -> dict[str, float | list[float] | int]:
-        losses = torch.stack([entry for _, entry in seen if len(entry) == scales]).mean(dim=0)
+        scales = max(len(losses) for _, losses in seen)
+        means = [
+            torch.stack([losses[scale] for _, losses in seen if len(losses) > scale]).mean().item()
+            for scale in range(scales)
+        ]
         entry = {
             "step": self.step,
             "minutes": round(self.spent / 60.0, 2),
             "scales": scales,
             "pictures_per_second": round(self.processes * sum(count for count, _ in seen) / seconds, 1),
-            "loss_per_scale": [round(value, 4) for value in losses.tolist()],
+            "loss_per_scale": [round(value, 4) for value in means],
         }
         if self.rank == 0:
             with (self.folder / "log.jsonl").open("a") as log:
