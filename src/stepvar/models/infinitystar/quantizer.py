@@ -81,11 +81,15 @@ class QuantizedStep:
     after: Tensor
 
 
-def quantize(latent: Tensor, schedule: VideoSchedule) -> Iterator[QuantizedStep]:
+def quantize(
+    latent: Tensor, schedule: VideoSchedule, flip: Tensor | None = None
+) -> Iterator[QuantizedStep]:
     """Quantises a video latent step by step, each taking what the earlier ones of its clip left over.
 
     Args:
         latent: [B, C, T, H, W], as many frames as the schedule draws.
+        flip: [B] share of the bits of each video that enter the sum flipped. Later residuals then contain the
+            damage, which teaches a transformer to repair it.
 
     Raises:
         ValueError: When the latent does not have the schedule's frames, rows and columns.
@@ -100,7 +104,10 @@ def quantize(latent: Tensor, schedule: VideoSchedule) -> Iterator[QuantizedStep]
             total = torch.zeros_like(target)
         residual = shrink(target - total, scale.bits, scale.grid)
         bits = bits_from_residual(residual)
-        before, total = total, total + expand(bits, scale, latent.shape[1], schedule.position_grid)
+        used = bits
+        if flip is not None:
+            used = bits ^ (torch.rand(bits.shape, device=bits.device) < flip[:, None, None])
+        before, total = total, total + expand(used, scale, latent.shape[1], schedule.position_grid)
         yield QuantizedStep(scale, residual, bits, before, total)
 
 

@@ -4,8 +4,9 @@ Module names equal the keys of the published checkpoint, but for its scale. Fact
 FoundationVision/InfinityStar (MIT), infinity/models/videovae/models/wan_bsq_vae.py and
 load_vae_bsq_wan_absorb_patchify.py.
 
-Shapes: B videos of F = 1 + 4 (T - 1) frames of 16 H x 16 W pixels in -1..1; latents of T frames, H x W cells
-and 64 channels, which are 2 x 2 positions of 16 channels at twice the sides.
+Shapes, as published: B videos of F = 1 + 4 (T - 1) frames of 16 H x 16 W pixels in -1..1; latents of T frames,
+H x W cells and 64 channels, which are 2 x 2 positions of 16 channels at twice the sides. Where a cell is one
+position (`patch` 1), it is 8 x 8 pixels.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from stepvar.models.infinitystar.tiling import decode_tiles
 Probe = Callable[[str, Tensor], None]
 """Called with (name, tensor) at the landmarks of every chunk."""
 
-PATCH = 2
-"""Side of the square of positions that one latent cell stands for."""
+PIXELS_PER_POSITION = 8
+"""Side in pixels of what a position of the coarsest level stands for."""
 
 FRAMES_PER_LATENT = 4
 ENCODER_CHUNK = 8
@@ -143,6 +144,7 @@ class InfinityStarTokenizer(ModelMixin, ConfigMixin):
         channels: Channels of the levels, fine to coarse; entry 0 belongs to the first convolution.
         latent_channels: Of a position; a latent cell has four times as many.
         blocks: Residual blocks of an encoder level; a decoder level has one more.
+        patch: Side of the square of positions that one latent cell stands for.
         with_encoder: False for weights that can only decode.
 
     Raises:
@@ -158,12 +160,13 @@ class InfinityStarTokenizer(ModelMixin, ConfigMixin):
         channels: Sequence[int] = (96, 192, 384, 384, 384),
         latent_channels: int = 16,
         blocks: int = 2,
+        patch: int = 2,
         with_encoder: bool = True,
     ) -> None:
         super().__init__()
         if len(channels) != 5:
             raise ValueError(f"channels has {len(channels)} entries; this tokenizer has five.")
-        cell = latent_channels * PATCH**2
+        cell = latent_channels * patch**2
         if with_encoder:
             self.encoder = Encoder(channels, latent_channels, (True, True, False), blocks)
             self.proj_down = nn.Linear(cell, cell)
@@ -174,11 +177,11 @@ class InfinityStarTokenizer(ModelMixin, ConfigMixin):
     @property
     def cell_channels(self) -> int:
         """C: channels of a latent cell, and the most bits a token can hold."""
-        return self.config.latent_channels * PATCH**2
+        return self.config.latent_channels * self.config.patch**2
 
     @property
     def pixels_per_cell(self) -> int:
-        return 8 * PATCH
+        return PIXELS_PER_POSITION * self.config.patch
 
     def encode(
         self,
@@ -207,7 +210,7 @@ class InfinityStarTokenizer(ModelMixin, ConfigMixin):
         first = ENCODER_CHUNK + count % ENCODER_CHUNK if count >= ENCODER_CHUNK else count
         for number, chunk in enumerate(frames.split([first, *_rest(count - first, ENCODER_CHUNK)], dim=2)):
             parts.append(self.encoder(chunk.float(), stream, _numbered(probe, number)))
-        moments = _fold(torch.cat(parts, dim=2))
+        moments = _fold(torch.cat(parts, dim=2), self.config.patch)
         (probe or _ignore)("moments", moments)
         mean, log_variance = moments.chunk(2, dim=1)
         if noise is not None:
@@ -260,7 +263,7 @@ class InfinityStarTokenizer(ModelMixin, ConfigMixin):
     def _positions(self, latent: Tensor) -> Tensor:
         """Latents [B, C, T, H, W] -> what the decoder reads, [B, C / 4, T, 2 H, 2 W]."""
         scaled = self.latent_scale(latent.float(), invert=True)
-        return _unfold(_on_channels(self.proj_up, scaled.to(self.proj_up.weight.dtype)))
+        return _unfold(_on_channels(self.proj_up, scaled.to(self.proj_up.weight.dtype)), self.config.patch)
 
 
 def _on_channels(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -268,14 +271,14 @@ def _on_channels(layer: nn.Linear, x: Tensor) -> Tensor:
     return layer(x.movedim(1, -1)).movedim(-1, 1)
 
 
-def _fold(x: Tensor) -> Tensor:
-    """[B, C, T, 2 H, 2 W] -> [B, 4 C, T, H, W], frame by frame."""
-    return functional.pixel_unshuffle(x.transpose(1, 2), PATCH).transpose(1, 2)
+def _fold(x: Tensor, patch: int) -> Tensor:
+    """[B, C, T, p H, p W] -> [B, p^2 C, T, H, W], frame by frame."""
+    return functional.pixel_unshuffle(x.transpose(1, 2), patch).transpose(1, 2)
 
 
-def _unfold(x: Tensor) -> Tensor:
-    """[B, 4 C, T, H, W] -> [B, C, T, 2 H, 2 W], frame by frame."""
-    return functional.pixel_shuffle(x.transpose(1, 2), PATCH).transpose(1, 2)
+def _unfold(x: Tensor, patch: int) -> Tensor:
+    """[B, p^2 C, T, H, W] -> [B, C, T, p H, p W], frame by frame."""
+    return functional.pixel_shuffle(x.transpose(1, 2), patch).transpose(1, 2)
 
 
 def _rest(count: int, chunk: int) -> list[int]:

@@ -1,0 +1,103 @@
+"""Moving scenes: drawn at random, or to show what a spec asks for, and rendered frame by frame."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stepvar.embedded.scenes.grammar import complete, pick
+from stepvar.embedded.scenes.layout import LayoutError, gap, whole_canvas
+from stepvar.embedded.scenes.render import render
+from stepvar.embedded.scenes.spec import BACKGROUNDS, Combination, Scene, SceneObject, Split
+from stepvar.embedded.video.spec import DIRECTIONS, SCALINGS, MovingScene, VideoSpec
+
+CANVAS = 112
+"""Side of the frames in pixels."""
+
+FRAMES = 9
+
+_SMALLEST, _LARGEST = 0.158, 0.172
+"""Radius of an object that neither grows nor shrinks, in sides of the canvas: the smallest one whose colour and
+texture can still be told at 112 pixels."""
+
+_LEAST_GROWTH, _MOST_GROWTH = 1.35, 1.45
+_LEAST_TRAVEL, _MOST_TRAVEL = 0.26, 0.34
+_ROUNDS, _ATTEMPTS = 100, 64
+
+Floats = NDArray[np.float64]
+
+
+def scene_for(
+    rng: np.random.Generator, spec: VideoSpec, *, split: Split = "train", canvas: int = CANVAS
+) -> MovingScene:
+    """Draws a moving scene that shows exactly what a spec asks for; what it leaves open is random.
+
+    Args:
+        rng: The only source of randomness.
+        spec: What to show.
+        split: "train" leaves no combination open to chance that is held out.
+        canvas: Side of the frames in pixels.
+
+    Raises:
+        LayoutError: The objects do not fit, or would meet on their ways.
+    """
+    looks = [complete(rng, mover.group, avoid_held_out=split == "train") for mover in spec.movers]
+    background = spec.background or pick(rng, BACKGROUNDS)
+    motions = [mover.motion for mover in spec.movers]
+    for _ in range(_ROUNDS):
+        paths = np.stack([_paths(rng, motion, canvas) for motion in motions])
+        apart = np.ones(_ATTEMPTS, dtype=bool) if len(paths) == 1 else _keep_apart(*paths, gap(canvas))
+        if apart.any():
+            break
+    else:
+        raise LayoutError(f"Two objects with the motions {' and '.join(motions)} do not fit the canvas.")
+    first, last = paths[:, int(np.argmax(apart))].transpose(1, 0, 2).tolist()
+    scenes = (
+        tuple(SceneObject(*look, "medium", *place) for look, place in zip(looks, places, strict=True))
+        for places in (first, last)
+    )
+    return MovingScene(*(Scene(background, objects, canvas) for objects in scenes))
+
+
+def render_video(scene: MovingScene, size: int = CANVAS, frames: int = FRAMES, seed: int = 0) -> NDArray[np.uint8]:
+    """Renders a moving scene; the background stands still.
+
+    Args:
+        scene: What to draw.
+        size: Side of the frames in pixels.
+        frames: How many, evenly spread over the motion, both ends included.
+        seed: Chooses the irregularities of the background.
+
+    Returns:
+        The frames, uint8 [frames, size, size, 3].
+    """
+    times = np.linspace(0.0, 1.0, frames)
+    return np.stack([render(scene.at(float(time)), size, seed) for time in times])
+
+
+def _paths(rng: np.random.Generator, motion: str, canvas: int) -> Floats:
+    """Random ways of one object that stay inside of the canvas: [attempts, 2 ends, x, y and radius]."""
+
+    def draw(least: float, most: float) -> Floats:
+        return rng.uniform(least, most, (_ATTEMPTS, 1))
+
+    small = canvas * draw(_SMALLEST, _LARGEST)
+    large = small * (draw(_LEAST_GROWTH, _MOST_GROWTH) if motion in SCALINGS else 1.0)
+    travel = canvas * draw(_LEAST_TRAVEL, _MOST_TRAVEL) * np.asarray(DIRECTIONS.get(motion, (0, 0)))
+    low, _, high, _ = whole_canvas(canvas)
+    start = rng.uniform(low + large + np.maximum(-travel, 0.0), high - large - np.maximum(travel, 0.0))
+    radii = (large, small) if motion == "shrink" else (small, large)
+    ends = [np.hstack(end) for end in zip((start, start + travel), radii, strict=True)]
+    return np.stack(ends, axis=1)
+
+
+def _keep_apart(first: Floats, second: Floats, distance: float) -> NDArray[np.bool_]:
+    """In which attempts [attempts] the bounding squares of two objects stay some pixels apart all the time."""
+    times = np.linspace(0.0, 1.0, 2 * FRAMES)
+    offset = np.abs(_on_the_way(first - second, times)[..., :2]).max(axis=-1)
+    return (offset >= _on_the_way(first + second, times)[..., 2] + distance).all(axis=1)
+
+
+def _on_the_way(ends: Floats, times: Floats) -> Floats:
+    """Numbers between two ends [attempts, 2, n] at some times [T], [attempts, T, n]."""
+    return ends[:, :1] + times[None, :, None] * (ends[:, 1:] - ends[:, :1])
