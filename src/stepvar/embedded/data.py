@@ -61,8 +61,7 @@ class SceneCrops(IterableDataset):
             jitter = rng.uniform(-0.5, 0.5, 2) * self.side
             top, left = item.y + jitter[0] - self.side / 2, item.x + jitter[1] - self.side / 2
         top, left = (
-            int(np.clip(start, 0, self.canvas - self.side)) // ALIGNMENT * ALIGNMENT
-            for start in (top, left)
+            int(np.clip(start, 0, self.canvas - self.side)) // ALIGNMENT * ALIGNMENT for start in (top, left)
         )
         return picture[top : top + self.side, left : left + self.side]
 

@@ -34,7 +34,8 @@ from stepvar.embedded.precision import mixed_precision
 from stepvar.embedded.scenes import write
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.models.infinity.quantizer import quantize_multiscale, resize_area
-from stepvar.models.infinity.training import bit_losses, initialise, take_tokens, teacher_forced_logits
+from stepvar.models.infinity.training import initialise, teacher_forced_logits
+from stepvar.models.training import bit_losses, take_tokens
 
 logger = logging.getLogger(__name__)
 

@@ -78,7 +78,9 @@ def build_tokenizer() -> InfinityStarTokenizer:
     from stepvar.models.infinitystar.convolutions import LatentNorm
     from stepvar.models.infinitystar.tokenizer import InfinityStarTokenizer
 
-    tokenizer = InfinityStarTokenizer(channels=(16, 32, 64, 64, 64), latent_channels=BITS, blocks=1, patch=1)
+    tokenizer = InfinityStarTokenizer(
+        channels=(32, 64, 64, 64), latent_channels=BITS, blocks=1, patch=1, pixel_block=2
+    )
     keep_variance(tokenizer)
     for module in tokenizer.modules():
         if isinstance(module, LatentNorm):

@@ -43,7 +43,9 @@ class VideoCrops(IterableDataset):
                 crops += [self._crop(video, scene, rng) for _ in range(crops_per_scene)]
             yield to_channels(np.stack(crops[: self.batch]))
 
-    def _crop(self, video: NDArray[np.uint8], scene: MovingScene, rng: np.random.Generator) -> NDArray[np.uint8]:
+    def _crop(
+        self, video: NDArray[np.uint8], scene: MovingScene, rng: np.random.Generator
+    ) -> NDArray[np.uint8]:
         top, left = rng.integers(0, CANVAS - self.side + 1, 2)
         if rng.random() < CROPS_AT_OBJECTS:
             objects = scene.at(rng.random()).objects

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from stepvar.embedded.scenes.grammar import complete, pick
 from stepvar.embedded.scenes.layout import LayoutError, gap, whole_canvas
 from stepvar.embedded.scenes.render import render
-from stepvar.embedded.scenes.spec import BACKGROUNDS, Combination, Scene, SceneObject, Split
+from stepvar.embedded.scenes.spec import BACKGROUNDS, Scene, SceneObject, Split
 from stepvar.embedded.video.spec import DIRECTIONS, SCALINGS, MovingScene, VideoSpec
 
 CANVAS = 112
@@ -17,11 +17,12 @@ CANVAS = 112
 FRAMES = 9
 
 _SMALLEST, _LARGEST = 0.158, 0.172
-"""Radius of an object that neither grows nor shrinks, in sides of the canvas: the smallest one whose colour and
-texture can still be told at 112 pixels."""
+"""Radius of an object that neither grows nor shrinks, in sides of the canvas: the smallest one whose colour
+and texture can still be told at 112 pixels."""
 
 _LEAST_GROWTH, _MOST_GROWTH = 1.35, 1.45
 _LEAST_TRAVEL, _MOST_TRAVEL = 0.26, 0.34
+_JITTER, _SIDE = 0.09, 0.25
 _ROUNDS, _ATTEMPTS = 100, 64
 
 Floats = NDArray[np.float64]
@@ -44,8 +45,10 @@ def scene_for(
     looks = [complete(rng, mover.group, avoid_held_out=split == "train") for mover in spec.movers]
     background = spec.background or pick(rng, BACKGROUNDS)
     motions = [mover.motion for mover in spec.movers]
+    middles = _middles(motions)
     for _ in range(_ROUNDS):
-        paths = np.stack([_paths(rng, motion, canvas) for motion in motions])
+        ways = zip(motions, middles, strict=True)
+        paths = np.stack([_paths(rng, motion, middle, canvas) for motion, middle in ways])
         apart = np.ones(_ATTEMPTS, dtype=bool) if len(paths) == 1 else _keep_apart(*paths, gap(canvas))
         if apart.any():
             break
@@ -59,7 +62,9 @@ def scene_for(
     return MovingScene(*(Scene(background, objects, canvas) for objects in scenes))
 
 
-def render_video(scene: MovingScene, size: int = CANVAS, frames: int = FRAMES, seed: int = 0) -> NDArray[np.uint8]:
+def render_video(
+    scene: MovingScene, size: int = CANVAS, frames: int = FRAMES, seed: int = 0
+) -> NDArray[np.uint8]:
     """Renders a moving scene; the background stands still.
 
     Args:
@@ -75,7 +80,21 @@ def render_video(scene: MovingScene, size: int = CANVAS, frames: int = FRAMES, s
     return np.stack([render(scene.at(float(time)), size, seed) for time in times])
 
 
-def _paths(rng: np.random.Generator, motion: str, canvas: int) -> Floats:
+def _middles(motions: list[str]) -> list[tuple[float, float]]:
+    """Where the middles of the ways are, in sides of the canvas: x and y of each.
+
+    A prompt thus tells where its objects are but for some jitter, as in pictures: two stand in reading order,
+    one above the other where their ways are level, else side by side.
+    """
+    if len(motions) == 1:
+        return [(0.5, 0.5)]
+    level = any(motion in ("left", "right") for motion in motions)
+    upright = any(motion in ("up", "down") for motion in motions)
+    before, after = (_SIDE, 1.0 - _SIDE)
+    return [(0.5, before), (0.5, after)] if level and not upright else [(before, 0.5), (after, 0.5)]
+
+
+def _paths(rng: np.random.Generator, motion: str, middle: tuple[float, float], canvas: int) -> Floats:
     """Random ways of one object that stay inside of the canvas: [attempts, 2 ends, x, y and radius]."""
 
     def draw(least: float, most: float) -> Floats:
@@ -85,14 +104,15 @@ def _paths(rng: np.random.Generator, motion: str, canvas: int) -> Floats:
     large = small * (draw(_LEAST_GROWTH, _MOST_GROWTH) if motion in SCALINGS else 1.0)
     travel = canvas * draw(_LEAST_TRAVEL, _MOST_TRAVEL) * np.asarray(DIRECTIONS.get(motion, (0, 0)))
     low, _, high, _ = whole_canvas(canvas)
-    start = rng.uniform(low + large + np.maximum(-travel, 0.0), high - large - np.maximum(travel, 0.0))
+    start = canvas * (np.asarray(middle) + rng.uniform(-_JITTER, _JITTER, (_ATTEMPTS, 2))) - travel / 2
+    start = np.clip(start, low + large - np.minimum(travel, 0.0), high - large - np.maximum(travel, 0.0))
     radii = (large, small) if motion == "shrink" else (small, large)
     ends = [np.hstack(end) for end in zip((start, start + travel), radii, strict=True)]
     return np.stack(ends, axis=1)
 
 
 def _keep_apart(first: Floats, second: Floats, distance: float) -> NDArray[np.bool_]:
-    """In which attempts [attempts] the bounding squares of two objects stay some pixels apart all the time."""
+    """In which attempts [attempts] the bounding squares of two objects always stay some pixels apart."""
     times = np.linspace(0.0, 1.0, 2 * FRAMES)
     offset = np.abs(_on_the_way(first - second, times)[..., :2]).max(axis=-1)
     return (offset >= _on_the_way(first + second, times)[..., 2] + distance).all(axis=1)

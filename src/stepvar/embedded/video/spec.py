@@ -51,7 +51,9 @@ class VideoSpec:
         if not 1 <= len(self.movers) <= MOST_MOVERS:
             raise ValueError(f"A video shows 1 to {MOST_MOVERS} objects, not {len(self.movers)}.")
         if self.background not in (None, *BACKGROUNDS):
-            raise ValueError(f"There is no background '{self.background}'; there are {', '.join(BACKGROUNDS)}.")
+            raise ValueError(
+                f"There is no background '{self.background}'; there are {', '.join(BACKGROUNDS)}."
+            )
 
     @property
     def held_out(self) -> bool:

@@ -375,7 +375,7 @@ class InfinityStarPipeline(NextScalePipeline):
         if request.beginning is None:
             return None, request.continuation
         bring_in(self.vae)
-        pixels = request.beginning.pixels(*self.transformer.sizes.pixels(request.schedule))
+        pixels = request.beginning.pixels(*request.pixels)
         if request.known_schedule is None:
             return None, begin_continuation(self.vae, pixels, source, device)
         return encode_known(self.vae, pixels, request.known_schedule, source, device), None

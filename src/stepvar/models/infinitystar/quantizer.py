@@ -71,19 +71,19 @@ class QuantizedStep:
         scale: The step.
         residual: What the earlier steps of the clip left over, [B, d, t, h, w].
         bits: Its signs, bool [B, N, d].
+        used_bits: The bits that entered the sum; the same unless flips were asked for.
         before, after: Sum of the clip's codes before and after this step, [B, C, t, H, W].
     """
 
     scale: VideoScale
     residual: Tensor
     bits: Tensor
+    used_bits: Tensor
     before: Tensor
     after: Tensor
 
 
-def quantize(
-    latent: Tensor, schedule: VideoSchedule, flip: Tensor | None = None
-) -> Iterator[QuantizedStep]:
+def quantize(latent: Tensor, schedule: VideoSchedule, flip: Tensor | None = None) -> Iterator[QuantizedStep]:
     """Quantises a video latent step by step, each taking what the earlier ones of its clip left over.
 
     Args:
@@ -108,7 +108,7 @@ def quantize(
         if flip is not None:
             used = bits ^ (torch.rand(bits.shape, device=bits.device) < flip[:, None, None])
         before, total = total, total + expand(used, scale, latent.shape[1], schedule.position_grid)
-        yield QuantizedStep(scale, residual, bits, before, total)
+        yield QuantizedStep(scale, residual, bits, used, before, total)
 
 
 def expand(bits: Tensor, scale: Scale, channels: int, sides: tuple[int, int]) -> Tensor:
