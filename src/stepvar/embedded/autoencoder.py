@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -276,13 +275,3 @@ def mean_psnr(pictures: Tensor, targets: Tensor) -> float:
     """Mean over the pictures [B, 3, ..., side, side] of their peak signal-to-noise ratio in dB."""
     errors = (pictures - targets).square().flatten(1).mean(dim=1).tolist()
     return sum(psnr(error) for error in errors) / len(errors)
-
-
-def read_settings(kind: type[Settings], description: str | None, arguments: list[str] | None) -> Settings:
-    """Settings from a command line that has an option for every field."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
-    for field in fields(kind):
-        parser.add_argument(
-            f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default
-        )
-    return kind(**vars(parser.parse_args(arguments)))

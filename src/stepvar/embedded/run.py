@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -15,6 +16,8 @@ from torch import nn
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.pt"
+
+Settings = TypeVar("Settings")
 
 
 class Stateful(Protocol):
@@ -91,3 +94,13 @@ def follow(average: nn.Module, model: nn.Module, step: int, decay: float) -> Non
     """Moves averaged weights towards the model's; the average is short while the training is young."""
     decay = min(decay, step / (step + 10.0))
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1.0 - decay)
+
+
+def read_settings(kind: type[Settings], description: str | None, arguments: list[str] | None) -> Settings:
+    """Settings, a dataclass, from a command line that has an option for every field."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
+    for field in fields(kind):  # type: ignore[arg-type]
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default
+        )
+    return kind(**vars(parser.parse_args(arguments)))

@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from stepvar.embedded.architecture import BITS, PIXELS_PER_TOKEN, TEXT_CHANNELS, TEXT_LENGTH
 from stepvar.embedded.video.scenes import CANVAS, FRAMES
 
 if TYPE_CHECKING:
     from stepvar.models.infinitystar.schedules import VideoSchedule
     from stepvar.models.infinitystar.tokenizer import InfinityStarTokenizer
+    from stepvar.models.infinitystar.transformer import InfinityStarTransformer
 
-BITS, SEMANTIC_BITS = 16, 8
-TEXT_LENGTH = 32
+SEMANTIC_BITS = 8
 LATENTS_PER_SECOND = 2
+RESOLUTION = "scenes"
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,35 @@ class VideoModelSize:
 
 SIZE = VideoModelSize()
 """1,113 tokens a video."""
+
+
+def build_transformer(size: VideoModelSize = SIZE) -> InfinityStarTransformer:
+    """The small InfinityStar with fresh weights."""
+    from stepvar.models.infinitystar.training import initialise
+    from stepvar.models.infinitystar.transformer import InfinityStarTransformer
+
+    transformer = InfinityStarTransformer(
+        depth=size.depth,
+        width=size.width,
+        heads=size.heads,
+        key_heads=size.key_heads,
+        hidden_width=size.hidden_width,
+        semantic_bits=SEMANTIC_BITS,
+        detail_bits=BITS,
+        text_channels=TEXT_CHANNELS,
+        text_length=TEXT_LENGTH,
+        resolution=RESOLUTION,
+        grids=size.grids,
+        semantic_scales=size.semantic_scales,
+        image_repetitions=size.repetitions,
+        video_repetitions=size.repetitions,
+        clip_frames=size.latent_frames - 1,
+        latents_per_second=LATENTS_PER_SECOND,
+        most_clips=1,
+        pixels_per_cell=PIXELS_PER_TOKEN,
+    )
+    initialise(transformer)
+    return transformer
 
 
 def build_tokenizer() -> InfinityStarTokenizer:

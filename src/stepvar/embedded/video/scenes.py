@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepvar.embedded.scenes.grammar import complete, pick
-from stepvar.embedded.scenes.layout import LayoutError, gap, whole_canvas
+from stepvar.embedded.scenes.layout import LayoutError, whole_canvas
 from stepvar.embedded.scenes.render import render
 from stepvar.embedded.scenes.spec import BACKGROUNDS, Scene, SceneObject, Split
 from stepvar.embedded.video.spec import DIRECTIONS, SCALINGS, MovingScene, VideoSpec
@@ -22,6 +22,9 @@ and texture can still be told at 112 pixels."""
 
 _LEAST_GROWTH, _MOST_GROWTH = 1.35, 1.45
 _LEAST_TRAVEL, _MOST_TRAVEL = 0.26, 0.34
+_GAP = 0.055
+"""In sides of the canvas: six pixels, which the checker does not bridge."""
+
 _JITTER, _SIDE = 0.09, 0.25
 _ROUNDS, _ATTEMPTS = 100, 64
 
@@ -49,7 +52,7 @@ def scene_for(
     for _ in range(_ROUNDS):
         ways = zip(motions, middles, strict=True)
         paths = np.stack([_paths(rng, motion, middle, canvas) for motion, middle in ways])
-        apart = np.ones(_ATTEMPTS, dtype=bool) if len(paths) == 1 else _keep_apart(*paths, gap(canvas))
+        apart = np.ones(_ATTEMPTS, dtype=bool) if len(paths) == 1 else _keep_apart(*paths, _GAP * canvas)
         if apart.any():
             break
     else:

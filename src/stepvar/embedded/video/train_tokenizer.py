@@ -23,11 +23,11 @@ from stepvar.embedded.autoencoder import (
     AutoencoderTraining,
     Reconstruction,
     mean_psnr,
-    read_settings,
     scale_entropies,
 )
 from stepvar.embedded.data import to_bytes, to_signed
 from stepvar.embedded.losses import low_pass
+from stepvar.embedded.run import read_settings
 from stepvar.embedded.video.architecture import SIZE, build_tokenizer
 from stepvar.embedded.video.data import fixed_videos, video_batches
 from stepvar.models.infinitystar.quantizer import QuantizedStep, quantize, shrink, stretch
