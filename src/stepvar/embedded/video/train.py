@@ -16,12 +16,12 @@ import torch
 import typer
 from rich.logging import RichHandler
 
+from stepvar.embedded import MODELS
 from stepvar.embedded.features import SHARD
 from stepvar.embedded.package import package
 from stepvar.embedded.processes import show_encoding, train_in_processes
 from stepvar.embedded.run import CHECKPOINT
 from stepvar.embedded.train_transformer import Curriculum, TransformerTrainer, TransformerTraining
-from stepvar.embedded.video import WEIGHTS
 from stepvar.embedded.video.features import encode_videos, load_videos
 from stepvar.embedded.video.model import EmbeddedVideoModel
 from stepvar.embedded.video.package import assemble
@@ -42,7 +42,7 @@ def train(
     output: Annotated[Path, typer.Option(help="Checkpoints, logs and encoded videos.")] = Path("runs/video"),
     minutes: Annotated[float, typer.Option(help="Budget of both trainings together.")] = 50.0,
     videos: Annotated[int, typer.Option(help="Videos to encode for the transformer.")] = 8_192,
-    weights: Annotated[Path, typer.Option(help="Where the finished model goes.")] = WEIGHTS,
+    weights: Annotated[Path, typer.Option(help="Where the finished model goes.")] = MODELS["video"],
     start: Annotated[
         Path | None, typer.Option(help="A finished model whose transformer is trained on.")
     ] = None,
