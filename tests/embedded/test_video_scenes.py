@@ -26,9 +26,8 @@ from stepvar.embedded.video.spec import MOTIONS, Mover, VideoSpec
 
 def spec_of(*motions, background="sand"):
     looks = (Group(1, "star", "red", "plain"), Group(1, "ring", "blue", "striped"))
-    return VideoSpec(
-        tuple(Mover(look, motion) for look, motion in zip(looks, motions, strict=False)), background
-    )
+    movers = tuple(Mover(look, motion) for look, motion in zip(looks, motions, strict=False))
+    return VideoSpec(movers, background)
 
 
 def video_of(spec, seed=0):

@@ -51,14 +51,7 @@ def run(store, tmp_path_factory):
 
 def test_the_tokenizer_trains_and_resumes(tmp_path):
     settings = VideoTokenizerTraining(
-        output=str(tmp_path),
-        minutes=0.03,
-        threads=1,
-        workers=0,
-        batch=2,
-        crop=16,
-        log_every=1,
-        full_share=0.0,
+        output=str(tmp_path), minutes=0.03, threads=1, workers=0, batch=2, crop=32, log_every=1, full_share=0
     )
     trainer = VideoTokenizerTrainer(settings)
     folder = trainer.run()

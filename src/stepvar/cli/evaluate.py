@@ -46,8 +46,8 @@ def scenes(
 ) -> None:
     """Judge pictures, or videos, of random scenes.
 
-    Prompts of pictures cover GenEval's six categories; those of videos say how objects move. All is judged from
-    pixels alone.
+    Prompts of pictures cover GenEval's six categories; those of videos say how objects move. All is judged
+    from pixels alone.
     """
     dimensions, settings, pruning = size.arguments(), sampling.arguments(), plan.method()
     if reconstructions and (settings or pruning not in (None, "none")):

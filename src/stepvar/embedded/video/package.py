@@ -31,8 +31,13 @@ def assemble(tokenizer_folder: Path, checkpoint: Path) -> InfinityStarPipeline:
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     model = EmbeddedVideoModel()
     model.load_state_dict(state["average"])
-    model.eval()
     visual = InfinityStarTokenizer.from_pretrained(tokenizer_folder, torch_dtype=torch.float32).eval()
-    pipeline = InfinityStarPipeline(model.transformer, visual, model.text_encoder, model.words, **DEFAULTS)
+    return join(model, visual)
+
+
+def join(model: EmbeddedVideoModel, tokenizer: InfinityStarTokenizer) -> InfinityStarPipeline:
+    """A pipeline of a trained model and its tokenizer."""
+    model.eval()
+    pipeline = InfinityStarPipeline(model.transformer, tokenizer, model.text_encoder, model.words, **DEFAULTS)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
