@@ -21,11 +21,12 @@ _SMALLEST, _LARGEST = 0.158, 0.172
 and texture can still be told at 112 pixels."""
 
 _LEAST_GROWTH, _MOST_GROWTH = 1.35, 1.45
-_LEAST_TRAVEL, _MOST_TRAVEL = 0.26, 0.34
-_GAP = 0.055
-"""In sides of the canvas: six pixels, which the checker does not bridge."""
+_LEAST_TRAVEL, _MOST_TRAVEL = 0.22, 0.32
+_GAP = 0.05
+"""In sides of the canvas: more than five pixels, which the checker does not bridge."""
 
-_JITTER, _SIDE = 0.09, 0.25
+_JITTER = 0.09
+_SIDE, _NARROW_SIDE, _WIDE_SIDE = 0.25, 0.2, 0.32
 _ROUNDS, _ATTEMPTS = 100, 64
 
 Floats = NDArray[np.float64]
@@ -91,10 +92,14 @@ def _middles(motions: list[str]) -> list[tuple[float, float]]:
     """
     if len(motions) == 1:
         return [(0.5, 0.5)]
-    level = any(motion in ("left", "right") for motion in motions)
-    upright = any(motion in ("up", "down") for motion in motions)
-    before, after = (_SIDE, 1.0 - _SIDE)
-    return [(0.5, before), (0.5, after)] if level and not upright else [(before, 0.5), (after, 0.5)]
+    level, upright = (
+        [motion in DIRECTIONS and DIRECTIONS[motion][axis] != 0 for motion in motions] for axis in (0, 1)
+    )
+    if any(level) and not any(upright):
+        return [(0.5, _SIDE), (0.5, 1.0 - _SIDE)]
+    # A level way beside an upright one needs more than half of the width.
+    sides = [_SIDE if not any(level) else _WIDE_SIDE if wide else _NARROW_SIDE for wide in level]
+    return [(sides[0], 0.5), (1.0 - sides[1], 0.5)]
 
 
 def _paths(rng: np.random.Generator, motion: str, middle: tuple[float, float], canvas: int) -> Floats:
