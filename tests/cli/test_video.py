@@ -154,3 +154,69 @@ def test_files_keep_frames_colours_and_pace(tmp_path):
     with Image.open(tmp_path / "clip.gif") as gif:
         assert gif.info["comment"] == b"a note"
         assert gif.info["duration"] == 60
+
+
+@pytest.fixture(scope="session")
+def scenes_model(tmp_path_factory):
+    """An untrained video model of the scenes, smaller than the one that ships."""
+    import torch
+
+    from stepvar.embedded.package import package
+    from stepvar.embedded.video.architecture import VideoModelSize, build_tokenizer
+    from stepvar.embedded.video.model import EmbeddedVideoModel
+    from stepvar.embedded.video.package import join
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        size = VideoModelSize(depth=2, width=32, heads=2, hidden_width=48)
+        pipeline = join(EmbeddedVideoModel(size), build_tokenizer().eval())
+    folder = tmp_path_factory.mktemp("scenes") / "model"
+    package(pipeline, folder)
+    return folder
+
+
+def test_dense_and_pruned_videos_are_compared(run, scenes_model, tmp_path):
+    prompt = "a red star moves left"
+    result = run(
+        "compare", prompt, "--model", scenes_model, "--seed", 1, "--repeats", 1, "-o", "c.png", "--json"
+    )
+    assert result.code == 0, result.stderr
+    assert (
+        result.json["prompt"] == prompt and result.json["pruned"]["tokens"] < result.json["dense"]["tokens"]
+    )
+    assert -1.0 <= result.json["ssim"] <= 1.0
+    with Image.open(tmp_path / "c.png") as figure:
+        # Five frames of 112 pixels side by side, twice their size.
+        assert figure.width == 2 * 5 * 112 + 2 * 36
+    told = run("compare", prompt, "--model", scenes_model, "--seed", 1, "--repeats", 1, "-o", "d.png")
+    assert "2x14x14 clip 1" in told.stdout
+
+
+def test_videos_are_scored_by_category(run, scenes_model):
+    from stepvar.embedded.video.grammar import CATEGORIES
+
+    base = ("evaluate", "scenes", "--model", scenes_model, "-n", 4, "--json")
+    for more in ((), ("--pruning", "paper"), ("--reconstructions",)):
+        result = run(*base, *more)
+        assert result.code == 0, result.stderr
+        assert list(result.json["categories"]) == list(CATEGORIES)
+        assert "motion" in result.json["aspects"] and result.json["n"] == 4
+    assert "motion" in run("evaluate", "scenes", "--model", scenes_model, "-n", 4).stdout
+
+
+def test_unknown_words_are_refused_with_known_ones(run, scenes_model):
+    result = run("generate", "a red dog grows", "--model", scenes_model, "-o", "dog.mp4")
+    assert result.code == 2 and "dog" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_an_installation_without_the_video_model_says_so(run, monkeypatch, tmp_path):
+    import stepvar
+    from stepvar import embedded
+
+    monkeypatch.setitem(embedded.MODELS, "video", tmp_path / "nowhere")
+    result = run("generate", PROMPT, "--model", "embedded-video")
+    assert result.code == 2 and "weights are missing" in result.stderr
+    with pytest.raises(FileNotFoundError, match="lacks the weights"):
+        stepvar.load_embedded("video")
+    with pytest.raises(ValueError, match="pictures, video"):
+        stepvar.load_embedded("music")

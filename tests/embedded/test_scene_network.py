@@ -410,7 +410,7 @@ def test_training_goes_on_with_the_scenes_it_encoded(tmp_path):
     trainer = SceneNetworkTrainer(replace(SETTINGS, output=str(tmp_path)))
     trainer.run()
     more = SceneNetworkTrainer(
-        replace(SETTINGS, output=str(tmp_path), minutes=1.2 * trainer.seconds / 60, eye_share=0.1)
+        replace(SETTINGS, output=str(tmp_path), minutes=1.2 * trainer.spent / 60, eye_share=0.1)
     )
     eye = {name: value.clone() for name, value in more.network.eye.state_dict().items()}
     encoded = more._encoded(0.0)

@@ -10,6 +10,7 @@ from stepvar.embedded.architecture import PIXELS_PER_TOKEN, SIZES
 from stepvar.embedded.features import SHARD, FeatureStore, encode_scenes, object_tokens
 from stepvar.embedded.muon import Muon, orthogonalise
 from stepvar.embedded.package import assemble, package
+from stepvar.embedded.prompted import draw_tokens
 from stepvar.embedded.scenes import VOCABULARY, parse, sample
 from stepvar.embedded.train_tokenizer import build_tokenizer
 from stepvar.embedded.train_transformer import (
@@ -18,7 +19,6 @@ from stepvar.embedded.train_transformer import (
     Phase,
     TransformerTrainer,
     TransformerTraining,
-    draw_tokens,
 )
 from stepvar.models.infinity.pipeline import InfinityPipeline
 
@@ -40,10 +40,18 @@ def store(tmp_path_factory):
     return loaded
 
 
+def make_trainer(store, folder, settings, start=None):
+    torch.manual_seed(settings.seed)
+    model = EmbeddedModel(SIZE)
+    if start is not None:
+        model.start_from(start)
+    return TransformerTrainer(model, store, folder, settings)
+
+
 @pytest.fixture(scope="module")
 def run(store, tmp_path_factory):
     folder = tmp_path_factory.mktemp("transformer")
-    trainer = TransformerTrainer(store, folder, SETTINGS, torch.device("cpu"))
+    trainer = make_trainer(store, folder, SETTINGS)
     list(trainer.run())
     return trainer
 
@@ -61,7 +69,7 @@ def test_encoded_scenes_are_not_encoded_twice(store, tmp_path):
 def test_training_follows_its_budget_and_resumes(run, store):
     assert run.progress >= 1.0
     assert run.step > 1
-    again = TransformerTrainer(store, run.folder, SETTINGS, torch.device("cpu"))
+    again = make_trainer(store, run.folder, SETTINGS)
     assert again.step == run.step
     assert list(again.run()) == []
     for name, value in again.average.state_dict().items():
@@ -125,9 +133,7 @@ def test_the_package_is_small_and_loads_by_itself(run, tmp_path):
 def test_training_goes_on_from_a_packaged_model(run, store, tmp_path):
     build_tokenizer().save_pretrained(tmp_path / "tokenizer")
     package(assemble(tmp_path / "tokenizer", run.checkpoint), tmp_path / "weights")
-    trainer = TransformerTrainer(
-        store, tmp_path / "more", SETTINGS, torch.device("cpu"), start=tmp_path / "weights"
-    )
+    trainer = make_trainer(store, tmp_path / "more", SETTINGS, start=tmp_path / "weights")
     for name, value in run.average.state_dict().items():
         assert torch.allclose(trainer.average.state_dict()[name], value, atol=1e-2, rtol=1e-2), name
 
@@ -177,10 +183,9 @@ def _one_step_in_a_group(rank, folder, store):
     torch.distributed.init_process_group(
         "gloo", store=torch.distributed.FileStore(str(folder / "group"), 2), rank=rank, world_size=2
     )
-    settings = TransformerTraining(
-        minutes=1e-4, curriculum=(Phase(1.0, (Batch(2, 2),)),), checkpoint_minutes=1.0
-    )
-    trainer = TransformerTrainer(store, folder / "run", settings, torch.device("cpu"))
+    curriculum = (Phase(1.0, (Batch(2, 2),)),)
+    settings = TransformerTraining(minutes=1e-4, curriculum=curriculum, checkpoint_minutes=1.0)
+    trainer = make_trainer(store, folder / "run", settings)
     list(trainer.run())
     torch.save(trainer.model.state_dict(), folder / f"weights-{rank}.pt")
 

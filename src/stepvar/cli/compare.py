@@ -50,7 +50,7 @@ def compare(
     output: Output = None,
     json: Json = False,
 ) -> None:
-    """Draw a prompt dense and pruned, in one picture.
+    """Draw a prompt dense and pruned, in one picture; of a video some frames side by side.
 
     Both share the seed; masks of the kept tokens, difference and times stand beside them. The plan is the
     paper's unless another is given.
@@ -67,8 +67,6 @@ def compare(
         check_options(pipeline, {**dimensions, **settings})
         check_prompts(pipeline, sampling.texts([prompt]))
         note_other_aspect(pipeline, dimensions)
-        if pipeline.draws_videos:
-            raise InputError("'compare' shows pictures, and this model draws videos: use 'generate' twice.")
         [path] = destination.names([f"{slug(prompt)}-{own_seed}-compare"])
         from stepvar.evaluation.comparison import compare as run
         from stepvar.evaluation.figure import draw_comparison
@@ -103,7 +101,8 @@ def _describe(comparison: Comparison, path: Path) -> str:
         )
     totals = (f"{dense.report.total_tokens:,}", f"{pruned.report.kept_tokens:,}")
     rows += [(), ("total", *totals, display.seconds(dense.seconds), display.seconds(pruned.seconds))]
-    close = "identical pictures" if comparison.psnr is None else f"PSNR {comparison.psnr:.2f} dB"
+    same = f"identical {'videos' if comparison.is_video else 'pictures'}"
+    close = same if comparison.psnr is None else f"PSNR {comparison.psnr:.2f} dB"
     return "\n".join(
         [
             display.table(("stage", "tokens", "kept", "dense", "pruned"), rows),

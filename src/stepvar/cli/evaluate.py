@@ -44,9 +44,10 @@ def scenes(
     reconstructions: Reconstructions = False,
     json: Json = False,
 ) -> None:
-    """Judge pictures of random scenes.
+    """Judge pictures, or videos, of random scenes.
 
-    The prompts cover GenEval's six categories; the pictures are judged from pixels alone.
+    Prompts of pictures cover GenEval's six categories; those of videos say how objects move. All is judged
+    from pixels alone.
     """
     dimensions, settings, pruning = size.arguments(), sampling.arguments(), plan.method()
     if reconstructions and (settings or pruning not in (None, "none")):
@@ -55,15 +56,18 @@ def scenes(
         raise InputError(f"The seed {seed} is out of range: use 0 or more.")
     with quiet_libraries():
         pipeline = open_pipeline(model)
-        from stepvar.evaluation.scenes import evaluate_generation, evaluate_reconstructions
+        from stepvar.evaluation.scenes import MOVING, STILL, evaluate_generation, evaluate_reconstructions
 
+        kind = MOVING if pipeline.draws_videos else STILL
         with display.progress_bar("judging", float(number)) as move:
             advance = None if move is None else lambda done: move(float(done), "")
             if reconstructions:
-                scores = evaluate_reconstructions(pipeline, number, seed, batch, advance, dimensions)
+                scores = evaluate_reconstructions(pipeline, number, seed, batch, advance, dimensions, kind)
             else:
                 everything = {**dimensions, **settings}
-                scores = evaluate_generation(pipeline, number, seed, pruning, batch, advance, everything)
+                scores = evaluate_generation(
+                    pipeline, number, seed, pruning, batch, advance, everything, kind
+                )
     document = {
         **scores.as_json(),
         "seed": seed,

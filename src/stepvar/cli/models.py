@@ -78,18 +78,21 @@ def open_pipeline(choice: ModelChoice) -> NextScalePipeline:
         InputError, CheckpointError: When it cannot be used.
     """
     # What can be refused at once is refused before anything heavy is imported.
-    index = None if choice.model is None else _read_index(choice.model)
-    if index is None:
-        _require_embedded()
+    embedded = choice.embedded
+    folder = choice.model if embedded is None else None
+    index = None if folder is None else _read_index(folder)
+    if embedded is not None:
+        _require_embedded(embedded)
     device = choice.resolve_device()
     dtype = choice.resolve_dtype(device)
     import_silently()
-    if choice.model is None or index is None:
+    pipeline: NextScalePipeline
+    if folder is None or index is None:
         from stepvar.embedded import load_embedded
 
-        pipeline = load_embedded(dtype)
+        pipeline = load_embedded(embedded or "pictures", dtype)
     else:
-        pipeline = _open_folder(choice.model, index, dtype)
+        pipeline = _open_folder(folder, index, dtype)
     pipeline.set_progress_bar_config(disable=True)
     if choice.offload:
         pipeline.enable_model_cpu_offload(device=device)
@@ -97,13 +100,13 @@ def open_pipeline(choice: ModelChoice) -> NextScalePipeline:
     return pipeline.to(device)
 
 
-def _require_embedded() -> None:
-    from stepvar.embedded import WEIGHTS
+def _require_embedded(name: str) -> None:
+    from stepvar.embedded import MODELS
 
-    if not WEIGHTS.is_dir():
+    if not MODELS[name].is_dir():
         raise InputError(
-            "This installation has no embedded model (its weights are missing): install the package again, "
-            "or name a model with --model DIR."
+            "This installation has no such embedded model (its weights are missing): install the package "
+            "again, or name a model with --model DIR."
         )
 
 

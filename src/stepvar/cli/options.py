@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import torch
 
     from stepvar.pruning.base import PruningMethod
+
+EMBEDDED_VIDEO = "embedded-video"
+"""What --model calls the video model inside the package."""
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -62,7 +65,10 @@ class ModelChoice:
 
     model: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="A folder that 'stepvar convert' wrote. Default: embedded."),
+        typer.Option(
+            metavar="DIR",
+            help=f"A folder that 'stepvar convert' wrote, or {EMBEDDED_VIDEO}. Default: embedded.",
+        ),
     ] = None
     dtype: Annotated[
         str | None,
@@ -74,6 +80,13 @@ class ModelChoice:
     offload: Annotated[
         bool, typer.Option("--offload", help="Keep on the GPU only the part that is working.")
     ] = False
+
+    @property
+    def embedded(self) -> Literal["pictures", "video"] | None:
+        """Name of the embedded model that is asked for; None where a folder is."""
+        if self.model is None:
+            return "pictures"
+        return "video" if str(self.model) == EMBEDDED_VIDEO else None
 
     def resolve_device(self) -> str:
         """The device as torch names it.
@@ -103,8 +116,8 @@ class ModelChoice:
         import torch
 
         if self.dtype is None:
-            # The embedded model stays in float32 everywhere, so that its pictures are the same everywhere.
-            return torch.bfloat16 if device != "cpu" and self.model is not None else torch.float32
+            # Embedded models stay in float32 everywhere, so that their pictures are the same everywhere.
+            return torch.bfloat16 if device != "cpu" and self.embedded is None else torch.float32
         if self.dtype not in DTYPES:
             raise InputError(f"Unknown --dtype {self.dtype!r}; known are {', '.join(DTYPES)}.")
         return getattr(torch, self.dtype)

@@ -1,33 +1,65 @@
-"""The model that ships inside the package: a small Infinity that draws simple scenes."""
+"""The models that ship inside the package: small ones that draw simple scenes, still and moving."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, overload
 
 if TYPE_CHECKING:
     import torch
 
     from stepvar.models.infinity.pipeline import InfinityPipeline
+    from stepvar.models.infinitystar.pipeline import InfinityStarPipeline
 
 WEIGHTS = Path(__file__).parent / "weights"
 
+MODELS: dict[str, Path] = {"pictures": WEIGHTS, "video": Path(__file__).parent / "video" / "weights"}
+"""Folders of the embedded models."""
 
-def load_embedded(dtype: torch.dtype | None = None) -> InfinityPipeline:
-    """Loads the embedded model; needs no file but the package's own.
+
+@overload
+def load_embedded(
+    name: Literal["pictures"] = "pictures", dtype: torch.dtype | None = None
+) -> InfinityPipeline: ...
+
+
+@overload
+def load_embedded(name: Literal["video"], dtype: torch.dtype | None = None) -> InfinityStarPipeline: ...
+
+
+def load_embedded(
+    name: str = "pictures", dtype: torch.dtype | None = None
+) -> InfinityPipeline | InfinityStarPipeline:
+    """Loads an embedded model; needs no file but the package's own.
 
     Args:
+        name: "pictures", or "video" for the one that draws moving scenes.
         dtype: Number format, float32 by default: the weights ship as bfloat16, which keeps them
             small, and compute in float32, which keeps pictures equal on all machines.
+
+    Raises:
+        ValueError: When there is no such model.
+        FileNotFoundError: When its weights are missing from this installation.
     """
+    if name not in MODELS:
+        raise ValueError(f"There is no embedded model {name!r}; there are {', '.join(MODELS)}.")
+    if not MODELS[name].is_dir():
+        raise FileNotFoundError(
+            f"This installation lacks the weights of the embedded model {name!r}: install the package again."
+        )
     import torch
 
     from stepvar.models.infinity.pipeline import InfinityPipeline
+    from stepvar.models.infinitystar.pipeline import InfinityStarPipeline
 
+    kind = InfinityStarPipeline if name == "video" else InfinityPipeline
     with _without_progress_bars():
-        return InfinityPipeline.from_pretrained(WEIGHTS, torch_dtype=dtype or torch.float32)
+        pipeline = kind.from_pretrained(MODELS[name], torch_dtype=dtype or torch.float32)
+    if name == "video":
+        pipeline.example_prompt = "a red star moves to the left on grass"
+    return pipeline
 
 
 @contextmanager

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from stepvar.embedded.scenes.vocabulary import VOCABULARY
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, T5EncoderModel
@@ -52,15 +55,13 @@ SIZES: dict[str, EmbeddedSize] = {
 """By name: 1,216 tokens a picture for CPUs, 2,015 where training has a GPU."""
 
 
-def build_word_tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level tokenizer over the scenes' vocabulary; punctuation and case are dropped."""
+def build_word_tokenizer(vocabulary: Sequence[str] = VOCABULARY) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer over a vocabulary, by default the scenes'; punctuation and case are dropped."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    from stepvar.embedded.scenes import VOCABULARY
-
     special = ["<pad>", "</s>", "<unk>"]
-    words = {word: index for index, word in enumerate([*special, *VOCABULARY])}
+    words = {word: index for index, word in enumerate([*special, *vocabulary])}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Lowercase(), normalizers.Replace(Regex(r"[^\w\s]"), " ")]

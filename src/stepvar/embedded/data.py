@@ -14,9 +14,9 @@ from stepvar.embedded.scenes.render import render
 from stepvar.embedded.scenes.sampling import sample_scene
 from stepvar.embedded.scenes.spec import Scene, Split
 
-_ALIGNMENT = 8
+ALIGNMENT = 8
 _CROPS_PER_SCENE = 2
-_CROPS_AT_OBJECTS = 0.75
+CROPS_AT_OBJECTS = 0.75
 
 Bytes = NDArray[np.uint8]
 
@@ -38,8 +38,8 @@ class SceneCrops(IterableDataset):
 
     def __init__(self, batch: int, side: int, seed: int, canvas: int) -> None:
         super().__init__()
-        if side % _ALIGNMENT or not 0 < side <= canvas:
-            raise ValueError(f"side must be a multiple of {_ALIGNMENT} up to {canvas}, got {side}")
+        if side % ALIGNMENT or not 0 < side <= canvas:
+            raise ValueError(f"side must be a multiple of {ALIGNMENT} up to {canvas}, got {side}")
         self.batch, self.side, self.seed, self.canvas = batch, side, seed, canvas
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -56,13 +56,12 @@ class SceneCrops(IterableDataset):
 
     def _crop(self, picture: Bytes, scene: Scene, rng: np.random.Generator) -> Bytes:
         top, left = rng.integers(0, self.canvas - self.side + 1, 2)
-        if rng.random() < _CROPS_AT_OBJECTS:
+        if rng.random() < CROPS_AT_OBJECTS:
             item = scene.objects[rng.integers(len(scene.objects))]
             jitter = rng.uniform(-0.5, 0.5, 2) * self.side
             top, left = item.y + jitter[0] - self.side / 2, item.x + jitter[1] - self.side / 2
         top, left = (
-            int(np.clip(start, 0, self.canvas - self.side)) // _ALIGNMENT * _ALIGNMENT
-            for start in (top, left)
+            int(np.clip(start, 0, self.canvas - self.side)) // ALIGNMENT * ALIGNMENT for start in (top, left)
         )
         return picture[top : top + self.side, left : left + self.side]
 

@@ -11,6 +11,7 @@ from stepvar.embedded.architecture import SIZES
 from stepvar.embedded.train_transformer import EmbeddedModel
 from stepvar.models.infinity.pipeline import InfinityPipeline
 from stepvar.models.infinity.tokenizer import InfinityTokenizer
+from stepvar.models.pipeline import NextScalePipeline
 
 DEFAULTS = {"guidance_scale": 2.0, "temperature": 0.5, "top_k": 0, "top_p": 0.0}
 """Sampling settings of the shipped model, chosen by its scene score."""
@@ -33,7 +34,7 @@ def assemble(tokenizer_folder: Path, checkpoint: Path) -> InfinityPipeline:
     return pipeline
 
 
-def package(pipeline: InfinityPipeline, folder: Path) -> int:
+def package(pipeline: NextScalePipeline, folder: Path) -> int:
     """Writes a pipeline in bfloat16; returns its size in bytes.
 
     The folder is replaced only when the new one is whole.

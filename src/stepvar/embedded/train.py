@@ -14,21 +14,20 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-import torch.distributed as distributed
-import torch.multiprocessing as multiprocessing
 import typer
 from rich.logging import RichHandler
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from stepvar.embedded import WEIGHTS
 from stepvar.embedded.architecture import SIZES
 from stepvar.embedded.features import SHARD, FeatureStore, encode_scenes
 from stepvar.embedded.package import assemble, package
+from stepvar.embedded.processes import show_encoding, train_in_processes
+from stepvar.embedded.run import CHECKPOINT
 from stepvar.embedded.train_tokenizer import TokenizerTrainer, TokenizerTraining
 from stepvar.embedded.train_transformer import (
-    CHECKPOINT,
     FROM_NOTHING,
     GOING_ON,
+    EmbeddedModel,
     TransformerTrainer,
     TransformerTraining,
 )
@@ -73,14 +72,17 @@ def train(
         minutes *= 1.0 - TOKENIZER_SHARE
     visual = InfinityTokenizer.from_pretrained(tokenizer, torch_dtype=torch.float32).to(place).eval()
     _encode(visual, output / "features", scenes, SIZES[size].canvas)
-    run = _TransformerRun(output, minutes, place, size, start, compiled)
-    if place == "cpu" and processes > 1:
-        _prepare_memory()
-        multiprocessing.spawn(_train_in_group, (run, processes), processes)
-    else:
-        run.train()
-    size = package(assemble(tokenizer, run.folder / CHECKPOINT), weights)
-    logger.info("the model is in %s: %.1f MB", weights, size / 1e6)
+    settings = TransformerTraining(
+        minutes=minutes,
+        size=size,
+        curriculum=FROM_NOTHING if start is None else GOING_ON,
+        batch_factor=1 if place == "cpu" else GPU_BATCH_FACTOR,
+        compiled=compiled,
+    )
+    run = _PictureRun(output, settings, place, start)
+    train_in_processes(run, processes if place == "cpu" else 1, output)
+    written = package(assemble(tokenizer, run.folder / CHECKPOINT), weights)
+    logger.info("the model is in %s: %.1f MB", weights, written / 1e6)
 
 
 def _train_tokenizer(folder: Path, minutes: float, device: str, size: str) -> Path:
@@ -94,66 +96,29 @@ def _train_tokenizer(folder: Path, minutes: float, device: str, size: str) -> Pa
 
 def _encode(visual: InfinityTokenizer, folder: Path, scenes: int, canvas: int) -> None:
     shards = -(-scenes // SHARD)
-    with Progress(TextColumn("encoding scenes"), BarColumn(), TimeElapsedColumn()) as progress:
-        task = progress.add_task("encode", total=shards)
-        for done in encode_scenes(visual, folder, shards, canvas):
-            progress.update(task, completed=done)
+    show_encoding(encode_scenes(visual, folder, shards, canvas), shards)
 
 
 @dataclass(frozen=True)
-class _TransformerRun:
-    """What every process of the transformer's training needs to know."""
+class _PictureRun:
+    """Builds the transformer's trainer, in every process that trains it."""
 
     output: Path
-    minutes: float
+    settings: TransformerTraining
     device: str
-    size: str
     start: Path | None
-    compiled: bool
 
     @property
     def folder(self) -> Path:
         return self.output / "transformer"
 
-    def train(self) -> None:
+    def __call__(self) -> TransformerTrainer:
+        torch.manual_seed(self.settings.seed)
+        model = EmbeddedModel(SIZES[self.settings.size]).to(self.device)
+        if self.start is not None:
+            model.start_from(self.start)
         store = FeatureStore.load(self.output / "features")
-        curriculum = FROM_NOTHING if self.start is None else GOING_ON
-        factor = 1 if self.device == "cpu" else GPU_BATCH_FACTOR
-        settings = TransformerTraining(
-            minutes=self.minutes,
-            size=self.size,
-            curriculum=curriculum,
-            batch_factor=factor,
-            compiled=self.compiled,
-        )
-        trainer = TransformerTrainer(store, self.folder, settings, torch.device(self.device), self.start)
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-        with Progress(*columns, disable=trainer.rank > 0) as progress:
-            task = progress.add_task("transformer", total=1.0)
-            for entry in trainer.run():
-                losses = " ".join(f"{value:.3f}" for value in entry["loss_per_scale"])
-                speed = f"{entry['pictures_per_second']} pictures/s"
-                description = f"step {entry['step']}, {speed}, loss {losses}"
-                progress.update(task, completed=trainer.progress, description=description)
-
-
-def _prepare_memory() -> None:
-    """Lets the processes started from here keep what they free, in huge pages: a third less time a step.
-
-    Otherwise every large tensor is mapped anew, and its pages are cleared one by one.
-    """
-    # One tunable and two older names: glibc hands no more than the first tunable on to grandchildren.
-    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
-    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**32))
-    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**33))
-
-
-def _train_in_group(rank: int, run: _TransformerRun, processes: int) -> None:
-    torch.set_num_threads(max((os.cpu_count() or 1) // processes, 1))
-    store = distributed.FileStore(str(run.output / f"group-{os.getppid()}"), processes)
-    distributed.init_process_group("gloo", store=store, rank=rank, world_size=processes)
-    run.train()
-    distributed.destroy_process_group()
+        return TransformerTrainer(model, store, self.folder, self.settings)
 
 
 if __name__ == "__main__":

@@ -9,36 +9,28 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
-import logging
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
 
-from stepvar.embedded.architecture import (
-    SIZES,
-    EmbeddedSize,
-    build_text_encoder,
-    build_transformer,
-    build_word_tokenizer,
-)
-from stepvar.embedded.features import FeatureStore
+from stepvar.embedded.architecture import EmbeddedSize, build_transformer
 from stepvar.embedded.muon import Muon
 from stepvar.embedded.precision import mixed_precision
-from stepvar.embedded.scenes import write
+from stepvar.embedded.prompted import Examples, PromptedModel, draw_tokens, weigh_kept
+from stepvar.embedded.run import TrainingRun, follow
+from stepvar.embedded.scenes import VOCABULARY
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.models.infinity.quantizer import quantize_multiscale, resize_area
-from stepvar.models.infinity.training import bit_losses, initialise, take_tokens, teacher_forced_logits
-
-logger = logging.getLogger(__name__)
-
-CHECKPOINT = "checkpoint.pt"
+from stepvar.models.infinity.training import initialise, teacher_forced_logits
+from stepvar.models.infinity.transformer import InfinityTransformer
+from stepvar.models.training import bit_losses, take_tokens
 
 
 @dataclass(frozen=True)
@@ -81,9 +73,6 @@ FROM_NOTHING = (
 GOING_ON = (Phase(0.85, (FINE, COARSE)), Phase(0.15, (WHOLE, COARSE)))
 """For a model that knows the coarse scales already."""
 
-FINE_SCALE = 256
-"""Tokens from which on a scale is fine: the one of 16 x 16 and all after it."""
-
 
 @dataclass(frozen=True)
 class TransformerTraining:
@@ -121,44 +110,21 @@ class TransformerTraining:
     compiled: bool = False
 
 
-class EmbeddedModel(nn.Module):
-    """Transformer and text encoder, trained together.
+class EmbeddedModel(PromptedModel[InfinityTransformer]):
+    """The embedded picture model.
 
     Args:
         size: Of the pictures and the transformer.
     """
 
     def __init__(self, size: EmbeddedSize) -> None:
-        super().__init__()
+        transformer = build_transformer(size)
+        initialise(transformer)
+        super().__init__(transformer, VOCABULARY)
         self.grids = size.grids
-        self.words = build_word_tokenizer()
-        self.text_encoder = build_text_encoder(len(self.words))
-        self.transformer = build_transformer(size)
-        initialise(self.transformer)
 
-    def start_from(self, folder: Path) -> None:
-        """Takes the weights of a finished model, so that training goes on where it was packaged.
-
-        Args:
-            folder: What `stepvar.embedded.package.package` wrote.
-        """
-        from transformers import T5EncoderModel
-
-        from stepvar.models.infinity.transformer import InfinityTransformer
-
-        encoder = T5EncoderModel.from_pretrained(folder / "text_encoder", torch_dtype=torch.float32)
-        transformer = InfinityTransformer.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
-        self.text_encoder.load_state_dict(encoder.state_dict())
-        self.transformer.load_state_dict(transformer.state_dict())
-
-    def encode_text(self, prompts: Sequence[str], device: torch.device) -> list[Tensor]:
-        """One [T_i, E] a prompt."""
-        batch = self.words(list(prompts), padding=True, return_tensors="pt").to(device)
-        states = self.text_encoder(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask
-        ).last_hidden_state
-        lengths = batch.attention_mask.sum(dim=1).tolist()
-        return [state[:length] for state, length in zip(states, lengths, strict=True)]
+    def unconditional(self, tokens: int) -> Tensor:
+        return self.transformer.unconditional_text[:tokens]
 
     def losses(
         self,
@@ -171,58 +137,19 @@ class EmbeddedModel(nn.Module):
         share: float = 1.0,
         compiled: bool = False,
     ) -> Tensor:
-        """Cross entropy per bit of the first `scales` scales, in nats.
-
-        Args:
-            features: [B, d, H, W] encoder features.
-            weights: [B, H, W] weight of every token of the last scale.
-            prompts: B prompts.
-            dropped: Which pictures are trained without their text.
-            scales: Scales to run.
-            flip: [B] share of flipped bits of each picture.
-            share: Of the tokens of fine scales to run.
-            compiled: See `TransformerTraining`.
-        """
         with torch.no_grad():
             code = quantize_multiscale(features.float(), self.grids, flip)
-        text = self.encode_text(prompts, features.device)
-        for index, drop in enumerate(dropped):
-            if drop:
-                text[index] = self.transformer.unconditional_text[: len(text[index])].to(text[index].dtype)
+        text = self.encode_text(prompts, dropped)
         shrunk = [resize_area(weights[:, None], grid).flatten(1) for grid in self.grids[:scales]]
         kept = [draw_tokens(weight, share) for weight in shrunk]
         schedule = ScaleSchedule.from_grids(self.grids)
         inputs = code.teacher_inputs[: scales - 1]
         logits = teacher_forced_logits(self.transformer, text, inputs, schedule, kept, compiled)
         bits = [take_tokens(bit.flatten(1, 2), chosen) for bit, chosen in zip(code.bits, kept, strict=False)]
-        # Tokens drawn by their weight weigh alike.
-        shrunk = [
-            weight if chosen is None else torch.ones_like(weight[:, : chosen.shape[1]])
-            for weight, chosen in zip(shrunk, kept, strict=True)
-        ]
-        return bit_losses(logits, bits, shrunk)
+        return bit_losses(logits, bits, weigh_kept(shrunk, kept))
 
 
-def draw_tokens(weights: Tensor, share: float) -> Tensor | None:
-    """Some tokens of a fine scale, drawn by weight without replacement; None for a scale that runs whole.
-
-    Source: Efraimidis and Spirakis, "Weighted random sampling with a reservoir" (2006).
-
-    Args:
-        weights: [B, N].
-        share: Of the N tokens to draw.
-
-    Returns:
-        Indices [B, K], ascending.
-    """
-    count = weights.shape[1]
-    if share >= 1.0 or count < FINE_SCALE:
-        return None
-    keys = torch.rand_like(weights).log() / weights
-    return keys.topk(max(round(share * count), 1), dim=1).indices.sort(dim=1).values
-
-
-def build_optimisers(model: EmbeddedModel, settings: TransformerTraining) -> list[torch.optim.Optimizer]:
+def build_optimisers(model: PromptedModel, settings: TransformerTraining) -> list[torch.optim.Optimizer]:
     """Muon for the blocks' matrices, AdamW for the rest."""
     matrices = [p for p in model.transformer.blocks.parameters() if p.dim() == 2]
     chosen = {id(p) for p in matrices}
@@ -237,54 +164,39 @@ def build_optimisers(model: EmbeddedModel, settings: TransformerTraining) -> lis
     ]
 
 
-class TransformerTrainer:
-    """Runs, logs, checkpoints and resumes the training.
+class TransformerTrainer(TrainingRun):
+    """Runs, logs, checkpoints and resumes the training of a model of pictures or videos.
 
-    In a process group every process draws pictures of its own and the gradients are averaged; the
+    In a process group every process draws examples of its own and the gradients are averaged; the
     first process logs and saves. On a CPU two processes of one thread beat one process of two, whose
     many small operations wait for each other's threads.
 
     Args:
-        store: Encoded scenes.
+        model: To train, on its device.
+        examples: Encoded scenes.
         folder: Checkpoints and log.
         settings: See `TransformerTraining`.
-        device: Where to train.
-        start: A finished model to start from instead of fresh weights.
     """
 
+    settings: TransformerTraining
+
     def __init__(
-        self,
-        store: FeatureStore,
-        folder: Path,
-        settings: TransformerTraining,
-        device: torch.device,
-        start: Path | None = None,
+        self, model: PromptedModel, examples: Examples, folder: Path, settings: TransformerTraining
     ) -> None:
-        torch.manual_seed(settings.seed)
-        self.store, self.folder, self.settings, self.device = store, folder, settings, device
-        self.model = EmbeddedModel(SIZES[settings.size]).to(device)
-        if start is not None:
-            self.model.start_from(start)
-        self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
-        self.optimisers = build_optimisers(self.model, settings)
+        device = next(model.parameters()).device
+        super().__init__(folder, settings, settings.minutes, device)
+        self.examples, self.model = examples, model
+        self.average = copy.deepcopy(model).eval().requires_grad_(False)
+        self.optimisers = build_optimisers(model, settings)
         self.rank = distributed.get_rank() if distributed.is_initialized() else 0
         self.processes = distributed.get_world_size() if distributed.is_initialized() else 1
-        self.step, self.spent = 0, 0.0
-        folder.mkdir(parents=True, exist_ok=True)
-        if self.checkpoint.exists():
-            self._resume()
+        self.resume()
         self.random = np.random.default_rng([settings.seed, self.step, self.rank])
 
-    @property
-    def checkpoint(self) -> Path:
-        return self.folder / CHECKPOINT
+    def parts(self) -> dict[str, Any]:
+        return {"model": self.model, "average": self.average, "optimisers": self.optimisers}
 
-    @property
-    def progress(self) -> float:
-        """Share of the time budget that is spent."""
-        return min(self.spent / (60.0 * self.settings.minutes), 1.0)
-
-    def run(self) -> Iterable[dict[str, float | list[float] | int]]:
+    def run(self) -> Iterable[dict[str, Any]]:
         """Trains until the budget is spent; yields a log entry now and then."""
         last_log = last_save = self.spent
         seen: list[tuple[int, Tensor]] = []
@@ -333,14 +245,13 @@ class TransformerTrainer:
 
     def _train_step(self, batch: Batch) -> Tensor:
         settings = self.settings
-        pictures = batch.pictures
-        chosen = self.random.integers(len(self.store), size=pictures)
-        features = self.store.features[torch.from_numpy(chosen)].to(self.device)
-        weights = self.store.objects[torch.from_numpy(chosen)].to(self.device).float()
+        chosen = self.random.integers(len(self.examples), size=batch.pictures)
+        features = self.examples.features[torch.from_numpy(chosen)].to(self.device)
+        weights = self.examples.objects[torch.from_numpy(chosen)].to(self.device).float()
         weights = 1.0 + (settings.object_weight - 1.0) * weights
-        prompts = [write(self.random, self.store.specs[index]) for index in chosen]
-        dropped = (self.random.random(pictures) < settings.drop_text).tolist()
-        flip = torch.from_numpy(self.random.random(pictures)).float().to(self.device) * settings.flip
+        prompts = [self.examples.write(self.random, index) for index in chosen]
+        dropped = (self.random.random(batch.pictures) < settings.drop_text).tolist()
+        flip = torch.from_numpy(self.random.random(batch.pictures)).float().to(self.device) * settings.flip
         rate = settings.learning_rate * self._rate()
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
@@ -356,7 +267,7 @@ class TransformerTrainer:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
         self.step += 1
-        self._update_average()
+        follow(self.average, self.model, self.step, settings.average)
         return losses.detach()
 
     def _rate(self) -> float:
@@ -364,51 +275,18 @@ class TransformerTrainer:
         warm = min(self.progress / self.settings.warmup, 1.0) if self.step else 0.0
         return max(warm * min((1.0 - self.progress) / 0.6, 1.0), 1e-3)
 
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        decay = min(self.settings.average, self.step / (self.step + 10.0))
-        old, new = list(self.average.parameters()), list(self.model.parameters())
-        torch._foreach_lerp_(old, new, 1.0 - decay)
-
-    def _log_entry(
-        self, seen: list[tuple[int, Tensor]], seconds: float
-    ) -> dict[str, float | list[float] | int]:
+    def _log_entry(self, seen: list[tuple[int, Tensor]], seconds: float) -> dict[str, Any]:
+        """What a line of the log says, besides the step and the time."""
         scales = max(len(losses) for _, losses in seen)
         means = [
             torch.stack([losses[scale] for _, losses in seen if len(losses) > scale]).mean().item()
             for scale in range(scales)
         ]
         entry = {
-            "step": self.step,
-            "minutes": round(self.spent / 60.0, 2),
             "scales": scales,
             "pictures_per_second": round(self.processes * sum(count for count, _ in seen) / seconds, 1),
             "loss_per_scale": [round(value, 4) for value in means],
         }
         if self.rank == 0:
-            with (self.folder / "log.jsonl").open("a") as log:
-                log.write(json.dumps(entry) + "\n")
+            self.append(entry)
         return entry
-
-    def save(self) -> None:
-        """Writes a checkpoint; the previous one is replaced only when the new one is whole."""
-        state = {
-            "settings": asdict(self.settings),
-            "step": self.step,
-            "spent": self.spent,
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
-            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
-        }
-        partial = self.checkpoint.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(self.checkpoint)
-
-    def _resume(self) -> None:
-        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
-        self.step, self.spent = state["step"], state["spent"]
-        logger.info("resumed at step %d, %.1f minutes in", self.step, self.spent / 60.0)

@@ -1,4 +1,4 @@
-"""Dense and pruned from one seed: how close the pictures are, and what each cost."""
+"""Dense and pruned from one seed: how close the pictures, or videos, are, and what each cost."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Drawing:
-    """One picture and what it cost.
+    """One picture, or video, and what it cost.
 
     Attributes:
-        pixels: uint8 [H, W, 3].
+        pixels: uint8 [H, W, 3], or the frames of a video [F, H, W, 3].
         speed: Its plan and the times of its runs.
     """
 
@@ -60,6 +60,7 @@ class Comparison:
         prompt, seed: What both share.
         dense, pruned: The pictures.
         machine: What the times depend on.
+        frames: For each scale the frames of the video that its maps stand for, one a map.
     """
 
     prompt: str
@@ -67,6 +68,11 @@ class Comparison:
     dense: Drawing
     pruned: Drawing
     machine: dict[str, Any]
+    frames: tuple[tuple[int, ...], ...]
+
+    @property
+    def is_video(self) -> bool:
+        return self.dense.pixels.ndim == 4
 
     @property
     def psnr(self) -> float | None:
@@ -75,7 +81,11 @@ class Comparison:
 
     @property
     def ssim(self) -> float:
-        return ssim(self.dense.pixels, self.pruned.pixels)
+        """Of a video the mean of its frames."""
+        if not self.is_video:
+            return ssim(self.dense.pixels, self.pruned.pixels)
+        pairs = zip(self.dense.pixels, self.pruned.pixels, strict=True)
+        return float(np.mean([ssim(dense, pruned) for dense, pruned in pairs]))
 
     @property
     def speedup(self) -> float:
@@ -102,13 +112,16 @@ class Comparison:
 
 
 def kept_mask(report: ScaleReport) -> NDArray[np.bool_]:
-    """Which tokens of a scale ran for the first picture of a batch, bool [rows, columns]."""
+    """Which tokens of a scale ran for the first picture of a batch, bool [rows, columns].
+
+    The maps of a scale with several frames are side by side.
+    """
     scale = report.plan.scale
     mask = np.full(scale.tokens, not report.plan.skipped)
     if report.kept_index is not None:
         mask[:] = False
         mask[report.kept_index[0].cpu().numpy()] = True
-    return mask.reshape(scale.height, scale.width)
+    return np.concatenate(mask.reshape(scale.grid), axis=1)
 
 
 def compare(
@@ -139,7 +152,10 @@ def compare(
 
     def run(name: str, method: PruningMethod | str | None) -> Report:
         result = pipeline(prompt, seed=seed, pruning=method, observer=observer, **size, **sampling)
-        pixels[name] = np.asarray(result.images[0])
+        if pipeline.draws_videos:
+            pixels[name] = np.stack([np.asarray(frame) for frame in result.frames[0]])
+        else:
+            pixels[name] = np.asarray(result.images[0])
         return result.report
 
     device = pipeline._execution_device
@@ -154,4 +170,5 @@ def compare(
         Drawing(pixels["dense"], dense),
         Drawing(pixels["pruned"], pruned),
         machine(device),
+        tuple(pipeline.frames_of(scale) for scale in pipeline.schedule(**size)),
     )

@@ -1,4 +1,7 @@
-"""A comparison as one picture: dense, pruned, their difference, kept tokens, and where the time goes."""
+"""A comparison as one picture: dense, pruned, their difference, kept tokens, and where the time goes.
+
+Of a video some frames are shown side by side, as one wide picture.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,7 @@ TITLE, CAPTION, SMALL = 30, 22, 17
 SMALLEST_PANEL, LARGEST_PANEL = 360, 768
 BAR = 46
 
+_FRAMES_SHOWN = 5
 _LARGEST_GAIN = 8.0
 _DIMMED = 0.3
 """Brightness left of a token that did not run."""
@@ -44,12 +48,17 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 def draw_comparison(comparison: Comparison) -> Image.Image:
     """Draws the whole figure."""
-    canvas = _Canvas(comparison.dense.pixels, rows=1 + -(-len(comparison.changed_scales) // 4))
+    pictures = _pictures(comparison)
+    columns = 1 if comparison.is_video else len(pictures)
+    rows = len(pictures) // columns + -(-len(comparison.changed_scales) // 4)
+    canvas = _Canvas(pictures[0].pixels, rows, columns)
     canvas.text(comparison.prompt, TITLE, INK)
     canvas.text(_subtitle(comparison), SMALL, FAINT, 4)
     canvas.skip(GAP)
-    canvas.row(_pictures(comparison), 3)
-    masks = [_mask_panel(comparison.pruned.pixels, report) for report in comparison.changed_scales]
+    for start in range(0, len(pictures), columns):
+        canvas.row(pictures[start : start + columns], columns)
+        canvas.skip(GAP if columns == 1 else 0)
+    masks = [_mask_panel(comparison, report) for report in comparison.changed_scales]
     if masks:
         canvas.skip(GAP)
         canvas.text("Which tokens ran, in colour; the grey ones were left out", CAPTION, INK)
@@ -90,11 +99,12 @@ class _Canvas:
     Args:
         pixels: A picture to be shown, for its size.
         rows: Rows of pictures to make room for.
+        columns: Pictures in a row.
     """
 
-    def __init__(self, pixels: NDArray[np.uint8], rows: int) -> None:
-        self.panel = _fitted(pixels.shape[1], pixels.shape[0])
-        self.width = 3 * self.panel[0] + 2 * GAP + 2 * MARGIN
+    def __init__(self, pixels: NDArray[np.uint8], rows: int, columns: int) -> None:
+        self.panel = _fitted(pixels.shape[1], pixels.shape[0], columns)
+        self.width = columns * self.panel[0] + (columns - 1) * GAP + 2 * MARGIN
         self.image = Image.new("RGB", (self.width, rows * (self.panel[1] + 100) + 600), PAPER)
         self.draw = ImageDraw.Draw(self.image)
         self.y = MARGIN
@@ -117,16 +127,20 @@ class _Canvas:
     def row(self, panels: Sequence[_Panel], columns: int) -> None:
         """Places panels side by side, captions above, in columns of equal width."""
         side = (self.inner - (columns - 1) * GAP) // columns
-        width, height = self.panel
         size = CAPTION if columns <= 3 else SMALL + 2
         captions = round(1.35 * size) + round(1.6 * SMALL)
-        shown = (side, round(side * height / width))
-        for column, panel in enumerate(panels):
+        sides = [(panel.pixels.shape[1], panel.pixels.shape[0]) for panel in panels]
+        widest = max(width / height for width, height in sides)
+        below = 0
+        for column, (panel, (width, height)) in enumerate(zip(panels, sides, strict=True)):
+            # All of a row are equally high.
+            shown = (round(side * width / height / widest), round(side / widest))
+            below = max(below, shown[1])
             x = MARGIN + column * (side + GAP)
             self._line(x, self.y, panel.title, size, panel.tint, side)
             self._line(x, self.y + round(1.35 * size), panel.note, SMALL, FAINT, side)
             self.image.paste(panel.drawn(shown), (x, self.y + captions))
-        self.y += captions + shown[1]
+        self.y += captions + below
 
     def _line(self, x: int, y: int, text: str, size: int, colour: Colour, width: int) -> None:
         line = _wrapped(text, size, width, lines=1)[0]
@@ -136,12 +150,13 @@ class _Canvas:
         return self.image.crop((0, 0, self.width, self.y))
 
 
-def _fitted(width: int, height: int) -> tuple[int, int]:
+def _fitted(width: int, height: int, columns: int) -> tuple[int, int]:
     """Size of a large panel: small pictures are enlarged by a whole number, huge ones shrunk."""
     longest = max(width, height)
-    if longest > LARGEST_PANEL:
-        return round(width * LARGEST_PANEL / longest), round(height * LARGEST_PANEL / longest)
-    factor = max(-(-SMALLEST_PANEL // longest), 1)
+    smallest, largest = (round(3 * side / columns) for side in (SMALLEST_PANEL, LARGEST_PANEL))
+    if longest > largest:
+        return round(width * largest / longest), round(height * largest / longest)
+    factor = max(-(-smallest // longest), 1)
     return width * factor, height * factor
 
 
@@ -185,15 +200,24 @@ def _pictures(comparison: Comparison) -> list[_Panel]:
     gain = _gain(dense.pixels, pruned.pixels)
     decibels = comparison.psnr
     close = "identical" if decibels is None else f"PSNR {decibels:.1f} dB"
+    before, after = (_flat(drawing.pixels) for drawing in (dense, pruned))
     return [
-        _Panel(f"Dense, {_seconds(dense.seconds)}", _tokens(dense), dense.pixels),
-        _Panel(f"Pruned, {_seconds(pruned.seconds)}, {faster}", _tokens(pruned), pruned.pixels, ACCENT),
+        _Panel(f"Dense, {_seconds(dense.seconds)}", _tokens(dense), before),
+        _Panel(f"Pruned, {_seconds(pruned.seconds)}, {faster}", _tokens(pruned), after, ACCENT),
         _Panel(
             f"Difference, x {gain:g}",
             f"{close}, SSIM {comparison.ssim:.3f}",
-            amplified_difference(dense.pixels, pruned.pixels, gain),
+            amplified_difference(before, after, gain),
         ),
     ]
+
+
+def _flat(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A picture as it is; some frames of a video side by side, the first and the last among them."""
+    if pixels.ndim == 3:
+        return pixels
+    places = np.unique(np.linspace(0, len(pixels) - 1, _FRAMES_SHOWN).round().astype(int))
+    return np.concatenate(pixels[places], axis=1)
 
 
 def _gain(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> float:
@@ -212,11 +236,14 @@ def _tokens(drawing: Drawing) -> str:
     return f"{report.kept_tokens:,} of {report.total_tokens:,} tokens"
 
 
-def _mask_panel(pixels: NDArray[np.uint8], report: ScaleReport) -> _Panel:
+def _mask_panel(comparison: Comparison, report: ScaleReport) -> _Panel:
     """The picture with the tokens that did not run dimmed and grey."""
-    scale = report.plan.scale
+    scale, pixels = report.plan.scale, comparison.pruned.pixels
+    if comparison.is_video:
+        pixels = np.concatenate(pixels[list(comparison.frames[scale.index])], axis=1)
     note = "skipped" if report.plan.skipped else f"{report.plan.kept:,} of {scale.tokens:,} tokens kept"
-    return _Panel(f"Scale {scale.height} x {scale.width}", note, pixels, kept=kept_mask(report))
+    title = str(scale) if comparison.is_video else f"{scale.height} x {scale.width}"
+    return _Panel(f"Scale {title}", note, pixels, kept=kept_mask(report))
 
 
 def _draw_times(canvas: _Canvas, comparison: Comparison) -> None:

@@ -1,4 +1,4 @@
-"""How often a model draws what its prompt says, judged on the embedded model's scenes from pixels alone."""
+"""How often a model draws what its prompt says, judged on the embedded models' scenes from pixels alone."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stepvar.embedded.scenes import (
-    CATEGORIES,
-    CheckResult,
-    Prompt,
-    check,
-    evaluation_prompts,
-    render,
-    scene_for,
-)
+from stepvar.embedded import scenes as still
+from stepvar.embedded.video import checker as video_checker
+from stepvar.embedded.video import grammar as video_grammar
+from stepvar.embedded.video import scenes as video_scenes
 
 if TYPE_CHECKING:
     from stepvar.models.pipeline import NextScalePipeline
     from stepvar.pruning.base import PruningMethod
 
 Pixels = NDArray[np.uint8]
+"""A picture [H, W, 3], or the frames of a video [F, H, W, 3]."""
+
+Prompt = still.Prompt | video_grammar.VideoPrompt
+Verdict = still.CheckResult | video_checker.VideoCheckResult
 Advance = Callable[[int], None]
 """Told how many pictures were judged."""
 
 ASPECTS = ("count", "shapes", "colours", "textures", "sizes", "position", "background")
+"""Of a picture."""
 
 _RESAMPLES = 10_000
 _RENDERING = 1
@@ -36,18 +36,58 @@ _RENDERING = 1
 
 
 @dataclass(frozen=True)
+class SceneKind:
+    """Scenes that a model may be asked for.
+
+    Attributes:
+        categories: Of the prompts.
+        aspects: Of a verdict.
+        prompts: Evaluation prompts, for a number and a seed.
+        check: Judges pixels against what a prompt asks for.
+        render: Pixels that show what a prompt asks for, for random numbers, its spec, a side and a seed.
+    """
+
+    categories: Sequence[str]
+    aspects: Sequence[str]
+    prompts: Callable[[int, int], Sequence[Any]]
+    check: Callable[[Pixels, Any], Any]
+    render: Callable[[np.random.Generator, Any, int, int], Pixels]
+
+
+def _render_still(random: np.random.Generator, spec: Any, side: int, seed: int) -> Pixels:
+    return still.render(still.scene_for(random, spec, split="any", canvas=side), side, seed)
+
+
+def _render_moving(random: np.random.Generator, spec: Any, side: int, seed: int) -> Pixels:
+    scene = video_scenes.scene_for(random, spec, split="any", canvas=side)
+    return video_scenes.render_video(scene, side, seed=seed)
+
+
+STILL = SceneKind(still.CATEGORIES, ASPECTS, still.evaluation_prompts, still.check, _render_still)
+MOVING = SceneKind(
+    video_grammar.CATEGORIES,
+    ("count", "shapes", "colours", "textures", "motion", "background"),
+    video_grammar.evaluation_prompts,
+    video_checker.check,
+    _render_moving,
+)
+
+
+@dataclass(frozen=True)
 class SceneScores:
-    """Verdicts on pictures of prompts.
+    """Verdicts on pictures, or videos, of prompts.
 
     Attributes:
         prompts: What was asked for.
         verdicts: What was found, one a prompt.
         seconds: Time that making the pictures took, judging not included.
+        kind: Of the scenes.
     """
 
     prompts: Sequence[Prompt]
-    verdicts: Sequence[CheckResult]
+    verdicts: Sequence[Verdict]
     seconds: float
+    kind: SceneKind = STILL
 
     @property
     def overall(self) -> float:
@@ -63,13 +103,16 @@ class SceneScores:
                 for prompt, verdict in zip(self.prompts, self.verdicts, strict=True)
                 if prompt.category == category
             )
-            for category in CATEGORIES
+            for category in self.kind.categories
         }
 
     @property
     def aspects(self) -> dict[str, float]:
         """Share of the pictures on which one aspect is right, whether or not the prompt names it."""
-        return {aspect: _share(getattr(verdict, aspect) for verdict in self.verdicts) for aspect in ASPECTS}
+        return {
+            aspect: _share(getattr(verdict, aspect) for verdict in self.verdicts)
+            for aspect in self.kind.aspects
+        }
 
     def split(self, held_out: bool) -> dict[str, float | int | None]:
         """Score of the prompts that do, or do not, name a combination that training never shows."""
@@ -109,6 +152,7 @@ def evaluate_generation(
     batch: int = 8,
     advance: Advance | None = None,
     settings: dict[str, Any] | None = None,
+    kind: SceneKind = STILL,
 ) -> SceneScores:
     """Draws evaluation prompts, one seed a picture, and judges the pictures.
 
@@ -120,8 +164,9 @@ def evaluate_generation(
         batch: Pictures drawn at a time.
         advance: Hears of progress.
         settings: Further keyword arguments of the pipeline.
+        kind: `STILL` for a model of pictures, `MOVING` for one of videos.
     """
-    prompts = _prompts(count, seed)
+    prompts = _prompts(count, seed, kind)
 
     def draw() -> Iterator[Sequence[Pixels]]:
         for start in range(0, count, batch):
@@ -129,9 +174,12 @@ def evaluate_generation(
             seeds = [seed + start + index for index in range(len(part))]
             texts = [prompt.text for prompt in part]
             result = pipeline(texts, seed=seeds, pruning=pruning, **(settings or {}))
-            yield [np.asarray(image) for image in result.images]
+            if kind is MOVING:
+                yield [np.stack([np.asarray(frame) for frame in video]) for video in result.frames]
+            else:
+                yield [np.asarray(image) for image in result.images]
 
-    return _judge(prompts, draw(), advance)
+    return _judge(kind, prompts, draw(), advance)
 
 
 def evaluate_reconstructions(
@@ -141,6 +189,7 @@ def evaluate_reconstructions(
     batch: int = 8,
     advance: Advance | None = None,
     settings: dict[str, Any] | None = None,
+    kind: SceneKind = STILL,
 ) -> SceneScores:
     """Renders scenes of evaluation prompts, and judges what the visual tokenizer makes of them.
 
@@ -150,62 +199,77 @@ def evaluate_reconstructions(
     Raises:
         ValueError: When the model's pictures are not square.
     """
-    from stepvar.models.pipeline import to_output
-
-    prompts = _prompts(count, seed)
+    prompts = _prompts(count, seed, kind)
     schedule = pipeline.schedule(**(settings or {}))
     height, width = pipeline.transformer.size_table.pixels(schedule)
     if height != width:
         raise ValueError(f"Scenes are square; {width}x{height} pixels are not: choose a square size.")
-    scenes = _scenes(prompts, seed, width)
-    grids = [(scale.height, scale.width) for scale in schedule]
+    random = np.random.default_rng([seed, _RENDERING])
+    scenes = [kind.render(random, prompt.spec, width, index) for index, prompt in enumerate(prompts)]
+    round_trip = _video_round_trip if kind is MOVING else _picture_round_trip
 
     def reconstruct() -> Iterator[Sequence[Pixels]]:
         for start in range(0, count, batch):
-            pictures = scenes[start : start + batch]
-            decoded = _round_trip(pipeline.vae, pictures, grids)
-            yield [np.asarray(image) for image in to_output(decoded, "pil")]
+            yield round_trip(pipeline.vae, scenes[start : start + batch], schedule)
 
-    return _judge(prompts, reconstruct(), advance)
+    return _judge(kind, prompts, reconstruct(), advance)
 
 
-def _round_trip(tokenizer: Any, pictures: Sequence[Pixels], grids: Sequence[tuple[int, int]]) -> Any:
-    """Pictures -> bits of every scale -> pictures, [B, 3, H, W] in -1..1."""
+def _picture_round_trip(tokenizer: Any, pictures: Sequence[Pixels], schedule: Any) -> list[Pixels]:
+    """Pictures -> bits of every scale -> pictures."""
     import torch
 
+    from stepvar.models.pipeline import to_output
+
+    grids = [(scale.height, scale.width) for scale in schedule]
     with torch.inference_mode():
-        stacked = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float()
-        signed = (stacked / 127.5 - 1.0).to(tokenizer.device)
-        return tokenizer.decode(tokenizer.encode(signed, grids).latent)
+        decoded = tokenizer.decode(tokenizer.encode(_signed(pictures, tokenizer.device), grids).latent)
+    return [np.asarray(image) for image in to_output(decoded, "pil")]
 
 
-def _prompts(count: int, seed: int) -> list[Prompt]:
+def _video_round_trip(tokenizer: Any, videos: Sequence[Pixels], schedule: Any) -> list[Pixels]:
+    """Videos -> bits of every step -> videos."""
+    import torch
+
+    from stepvar.models.infinitystar.frames import to_bytes
+    from stepvar.models.infinitystar.quantizer import quantize
+
+    with torch.inference_mode():
+        steps = quantize(tokenizer.encode(_signed(videos, tokenizer.device)), schedule)
+        codes = torch.cat([step.after for step in steps if step.scale.ends_clip], dim=2)
+        return [to_bytes(video).numpy() for video in tokenizer.decode(codes)]
+
+
+def _signed(pixels: Sequence[Pixels], device: Any) -> Any:
+    """Bytes [..., 3] as one tensor [B, 3, ...] in -1..1."""
+    import torch
+
+    stacked = torch.from_numpy(np.stack(pixels)).movedim(-1, 1).float()
+    return (stacked / 127.5 - 1.0).to(device)
+
+
+def _prompts(count: int, seed: int, kind: SceneKind) -> Sequence[Any]:
     if count < 1:
         raise ValueError(f"{count} prompts cannot be evaluated; ask for at least one.")
-    return evaluation_prompts(count, seed)
-
-
-def _scenes(prompts: Sequence[Prompt], seed: int, side: int) -> list[Pixels]:
-    random = np.random.default_rng([seed, _RENDERING])
-    return [
-        render(scene_for(random, prompt.spec, split="any", canvas=side), side, seed=index)
-        for index, prompt in enumerate(prompts)
-    ]
+    return kind.prompts(count, seed)
 
 
 def _judge(
-    prompts: Sequence[Prompt], batches: Iterator[Sequence[Pixels]], advance: Advance | None
+    kind: SceneKind,
+    prompts: Sequence[Any],
+    batches: Iterator[Sequence[Pixels]],
+    advance: Advance | None,
 ) -> SceneScores:
-    verdicts: list[CheckResult] = []
+    verdicts: list[Verdict] = []
     spent, started = 0.0, time.perf_counter()
     for pictures in batches:
         spent += time.perf_counter() - started
         part = prompts[len(verdicts) : len(verdicts) + len(pictures)]
-        verdicts += [check(picture, prompt.spec) for picture, prompt in zip(pictures, part, strict=True)]
+        verdicts += [kind.check(pixels, prompt.spec) for pixels, prompt in zip(pictures, part, strict=True)]
         if advance is not None:
             advance(len(pictures))
         started = time.perf_counter()
-    return SceneScores(prompts, verdicts, spent)
+    return SceneScores(prompts, verdicts, spent, kind)
 
 
 def _share(values: Iterator[bool] | Sequence[bool]) -> float:

@@ -31,6 +31,8 @@ def attention(
     """
     if query.shape[1] != key.shape[1]:
         groups = query.unflatten(1, (key.shape[1], -1))
+        if mask is not None and mask.shape[-2] > 1:
+            mask = mask.repeat(1, 1, groups.shape[2], 1)
         folded = attention(groups.flatten(2, 3), key, value, scale, mask)
         return folded.unflatten(2, groups.shape[2:4]).flatten(1, 2)
     if query.device.type == "cpu" and query.requires_grad:
@@ -293,3 +295,73 @@ class BlockCausal:
         """[1, 1, N, N] True where a token's scale is not later than that of the row."""
         index = torch.cat([torch.full((length,), scale) for scale, length in enumerate(lengths)])
         return (index[:, None] >= index[None, :])[None, None].to(device)
+
+
+class BlockWindows:
+    """All spans in one sequence, as in training of a model whose steps do not see all earlier ones.
+
+    A token sees its own span and those that its span names. Neighbouring short spans that see the same
+    earlier ones share one masked attention.
+
+    Args:
+        lengths: Tokens of each span.
+        seen: For each span the earlier ones that it sees.
+        padding: [R, tokens of span 0] bool, True where span 0 has a token; None where all of it are. Nobody
+            sees the rest.
+    """
+
+    SHARED_TOKENS = 160
+    """Most tokens of spans that go through one masked attention."""
+
+    def __init__(
+        self, lengths: Sequence[int], seen: Sequence[tuple[int, ...]], padding: Tensor | None = None
+    ) -> None:
+        self.lengths = tuple(lengths)
+        self.seen = tuple(seen)
+        self.padding = padding
+        self.groups = self._group()
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        keys, values = (part.split(self.lengths, dim=2) for part in (key, value))
+        outputs, start = [], 0
+        for group in self.groups:
+            stop = start + sum(self.lengths[span] for span in group)
+            visible = (*self.seen[group[0]], *group)
+            seen_keys, seen_values = (
+                torch.cat([part[span] for span in visible], dim=2) for part in (keys, values)
+            )
+            mask = self._mask(group, visible, query.device)
+            outputs.append(attention(query[:, :, start:stop], seen_keys, seen_values, scale, mask))
+            start = stop
+        return torch.cat(outputs, dim=2)
+
+    def _group(self) -> tuple[tuple[int, ...], ...]:
+        """Spans in order, those that go through one attention together."""
+        groups: list[tuple[int, ...]] = []
+        for span, seen in enumerate(self.seen):
+            last = groups[-1] if groups else ()
+            tokens = self.lengths[span] + sum(self.lengths[other] for other in last)
+            if last and self.seen[last[0]] == seen and tokens <= self.SHARED_TOKENS:
+                groups[-1] = (*last, span)
+            else:
+                groups.append((span,))
+        return tuple(groups)
+
+    def _mask(self, group: tuple[int, ...], visible: tuple[int, ...], device: torch.device) -> Tensor | None:
+        """[R or 1, 1, 1 or N, M] True where a group's token may see one of the visible spans'."""
+        mask = None
+        if len(group) > 1:
+            rows, columns = (
+                torch.cat([torch.full((self.lengths[span],), span, device=device) for span in spans])
+                for spans in (group, visible)
+            )
+            others = torch.tensor([span not in group for span in visible], device=device)
+            lengths = torch.tensor([self.lengths[span] for span in visible], device=device)
+            known = others.repeat_interleave(lengths)
+            mask = (known | (rows[:, None] == columns))[None, None]
+        if self.padding is not None and 0 in visible:
+            # Span 0 comes first wherever it is seen.
+            rest = sum(self.lengths[span] for span in visible[1:])
+            padding = functional.pad(self.padding, (0, rest), value=True)[:, None, None]
+            mask = padding if mask is None else mask & padding
+        return mask

@@ -58,6 +58,10 @@ class NextScalePipeline(DiffusionPipeline):
         """Where it was loaded from, or what it is."""
         return str(self.config.get("_name_or_path") or type(self).__name__)
 
+    def frames_of(self, scale: Any) -> tuple[int, ...]:
+        """Which frames the maps of a scale stand for, one a map; a picture is frame 0."""
+        return (0,)
+
     def resolve_pruning(self, pruning: PruningMethod | str | None) -> PruningMethod | None:
         """See `stepvar.presets.resolve_pruning`."""
         return resolve_pruning(pruning, type(self).__name__)

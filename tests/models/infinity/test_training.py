@@ -13,7 +13,8 @@ from stepvar.generation.schedule import ScaleSchedule
 from stepvar.models.infinity import training
 from stepvar.models.infinity.quantizer import quantize_multiscale
 from stepvar.models.infinity.sizes import SizeTable
-from stepvar.models.infinity.training import bit_losses, initialise, take_tokens, teacher_forced_logits
+from stepvar.models.infinity.training import initialise, teacher_forced_logits
+from stepvar.models.training import bit_losses, take_tokens
 from tiny_models import SMALL, bits, draw, make_text, make_transformer
 
 GRIDS = [(scale.height, scale.width) for scale in SMALL]

@@ -11,14 +11,13 @@ Source: locking the image side as in Zhai et al., "LiT", arXiv 2111.07991.
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 
 from stepvar.embedded.muon import Muon
 from stepvar.embedded.precision import mixed_precision
+from stepvar.embedded.run import TrainingRun, read_settings
 from stepvar.embedded.scene_network.batches import (
     DescribedScenes,
     EyeBatch,
@@ -43,7 +43,6 @@ from stepvar.embedded.scene_network.targets import SPEC_TARGETS
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT = "checkpoint.pt"
 ENCODED = "encoded.pt"
 
 _FIRST_SCALE, _LARGEST_SCALE = 14.0, 100.0
@@ -100,16 +99,15 @@ class SceneNetworkTraining:
     seed: int = 0
 
 
-class SceneNetworkTrainer:
+class SceneNetworkTrainer(TrainingRun):
     """One run: the network, its optimisers and what was reached so far."""
 
+    settings: SceneNetworkTraining
+
     def __init__(self, config: SceneNetworkTraining) -> None:
+        super().__init__(Path(config.output), config, config.minutes, torch.device(config.device))
         torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
-        self.config = config
-        self.folder = Path(config.output)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.device = torch.device(config.device)
         self.network = SceneNetwork().to(self.device)
         self.scale = nn.Parameter(torch.tensor(math.log(_FIRST_SCALE), device=self.device))
         # Reads attributes off either embedding: it ties both to the same directions from the start.
@@ -121,24 +119,20 @@ class SceneNetworkTrainer:
             "eye": _optimisers(self.network.eye, [], *eye_rates),
             "prompts": _optimisers(encoders, [self.scale, *self.reader.parameters()], *prompt_rates),
         }
-        self.step = 0
-        self.seconds = 0.0
-        if (self.folder / CHECKPOINT).exists():
-            self._restore()
+        self.resume()
         self.random = np.random.default_rng([config.seed, self.step])
 
-    @property
-    def progress(self) -> float:
-        """Part of the budget that is spent."""
-        return self.seconds / (60.0 * self.config.minutes)
+    def parts(self) -> dict[str, Any]:
+        scale = nn.ParameterList([self.scale])
+        return {"network": self.network, "reader": self.reader, "scale": scale, **self.optimisers}
 
     def run(self) -> Path:
         """Trains until the budget is spent and returns the folder of the finished network."""
         finished = self.progress >= 1.0
-        eye_end = self.config.eye_share
-        prompts_start = eye_end + self.config.encoding_share
+        eye_end = self.settings.eye_share
+        prompts_start = eye_end + self.settings.encoding_share
         if self.progress < eye_end:
-            batches = stream(EyeBatches(self.config.eye_batch, self._seed(0)), self.config.workers)
+            batches = stream(EyeBatches(self.settings.eye_batch, self._seed(0)), self.settings.workers)
             self._stage("eye", batches, 0.0, eye_end)
             self.settle()
         self.network.eye.eval().requires_grad_(False)
@@ -149,23 +143,23 @@ class SceneNetworkTrainer:
                 encoded.scenes,
                 words.get_vocab(),
                 words.eos_token_id,
-                self.config.prompt_batch,
-                self.config.negatives,
+                self.settings.prompt_batch,
+                self.settings.negatives,
                 self._seed(2),
             )
-            self._stage("prompts", stream(prompts, self.config.workers), prompts_start, 1.0, encoded)
+            self._stage("prompts", stream(prompts, self.settings.workers), prompts_start, 1.0, encoded)
         self.network.eval().save(self.folder / "network")
         return self.folder / "network"
 
     def _seed(self, stage: int) -> int:
         # The step is part of the seed, so that a resumed run sees new scenes.
-        return self.config.seed + 1000 * self.step + 100 * stage
+        return self.settings.seed + 1000 * self.step + 100 * stage
 
     def _stage(
         self, name: str, batches: Iterator, start: float, end: float, encoded: EncodedScenes | None = None
     ) -> None:
         lines: list[dict[str, Tensor]] = []
-        saved = logged = self.seconds
+        saved = logged = self.spent
         over = False
         while not over:
             started = time.monotonic()
@@ -174,20 +168,20 @@ class SceneNetworkTrainer:
             parts = self._eye_losses(batch) if encoded is None else self._prompt_losses(batch, encoded)
             self._update(name, parts["loss"], rate)
             lines.append({key: value.detach() for key, value in parts.items()})
-            self.seconds += time.monotonic() - started
+            self.spent += time.monotonic() - started
             over = self.progress >= end
-            if self.step % self.config.log_every == 0 or over:
-                self._log(name, lines, (self.seconds - logged) / len(lines), rate)
-                lines, logged = [], self.seconds
-            if self.seconds - saved > 60.0 * self.config.checkpoint_minutes:
+            if self.step % self.settings.log_every == 0 or over:
+                self._log(name, lines, (self.spent - logged) / len(lines), rate)
+                lines, logged = [], self.spent
+            if self.spent - saved > 60.0 * self.settings.checkpoint_minutes:
                 self.save()
-                saved = self.seconds
+                saved = self.spent
         self.save()
 
     def _rate(self, part: float) -> float:
         """Learning rate at a part of a stage as a share of its peak: warm-up, plateau, linear fall."""
-        rise = (part + 1e-3) / self.config.warmup
-        return min(1.0, rise, max((1.0 - part) / (1.0 - self.config.plateau), 0.0))
+        rise = (part + 1e-3) / self.settings.warmup
+        return min(1.0, rise, max((1.0 - part) / (1.0 - self.settings.plateau), 0.0))
 
     def _eye_losses(self, batch: EyeBatch) -> dict[str, Tensor]:
         self.network.eye.train()
@@ -203,16 +197,16 @@ class SceneNetworkTrainer:
         eye = self.network.eye.eval().requires_grad_(False)
         eye.heads.requires_grad_(True)
         optimiser = torch.optim.AdamW(eye.heads.parameters(), weight_decay=0.0)
-        batches = stream(EyeBatches(self.config.eye_batch, self._seed(3)), self.config.workers)
-        for step in range(self.config.settling_steps):
+        batches = stream(EyeBatches(self.settings.eye_batch, self._seed(3)), self.settings.workers)
+        for step in range(self.settings.settling_steps):
             started = time.monotonic()
             batch = next(batches).to(self.device)
-            left = 1.0 - step / self.config.settling_steps
-            optimiser.param_groups[0]["lr"] = left * self.config.settling_rate
+            left = 1.0 - step / self.settings.settling_steps
+            optimiser.param_groups[0]["lr"] = left * self.settings.settling_rate
             eye_losses(eye(to_input(batch.pictures)), batch)["loss"].backward()
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
-            self.seconds += time.monotonic() - started
+            self.spent += time.monotonic() - started
         self.save()
 
     def _prompt_losses(self, batch: PromptBatch, encoded: EncodedScenes) -> dict[str, Tensor]:
@@ -245,62 +239,27 @@ class SceneNetworkTrainer:
         if file.exists():
             return EncodedScenes.load(file, self.device)
         encoded = EncodedScenes.empty()
-        batches = stream(DescribedScenes(self.config.eye_batch, self._seed(1)), self.config.workers)
-        while self.progress < end or len(encoded) < self.config.least_encoded:
+        batches = stream(DescribedScenes(self.settings.eye_batch, self._seed(1)), self.settings.workers)
+        while self.progress < end or len(encoded) < self.settings.least_encoded:
             started = time.monotonic()
             pictures, scenes = next(batches)
             encoded.add(self.network, pictures, scenes)
-            self.seconds += time.monotonic() - started
+            self.spent += time.monotonic() - started
         encoded = encoded.gathered(self.device)
         encoded.save(file)
-        self._append({"step": self.step, "minutes": round(self.seconds / 60.0, 2), "encoded": len(encoded)})
+        self.append({"encoded": len(encoded)})
         self.save()
         return encoded
 
     def _log(self, stage: str, lines: Sequence[dict[str, Tensor]], seconds: float, rate: float) -> None:
         means = {name: torch.stack([line[name] for line in lines]).mean().item() for name in lines[0]}
         record = {
-            "step": self.step,
-            "minutes": round(self.seconds / 60.0, 2),
             "stage": stage,
             "rate": round(rate, 3),
             "seconds_per_step": round(seconds, 3),
         } | {name: round(value, 4) for name, value in means.items()}
-        self._append(record)
-        logger.info("%s", record)
-
-    def _append(self, record: dict) -> None:
-        with (self.folder / "log.jsonl").open("a") as log:
-            log.write(json.dumps(record) + "\n")
-
-    def save(self) -> None:
-        """Writes a checkpoint; the previous one is replaced only when the new one is whole."""
-        state = {
-            "config": asdict(self.config),
-            "network": self.network.state_dict(),
-            "reader": self.reader.state_dict(),
-            "scale": self.scale.detach(),
-            "optimisers": {
-                name: [optimiser.state_dict() for optimiser in pair] for name, pair in self.optimisers.items()
-            },
-            "step": self.step,
-            "seconds": self.seconds,
-        }
-        partial = self.folder / (CHECKPOINT + ".partial")
-        torch.save(state, partial)
-        partial.replace(self.folder / CHECKPOINT)
-
-    def _restore(self) -> None:
-        state = torch.load(self.folder / CHECKPOINT, map_location=self.device, weights_only=True)
-        self.network.load_state_dict(state["network"])
-        self.reader.load_state_dict(state["reader"])
-        with torch.no_grad():
-            self.scale.copy_(state["scale"])
-        for name, pair in self.optimisers.items():
-            for optimiser, saved in zip(pair, state["optimisers"][name], strict=True):
-                optimiser.load_state_dict(saved)
-        self.step, self.seconds = state["step"], state["seconds"]
-        logger.info("resumed at step %d, %.1f minutes in", self.step, self.seconds / 60.0)
+        self.append(record)
+        logger.info("step %d: %s", self.step, record)
 
 
 def _optimisers(
@@ -326,13 +285,8 @@ def _optimisers(
 
 def main(arguments: list[str] | None = None) -> None:
     """Parses the command line and trains."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    for field in fields(SceneNetworkTraining):
-        parser.add_argument(
-            f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default
-        )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    trainer = SceneNetworkTrainer(SceneNetworkTraining(**vars(parser.parse_args(arguments))))
+    trainer = SceneNetworkTrainer(read_settings(SceneNetworkTraining, __doc__, arguments))
     logger.info("scene network saved to %s", trainer.run())
 
 

@@ -121,7 +121,7 @@ def sample_prompt(rng: np.random.Generator, category: str | None = None, *, spli
         ValueError: there is no such category.
     """
     if category is None:
-        category = _pick(rng, CATEGORIES)
+        category = pick(rng, CATEGORIES)
     if category not in CATEGORIES:
         raise ValueError(f"There is no category '{category}'; there are {', '.join(CATEGORIES)}.")
     spec = _draw_spec(rng, category, split)
@@ -164,8 +164,8 @@ def scene_for(
     Raises:
         LayoutError: the objects do not fit the canvas as the prompt arranges them.
     """
-    looks = [_complete(rng, group, avoid_held_out=split == "train") for group in spec.groups]
-    background = spec.background or _pick(rng, BACKGROUNDS)
+    looks = [complete(rng, group, avoid_held_out=split == "train") for group in spec.groups]
+    background = spec.background or pick(rng, BACKGROUNDS)
     sizes = [group.size or _open_size(rng, spec, group) for group in spec.groups]
     radii = [
         [draw_radius(rng, size, canvas) for _ in range(group.count)]
@@ -185,7 +185,7 @@ def scene_for(
 def _open_size(rng: np.random.Generator, spec: SceneSpec, group: Group) -> str:
     """The size of a group that names none: any for a single object, else one that fits and can be told."""
     if sum(each.count for each in spec.groups) == 1:
-        return _pick(rng, SIZES)
+        return pick(rng, SIZES)
     # Three medium objects do not fit beside, above or below another one.
     return "small" if spec.relation is not None and group.count > 2 else "medium"
 
@@ -194,35 +194,35 @@ def write(rng: np.random.Generator, spec: SceneSpec) -> str:
     """Put a spec into words, choosing among synonyms at random; `parse` gives the spec back."""
     parts = []
     if rng.random() < _LEAD_IN_SHARE:
-        parts.append(_pick(rng, _LEAD_INS))
-    parts.append(_write_group(rng, spec.groups[0], may_be_definite=False))
+        parts.append(pick(rng, _LEAD_INS))
+    parts.append(write_group(rng, spec.groups[0], may_be_definite=False))
     if len(spec.groups) > 1:
         phrases = [" ".join(phrase) for phrase, value in RELATION_PHRASES.items() if value == spec.relation]
-        parts.append(_pick(rng, phrases) if phrases else "and")
-        parts.append(_write_group(rng, spec.groups[1], may_be_definite=True))
+        parts.append(pick(rng, phrases) if phrases else "and")
+        parts.append(write_group(rng, spec.groups[1], may_be_definite=True))
     if spec.background is not None:
-        parts.append(_pick(rng, ("on", "on the")) + " " + spec.background)
+        parts.append(pick(rng, ("on", "on the")) + " " + spec.background)
     return " ".join(parts)
 
 
-def _pick(rng: np.random.Generator, values: tuple[str, ...] | list[str]) -> str:
+def pick(rng: np.random.Generator, values: tuple[str, ...] | list[str]) -> str:
     return values[rng.integers(len(values))]
 
 
 def _maybe(rng: np.random.Generator, share: float, values: tuple[str, ...]) -> str | None:
     """Draw one of the values with probability `share`, else None."""
-    return _pick(rng, values) if rng.random() < share else None
+    return pick(rng, values) if rng.random() < share else None
 
 
 def _draw_spec(rng: np.random.Generator, category: str, split: Split) -> SceneSpec:
     """Draw what to ask for; with split "heldout", one group names a held-out combination."""
     counts = _draw_counts(rng, category)
-    relation = _pick(rng, RELATIONS) if category == "position" else None
+    relation = pick(rng, RELATIONS) if category == "position" else None
     forced = int(rng.integers(len(counts))) if split == "heldout" else -1
     while True:
         groups = []
         for index, count in enumerate(counts):
-            shape = _pick(rng, SHAPES)
+            shape = pick(rng, SHAPES)
             colour = _maybe(rng, _COLOUR_SHARES[category], COLOURS)
             texture = _maybe(rng, _TEXTURE_SHARE, TEXTURES)
             if index == forced:
@@ -255,7 +255,7 @@ def _are_distinct(first: Group, second: Group, category: str) -> bool:
     return first.shape != second.shape or colours_differ
 
 
-def _complete(rng: np.random.Generator, group: Group, *, avoid_held_out: bool) -> Combination:
+def complete(rng: np.random.Generator, group: Group, *, avoid_held_out: bool) -> Combination:
     """Draw the colour and the texture that a group leaves open."""
     choices = [
         (group.shape, colour, texture)
@@ -267,16 +267,16 @@ def _complete(rng: np.random.Generator, group: Group, *, avoid_held_out: bool) -
     return choices[rng.integers(len(choices))]
 
 
-def _write_group(rng: np.random.Generator, group: Group, *, may_be_definite: bool) -> str:
+def write_group(rng: np.random.Generator, group: Group, *, may_be_definite: bool) -> str:
     """Write a count, the adjectives and the shape."""
-    size = [_pick(rng, spellings(SIZE_WORDS, group.size))] if group.size else []
+    size = [pick(rng, spellings(SIZE_WORDS, group.size))] if group.size else []
     looks = [group.colour] if group.colour else []
     if group.texture:
-        looks.insert(int(rng.integers(len(looks) + 1)), _pick(rng, spellings(TEXTURE_WORDS, group.texture)))
+        looks.insert(int(rng.integers(len(looks) + 1)), pick(rng, spellings(TEXTURE_WORDS, group.texture)))
     if group.count > 1:
         noun = spellings(PLURAL_WORDS, group.shape)[0]
         words = [word for word, value in COUNT_WORDS.items() if value == group.count]
-        return " ".join([_pick(rng, [words[0], *words]), *size, *looks, noun])
+        return " ".join([pick(rng, [words[0], *words]), *size, *looks, noun])
     described = [*size, *looks, group.shape]
     article = "an" if described[0][0] in "aeiou" else "a"
     draw = rng.random()

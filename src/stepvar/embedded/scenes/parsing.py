@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 
 from stepvar.embedded.scenes.spec import MAXIMUM_OBJECTS, Group, SceneSpec
@@ -20,7 +21,6 @@ from stepvar.embedded.scenes.vocabulary import (
     split_words,
 )
 
-_KNOWN = frozenset(VOCABULARY)
 _ADJECTIVES = (("size", SIZE_WORDS), ("texture", TEXTURE_WORDS), ("colour", COLOUR_WORDS))
 
 
@@ -36,9 +36,9 @@ class UnknownWordError(PromptError):
         suggestions: the closest known words, closest first; may be empty.
     """
 
-    def __init__(self, word: str) -> None:
+    def __init__(self, word: str, vocabulary: Collection[str] = VOCABULARY) -> None:
         self.word = word
-        self.suggestions: tuple[str, ...] = tuple(get_close_matches(word, VOCABULARY, n=3, cutoff=0.5))
+        self.suggestions: tuple[str, ...] = tuple(get_close_matches(word, vocabulary, n=3, cutoff=0.5))
         if self.suggestions:
             hint = "the closest known words are " + _listing(list(self.suggestions), "and")
         else:
@@ -60,20 +60,14 @@ def parse(text: str) -> SceneSpec:
         WordOrderError: the words are known, but their order is not understood, or too many objects are asked
             for.
     """
-    words = split_words(text)
-    if not words:
-        raise WordOrderError("The prompt is empty; ask for something like 'a red star on sand'.")
-    for word in words:
-        if word not in _KNOWN:
-            raise UnknownWordError(word)
-    reader = _Reader(words)
-    reader.skip_lead_in()
+    reader = Reader(known_words(text, VOCABULARY, "a red star on sand"))
+    reader.skip_lead_in(PICTURE_WORDS)
     groups = [reader.group()]
     relation = reader.relation()
     if relation is not None or reader.accept("and"):
         groups.append(reader.group())
     background = reader.background()
-    reader.end()
+    reader.end("'and', a relation such as 'left of', a background such as 'on sand'")
     total = sum(group.count for group in groups)
     if total > MAXIMUM_OBJECTS:
         raise WordOrderError(
@@ -82,12 +76,33 @@ def parse(text: str) -> SceneSpec:
     return SceneSpec(tuple(groups), relation, background)
 
 
+def known_words(text: str, vocabulary: Collection[str], example: str) -> list[str]:
+    """The words of a prompt, lower case.
+
+    Args:
+        text: The prompt.
+        vocabulary: Words that may be in it.
+        example: Shown to whoever gives no words at all.
+
+    Raises:
+        UnknownWordError: A word is not in the vocabulary.
+        WordOrderError: There are none.
+    """
+    words = split_words(text)
+    if not words:
+        raise WordOrderError(f"The prompt is empty; ask for something like '{example}'.")
+    for word in words:
+        if word not in vocabulary:
+            raise UnknownWordError(word, vocabulary)
+    return words
+
+
 def _listing(words: list[str], conjunction: str) -> str:
     quoted = [f"'{word}'" for word in words]
     return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} {conjunction} {quoted[-1]}"
 
 
-class _Reader:
+class Reader:
     """A position in a list of words, with one method per part of the grammar."""
 
     def __init__(self, words: list[str]) -> None:
@@ -105,16 +120,16 @@ class _Reader:
         self._position = stop
         return True
 
-    def _fail(self, expected: str) -> WordOrderError:
+    def fail(self, expected: str) -> WordOrderError:
         """Describe what was expected at this place and what stands there."""
         word = self._peek()
         after = f"after '{self._words[self._position - 1]}'" if self._position else "at the beginning"
         found = f"'{word}' stands there" if word is not None else "the prompt ends"
         return WordOrderError(f"Expected {expected} {after}, but {found}.")
 
-    def skip_lead_in(self) -> None:
+    def skip_lead_in(self, nouns: Iterable[str]) -> None:
         """Step over "a photo of" and the like, with or without an article."""
-        for noun in PICTURE_WORDS:
+        for noun in nouns:
             for article in ((), ("a",), ("an",), ("the",)):
                 if self.accept(*article, noun, "of"):
                     return
@@ -141,7 +156,7 @@ class _Reader:
                 raise WordOrderError(f"The plural '{word}' needs a count: 'two', 'three' or 'four'.")
             shape = PLURAL_WORDS[word]
         else:
-            raise self._fail("a shape such as 'star' or 'ring'" if attributes or count else "an object")
+            raise self.fail("a shape such as 'star' or 'ring'" if attributes or count else "an object")
         self._position += 1
         return Group(count, shape, **attributes)
 
@@ -159,8 +174,12 @@ class _Reader:
 
     def relation(self) -> str | None:
         """Read a relation such as "to the left of"; None if none comes next."""
-        for phrase, meaning in RELATION_PHRASES.items():
-            if self.accept(*phrase):
+        return self.phrase(RELATION_PHRASES)
+
+    def phrase(self, table: Mapping[tuple[str, ...], str]) -> str | None:
+        """Read one of several phrases and return its meaning; None if none comes next."""
+        for words, meaning in table.items():
+            if self.accept(*words):
                 return meaning
         return None
 
@@ -171,11 +190,11 @@ class _Reader:
         self.accept("the")
         word = self._peek() or ""
         if word not in BACKGROUND_WORDS:
-            raise self._fail(f"a background, {_listing(list(BACKGROUND_WORDS), 'or')},")
+            raise self.fail(f"a background, {_listing(list(BACKGROUND_WORDS), 'or')},")
         self._position += 1
         return BACKGROUND_WORDS[word]
 
-    def end(self) -> None:
-        """Make sure that no word is left."""
+    def end(self, expected: str) -> None:
+        """Make sure that no word is left; `expected` says what could have come next."""
         if self._peek() is not None:
-            raise self._fail("'and', a relation such as 'left of', a background such as 'on sand' or the end")
+            raise self.fail(f"{expected} or the end")

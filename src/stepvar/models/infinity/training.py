@@ -18,6 +18,7 @@ from stepvar.generation.schedule import ScaleSchedule
 from stepvar.generation.tokens import Tokens
 from stepvar.models.infinity.transformer import InfinityBlock, InfinityTransformer
 from stepvar.models.layers import padding_mask
+from stepvar.models.training import take_tokens
 
 
 def initialise(transformer: InfinityTransformer) -> None:
@@ -94,13 +95,6 @@ def teacher_forced_logits(
     return list(logits.split(lengths, dim=1))
 
 
-def take_tokens(values: Tensor, chosen: Tensor | None) -> Tensor:
-    """values [B, N, C] at the tokens chosen [B, K], all of them for None -> [B, K or N, C]."""
-    if chosen is None:
-        return values
-    return values.gather(1, chosen[..., None].expand(-1, -1, values.shape[-1]))
-
-
 def _run_block(
     block: InfinityBlock,
     stream: Tensor,
@@ -133,27 +127,3 @@ def _embed_text(
     mask = padding_mask(lengths, padded.shape[1], padded.device)
     normed, projected = transformer.embed_text(padded)
     return mask, transformer.text_pool(normed, mask), projected
-
-
-def bit_losses(
-    logits: Sequence[Tensor], bits: Sequence[Tensor], weights: Sequence[Tensor] | None = None
-) -> Tensor:
-    """Mean cross entropy per bit of each scale.
-
-    Args:
-        logits: One [B, N, D, 2] a scale.
-        bits: One [B, N, D] a scale, the labels.
-        weights: One [B, N] a scale, the weights of the tokens; all alike by default.
-
-    Returns:
-        [scales] in nats.
-    """
-    losses = []
-    for index, (scale_logits, labels) in enumerate(zip(logits, bits, strict=True)):
-        difference = scale_logits[..., 1] - scale_logits[..., 0]
-        each = functional.binary_cross_entropy_with_logits(difference, labels.float(), reduction="none")
-        if weights is None:
-            losses.append(each.mean())
-        else:
-            losses.append((each.mean(dim=-1) * weights[index]).sum() / weights[index].sum())
-    return torch.stack(losses)

@@ -174,7 +174,7 @@ def load_tokenizer(
 
 
 def check_pair(transformer: InfinityStarTransformer, tokenizer: InfinityStarTokenizer) -> None:
-    """Checks that a transformer's fine tokens fill the tokenizer's latent cells.
+    """Checks that a transformer's fine tokens fill the tokenizer's latent cells, and mean as many pixels.
 
     Raises:
         CheckpointError: When they do not.
@@ -184,6 +184,12 @@ def check_pair(transformer: InfinityStarTransformer, tokenizer: InfinityStarToke
         raise CheckpointError(
             f"The transformer draws {bits} bits a token, but the tokenizer's latents have {channels} "
             "channels; give the tokenizer it was trained with, infinitystar_videovae.pth."
+        )
+    wanted, pixels = transformer.config.pixels_per_cell, tokenizer.pixels_per_cell
+    if wanted != pixels:
+        raise CheckpointError(
+            f"The transformer's cells are {wanted} pixels wide and the tokenizer's {pixels}; give the "
+            "tokenizer it was trained with."
         )
 
 

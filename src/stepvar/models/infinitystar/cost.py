@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from stepvar.generation.report import MemoryPlan, ScaleCost
-from stepvar.models.infinitystar.schedules import PIXELS_PER_CELL, VideoSchedule
+from stepvar.models.infinitystar.schedules import VideoSchedule
 from stepvar.models.infinitystar.session import layer_windows
 from stepvar.models.infinitystar.tokenizer import DECODER_CHUNK, InfinityStarTokenizer
 from stepvar.models.infinitystar.transformer import TOKENS_AT_ONCE, InfinityStarTransformer
@@ -114,14 +114,15 @@ def _layer_bytes(transformer: InfinityStarTransformer, plan: GenerationPlan, cop
 def _decoder_bytes(tokenizer: InfinityStarTokenizer, schedule: VideoSchedule) -> int:
     """A chunk at the decoder's widest point, and the frames that its convolutions keep."""
     item = torch.finfo(next(tokenizer.decoder.parameters()).dtype).bits // 8
-    height, width = (side * PIXELS_PER_CELL for side in schedule.position_grid)
+    height, width = (side * tokenizer.pixels_per_cell for side in schedule.position_grid)
     chunk = min(DECODER_CHUNK + 2, schedule.latent_frames)
     channels = tokenizer.config.channels
-    pixels = height * width
+    pixels = height * width // tokenizer.config.pixel_block**2
     # At full size the last norm holds its input, its result, a modulation and two products.
     widest = 5 * channels[0] * 4 * chunk * pixels
+    convolutions_of_level = (1, *(7,) * (len(channels) - 3), 17)
     kept = 2 * sum(
         count * pixels // 4**level * convolutions
-        for level, (count, convolutions) in enumerate(zip(channels[:4], (1, 7, 7, 17), strict=True))
+        for level, (count, convolutions) in enumerate(zip(channels[:-1], convolutions_of_level, strict=True))
     )
     return item * (widest + kept)

@@ -21,7 +21,7 @@ from stepvar.models.infinitystar.frames import collect
 from stepvar.models.infinitystar.interactive import Continuation
 from stepvar.models.infinitystar.output import VideoOutput, join_videos, merge_reports
 from stepvar.models.infinitystar.request import Request, VideoDefaults, check_clips, plan_request
-from stepvar.models.infinitystar.schedules import VideoSchedule
+from stepvar.models.infinitystar.schedules import FRAMES_PER_LATENT, VideoScale, VideoSchedule
 from stepvar.models.infinitystar.session import InfinityStarSession, KnownClips, TextPrefix
 from stepvar.models.infinitystar.text import worded
 from stepvar.models.infinitystar.tokenizer import DECODER_CHUNK, InfinityStarTokenizer
@@ -272,6 +272,11 @@ class InfinityStarPipeline(NextScalePipeline):
         size = (height, width, aspect_ratio, pixel_budget)
         return plan_request(self.transformer.sizes, self.defaults, seconds=seconds, size=size).schedule
 
+    def frames_of(self, scale: VideoScale) -> tuple[int, ...]:
+        """The frames of a video that a step's maps stand for, the last one of each latent frame."""
+        latents = range(scale.first_frame, scale.first_frame + scale.frames)
+        return tuple(FRAMES_PER_LATENT * latent for latent in latents)
+
     def known_seconds(self, image: object | None, video: object | None) -> float | None:
         """What `summary` calls the beginning of a call with these arguments."""
         clip = self.transformer.sizes.clip_seconds
@@ -375,7 +380,7 @@ class InfinityStarPipeline(NextScalePipeline):
         if request.beginning is None:
             return None, request.continuation
         bring_in(self.vae)
-        pixels = request.beginning.pixels(*self.transformer.sizes.pixels(request.schedule))
+        pixels = request.beginning.pixels(*request.pixels)
         if request.known_schedule is None:
             return None, begin_continuation(self.vae, pixels, source, device)
         return encode_known(self.vae, pixels, request.known_schedule, source, device), None

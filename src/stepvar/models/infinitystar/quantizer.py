@@ -71,21 +71,25 @@ class QuantizedStep:
         scale: The step.
         residual: What the earlier steps of the clip left over, [B, d, t, h, w].
         bits: Its signs, bool [B, N, d].
+        used_bits: The bits that entered the sum; the same unless flips were asked for.
         before, after: Sum of the clip's codes before and after this step, [B, C, t, H, W].
     """
 
     scale: VideoScale
     residual: Tensor
     bits: Tensor
+    used_bits: Tensor
     before: Tensor
     after: Tensor
 
 
-def quantize(latent: Tensor, schedule: VideoSchedule) -> Iterator[QuantizedStep]:
+def quantize(latent: Tensor, schedule: VideoSchedule, flip: Tensor | None = None) -> Iterator[QuantizedStep]:
     """Quantises a video latent step by step, each taking what the earlier ones of its clip left over.
 
     Args:
         latent: [B, C, T, H, W], as many frames as the schedule draws.
+        flip: [B] share of the bits of each video that enter the sum flipped. Later residuals then contain the
+            damage, which teaches a transformer to repair it.
 
     Raises:
         ValueError: When the latent does not have the schedule's frames, rows and columns.
@@ -100,8 +104,11 @@ def quantize(latent: Tensor, schedule: VideoSchedule) -> Iterator[QuantizedStep]
             total = torch.zeros_like(target)
         residual = shrink(target - total, scale.bits, scale.grid)
         bits = bits_from_residual(residual)
-        before, total = total, total + expand(bits, scale, latent.shape[1], schedule.position_grid)
-        yield QuantizedStep(scale, residual, bits, before, total)
+        used = bits
+        if flip is not None:
+            used = bits ^ (torch.rand(bits.shape, device=bits.device) < flip[:, None, None])
+        before, total = total, total + expand(used, scale, latent.shape[1], schedule.position_grid)
+        yield QuantizedStep(scale, residual, bits, used, before, total)
 
 
 def expand(bits: Tensor, scale: Scale, channels: int, sides: tuple[int, int]) -> Tensor:

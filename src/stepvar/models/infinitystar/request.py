@@ -11,7 +11,6 @@ from stepvar.models.infinitystar.conditioning import Beginning, Footage, Picture
 from stepvar.models.infinitystar.interactive import Continuation
 from stepvar.models.infinitystar.schedules import (
     FRAMES_PER_LATENT,
-    PIXELS_PER_CELL,
     PUBLISHED,
     Sides,
     VideoSchedule,
@@ -76,6 +75,7 @@ class Request:
         known_schedule: The schedule of exactly that; None where nothing is known, or of an interactive one.
         continuation: What an interactive continuation goes on from, when it is there already.
         scale_grids: Rows and columns of a clip's scales.
+        pixels: Height and width of the frames.
     """
 
     schedule: VideoSchedule
@@ -88,6 +88,7 @@ class Request:
     known_schedule: VideoSchedule | None
     continuation: Continuation | None
     scale_grids: tuple[Sides, ...]
+    pixels: Sides
 
     @property
     def is_interactive(self) -> bool:
@@ -126,7 +127,7 @@ class Request:
 
     def describe(self, method: PruningMethod | None) -> dict[str, Any]:
         """What the video depends on, besides model, prompt and seed, in a form that JSON can hold."""
-        height, width = (side * PIXELS_PER_CELL for side in self.schedule.position_grid)
+        height, width = self.pixels
         return describe(
             {
                 "width": width,
@@ -205,6 +206,7 @@ def plan_request(
         known_schedule,
         continuation,
         tuple(sizes.templates[template]),
+        sizes.pixels(schedule),
     )
 
 
@@ -279,7 +281,7 @@ def _template(
         return sizes.nearest_template(1.0 / aspect_ratio)
     if continuation is not None:
         rows, columns = continuation.former.shape[-2:]
-        return sizes.template_at_size(rows * PIXELS_PER_CELL, columns * PIXELS_PER_CELL)
+        return sizes.template_at_size(rows * sizes.pixels_per_cell, columns * sizes.pixels_per_cell)
     return sizes.nearest_template(USUAL_RATIO if beginning is None else beginning.ratio)
 
 

@@ -33,6 +33,7 @@ class VideoSizes:
         longest: Most seconds of a video.
         latents_per_second: Latent frames of a second.
         name: What the sizes are called, such as "480p".
+        pixels_per_cell: Side in pixels of a latent cell.
     """
 
     templates: Mapping[float, Sequence[Sides]]
@@ -40,6 +41,7 @@ class VideoSizes:
     longest: float
     latents_per_second: int = FRAMES_PER_SECOND // FRAMES_PER_LATENT
     name: str = "480p"
+    pixels_per_cell: int = PIXELS_PER_CELL
 
     @classmethod
     def published(cls, resolution: str) -> VideoSizes:
@@ -53,15 +55,6 @@ class VideoSizes:
         budget, settings = PUBLISHED[resolution]
         templates = {ratio: grids[: BUDGETS[budget]] for ratio, grids in published_templates().items()}
         return cls(templates, settings, longest=10.0 if resolution == "480p" else 5.0, name=resolution)
-
-    @classmethod
-    def single(
-        cls, grids: Sequence[Sides], settings: PyramidSettings, latents_per_second: int, name: str
-    ) -> VideoSizes:
-        """One pyramid only, as a small model has it; two clips after the first frame at most."""
-        height, width = grids[-1]
-        longest = 2 * settings.clip_frames / latents_per_second
-        return cls({height / width: tuple(grids)}, settings, longest, latents_per_second, name)
 
     @property
     def frames_per_second(self) -> int:
@@ -79,12 +72,12 @@ class VideoSizes:
     def pixels(self, schedule: VideoSchedule) -> Sides:
         """Height and width in pixels of a schedule's frames."""
         height, width = schedule.position_grid
-        return height * PIXELS_PER_CELL, width * PIXELS_PER_CELL
+        return height * self.pixels_per_cell, width * self.pixels_per_cell
 
     def all_pixels(self) -> dict[Sides, float]:
         """Every (height, width) in pixels, with its template."""
         return {
-            (grids[-1][0] * PIXELS_PER_CELL, grids[-1][1] * PIXELS_PER_CELL): template
+            (grids[-1][0] * self.pixels_per_cell, grids[-1][1] * self.pixels_per_cell): template
             for template, grids in self.templates.items()
         }
 

@@ -4,8 +4,9 @@ Module names equal the keys of the published checkpoint, but for its scale. Fact
 FoundationVision/InfinityStar (MIT), infinity/models/videovae/models/wan_bsq_vae.py and
 load_vae_bsq_wan_absorb_patchify.py.
 
-Shapes: B videos of F = 1 + 4 (T - 1) frames of 16 H x 16 W pixels in -1..1; latents of T frames, H x W cells
-and 64 channels, which are 2 x 2 positions of 16 channels at twice the sides.
+Shapes, as published: B videos of F = 1 + 4 (T - 1) frames of 16 H x 16 W pixels in -1..1; latents of T
+frames, H x W cells and 64 channels, which are 2 x 2 positions of 16 channels at twice the sides. Where a cell
+is one position (`patch` 1), it is 8 x 8 pixels.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from stepvar.models.infinitystar.tiling import decode_tiles
 Probe = Callable[[str, Tensor], None]
 """Called with (name, tensor) at the landmarks of every chunk."""
 
-PATCH = 2
-"""Side of the square of positions that one latent cell stands for."""
+TIME_HALVINGS = 2
+"""Levels that halve the frames: the two finest."""
 
 FRAMES_PER_LATENT = 4
 ENCODER_CHUNK = 8
@@ -46,21 +47,23 @@ class Encoder(nn.Module):
     Args:
         channels: Of the first convolution, then after each level.
         latent_channels: d.
-        halves_time: Whether each level but the last halves the frames too.
         blocks: Residual blocks a level.
+        pixel_block: Side of the squares of pixels that go into channels first.
     """
 
     def __init__(
-        self, channels: Sequence[int], latent_channels: int, halves_time: Sequence[bool], blocks: int
+        self, channels: Sequence[int], latent_channels: int, blocks: int, pixel_block: int = 1
     ) -> None:
         super().__init__()
-        self.conv_in = CausalConvolution(3, channels[0])
+        self.pixel_block = pixel_block
+        self.conv_in = CausalConvolution(3 * pixel_block**2, channels[0])
         self.down_blocks = nn.ModuleList()
         levels = len(channels) - 1
         for level in range(levels):
             stack = ResidualStack(channels[level], blocks)
             if level < levels - 1:
-                down = Downsample(channels[level], channels[level + 1], halves_time[level])
+                halves_time = level < TIME_HALVINGS
+                down = Downsample(channels[level], channels[level + 1], halves_time)
                 stack.downsamplers = nn.ModuleList([down])
             self.down_blocks.append(stack)
         self.mid_block = ResidualStack(channels[-1], 2)
@@ -69,7 +72,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor, stream: Stream, probe: Probe | None = None) -> Tensor:
         show = probe or _ignore
-        x = self.conv_in(x, stream)
+        x = self.conv_in(_fold(x, self.pixel_block), stream)
         show("conv_in", x)
         for level, stack in enumerate(self.down_blocks):
             x = stack(x, stream)
@@ -87,26 +90,28 @@ class Decoder(nn.Module):
     """Latent positions [B, d, T, 2 H, 2 W] -> frames [B, 3, F, 16 H, 16 W].
 
     Args:
-        channels: As for `Encoder`, fine to coarse.
-        doubles_time: Whether each level but the first doubles the frames too.
+        Others: As for `Encoder`; channels fine to coarse.
     """
 
     def __init__(
-        self, channels: Sequence[int], latent_channels: int, doubles_time: Sequence[bool], blocks: int
+        self, channels: Sequence[int], latent_channels: int, blocks: int, pixel_block: int = 1
     ) -> None:
         super().__init__()
+        self.pixel_block = pixel_block
         coarse_first = list(reversed(channels))
         self.conv_in = CausalConvolution(latent_channels, coarse_first[0])
         self.mid_block = ResidualStack(coarse_first[0], 2, latent_channels)
         self.up_blocks = nn.ModuleList()
-        for level in range(len(channels) - 1):
+        levels = len(channels) - 1
+        for level in range(levels):
             stack = ResidualStack(coarse_first[level], blocks, latent_channels)
             if level:
-                up = Upsample(coarse_first[level], coarse_first[level + 1], doubles_time[level - 1])
+                doubles_time = level >= levels - TIME_HALVINGS
+                up = Upsample(coarse_first[level], coarse_first[level + 1], doubles_time)
                 stack.upsamplers = nn.ModuleList([up])
             self.up_blocks.append(stack)
         self.norm_out = LatentNorm(channels[0], latent_channels)
-        self.conv_out = CausalConvolution(channels[0], 3)
+        self.conv_out = CausalConvolution(channels[0], 3 * pixel_block**2)
 
     def forward(self, latent: Tensor, stream: Stream, probe: Probe | None = None) -> Tensor:
         show = probe or _ignore
@@ -122,7 +127,7 @@ class Decoder(nn.Module):
             show(f"up{level}", x)
         x = functional.silu(self.norm_out(x, latent, stream))
         show("norm_out", x)
-        return self.conv_out(x, stream)
+        return _unfold(self.conv_out(x, stream), self.pixel_block)
 
 
 class LatentScale(nn.Module):
@@ -143,10 +148,13 @@ class InfinityStarTokenizer(ModelMixin, ConfigMixin):
         channels: Channels of the levels, fine to coarse; entry 0 belongs to the first convolution.
         latent_channels: Of a position; a latent cell has four times as many.
         blocks: Residual blocks of an encoder level; a decoder level has one more.
+        patch: Side of the square of positions that one latent cell stands for.
+        pixel_block: Side of the squares of pixels that the first convolution sees as one position; a small
+            model saves all work at full resolution by 2, and one level.
         with_encoder: False for weights that can only decode.
 
     Raises:
-        ValueError: When the levels are not five.
+        ValueError: When there are too few levels to shrink the frames.
     """
 
     # Bits are signs of what the encoder says, so its numbers stay exact whatever the decoder runs in.
@@ -158,27 +166,30 @@ class InfinityStarTokenizer(ModelMixin, ConfigMixin):
         channels: Sequence[int] = (96, 192, 384, 384, 384),
         latent_channels: int = 16,
         blocks: int = 2,
+        patch: int = 2,
+        pixel_block: int = 1,
         with_encoder: bool = True,
     ) -> None:
         super().__init__()
-        if len(channels) != 5:
-            raise ValueError(f"channels has {len(channels)} entries; this tokenizer has five.")
-        cell = latent_channels * PATCH**2
+        if len(channels) < 2 + TIME_HALVINGS:
+            raise ValueError(f"channels has {len(channels)} entries; it needs {2 + TIME_HALVINGS} or more.")
+        cell = latent_channels * patch**2
         if with_encoder:
-            self.encoder = Encoder(channels, latent_channels, (True, True, False), blocks)
+            self.encoder = Encoder(channels, latent_channels, blocks, pixel_block)
             self.proj_down = nn.Linear(cell, cell)
-        self.decoder = Decoder(channels, latent_channels, (False, True, True), blocks + 1)
+        self.decoder = Decoder(channels, latent_channels, blocks + 1, pixel_block)
         self.proj_up = nn.Linear(cell, cell)
         self.latent_scale = LatentScale()
 
     @property
     def cell_channels(self) -> int:
         """C: channels of a latent cell, and the most bits a token can hold."""
-        return self.config.latent_channels * PATCH**2
+        return self.config.latent_channels * self.config.patch**2
 
     @property
     def pixels_per_cell(self) -> int:
-        return 8 * PATCH
+        config = self.config
+        return config.pixel_block * 2 ** (len(config.channels) - 2) * config.patch
 
     def encode(
         self,
@@ -207,7 +218,7 @@ class InfinityStarTokenizer(ModelMixin, ConfigMixin):
         first = ENCODER_CHUNK + count % ENCODER_CHUNK if count >= ENCODER_CHUNK else count
         for number, chunk in enumerate(frames.split([first, *_rest(count - first, ENCODER_CHUNK)], dim=2)):
             parts.append(self.encoder(chunk.float(), stream, _numbered(probe, number)))
-        moments = _fold(torch.cat(parts, dim=2))
+        moments = _fold(torch.cat(parts, dim=2), self.config.patch)
         (probe or _ignore)("moments", moments)
         mean, log_variance = moments.chunk(2, dim=1)
         if noise is not None:
@@ -260,7 +271,7 @@ class InfinityStarTokenizer(ModelMixin, ConfigMixin):
     def _positions(self, latent: Tensor) -> Tensor:
         """Latents [B, C, T, H, W] -> what the decoder reads, [B, C / 4, T, 2 H, 2 W]."""
         scaled = self.latent_scale(latent.float(), invert=True)
-        return _unfold(_on_channels(self.proj_up, scaled.to(self.proj_up.weight.dtype)))
+        return _unfold(_on_channels(self.proj_up, scaled.to(self.proj_up.weight.dtype)), self.config.patch)
 
 
 def _on_channels(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -268,14 +279,18 @@ def _on_channels(layer: nn.Linear, x: Tensor) -> Tensor:
     return layer(x.movedim(1, -1)).movedim(-1, 1)
 
 
-def _fold(x: Tensor) -> Tensor:
-    """[B, C, T, 2 H, 2 W] -> [B, 4 C, T, H, W], frame by frame."""
-    return functional.pixel_unshuffle(x.transpose(1, 2), PATCH).transpose(1, 2)
+def _fold(x: Tensor, patch: int) -> Tensor:
+    """[B, C, T, p H, p W] -> [B, p^2 C, T, H, W], frame by frame."""
+    if patch == 1:
+        return x
+    return functional.pixel_unshuffle(x.transpose(1, 2), patch).transpose(1, 2)
 
 
-def _unfold(x: Tensor) -> Tensor:
-    """[B, 4 C, T, H, W] -> [B, C, T, 2 H, 2 W], frame by frame."""
-    return functional.pixel_shuffle(x.transpose(1, 2), PATCH).transpose(1, 2)
+def _unfold(x: Tensor, patch: int) -> Tensor:
+    """[B, p^2 C, T, H, W] -> [B, C, T, p H, p W], frame by frame."""
+    if patch == 1:
+        return x
+    return functional.pixel_shuffle(x.transpose(1, 2), patch).transpose(1, 2)
 
 
 def _rest(count: int, chunk: int) -> list[int]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from stepvar.generation.attention import Memory
 from stepvar.models.infinitystar.rotary import RotaryTables
-from stepvar.models.infinitystar.schedules import PyramidSettings
+from stepvar.models.infinitystar.schedules import PIXELS_PER_CELL, PyramidSettings
 from stepvar.models.infinitystar.sizes import VideoSizes
 from stepvar.models.layers import RMSNorm, linear, rotate
 
@@ -99,7 +99,8 @@ def _in_pieces(function: Callable[..., tuple[Tensor, ...]], hidden: Tensor) -> t
     """
     count = hidden.shape[1]
     step = max(TOKENS_AT_ONCE // hidden.shape[0], 1)
-    if count <= step:
+    if count <= step or hidden.requires_grad:
+        # Training keeps all of it anyway.
         return function(hidden, 0, count)
     results: tuple[Tensor, ...] = ()
     for start in range(0, count, step):
@@ -130,6 +131,8 @@ class InfinityStarTransformer(ModelMixin, ConfigMixin):
         image_repetitions, video_repetitions: Steps of each scale of `grids`.
         clip_frames: Latent frames of a clip after the first.
         latents_per_second: Latent frames of a second of video.
+        most_clips: Clips after the first frame that a small model draws at most.
+        pixels_per_cell: Side in pixels of a latent cell.
     """
 
     # These stay in float32 whatever the rest is cast to, as in the official inference.
@@ -163,6 +166,8 @@ class InfinityStarTransformer(ModelMixin, ConfigMixin):
         video_repetitions: Sequence[int] | None = None,
         clip_frames: int = 20,
         latents_per_second: int = 4,
+        most_clips: int = 2,
+        pixels_per_cell: int = PIXELS_PER_CELL,
     ) -> None:
         super().__init__()
         if width % heads or heads % key_heads or (width // heads) % 8:
@@ -209,7 +214,15 @@ class InfinityStarTransformer(ModelMixin, ConfigMixin):
             detail_bits=config.detail_bits,
             text_length=config.text_length,
         )
-        return VideoSizes.single(grids, settings, config.latents_per_second, config.resolution)
+        height, width = grids[-1]
+        return VideoSizes(
+            {height / width: tuple(grids)},
+            settings,
+            longest=config.most_clips * config.clip_frames / config.latents_per_second,
+            latents_per_second=config.latents_per_second,
+            name=config.resolution,
+            pixels_per_cell=config.pixels_per_cell,
+        )
 
     @property
     def size_table(self) -> VideoSizes:

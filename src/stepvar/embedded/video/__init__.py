@@ -1,0 +1,1 @@
+"""The embedded video model: a small InfinityStar that draws moving scenes."""

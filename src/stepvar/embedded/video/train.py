@@ -1,0 +1,106 @@
+"""Trains the embedded video model from nothing: `python -m stepvar.embedded.video.train`.
+
+Tokenizer, encoded videos, transformer, packaging; each stage resumes where it stopped.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.logging import RichHandler
+
+from stepvar.embedded import MODELS
+from stepvar.embedded.features import SHARD
+from stepvar.embedded.package import package
+from stepvar.embedded.processes import show_encoding, train_in_processes
+from stepvar.embedded.run import CHECKPOINT
+from stepvar.embedded.train_transformer import Batch, Phase, TransformerTrainer, TransformerTraining
+from stepvar.embedded.video.features import encode_videos, load_videos
+from stepvar.embedded.video.model import EmbeddedVideoModel
+from stepvar.embedded.video.package import assemble
+from stepvar.embedded.video.train_tokenizer import VideoTokenizerTrainer, VideoTokenizerTraining
+from stepvar.models.infinitystar.tokenizer import InfinityStarTokenizer
+
+logger = logging.getLogger(__name__)
+
+TOKENIZER_SHARE = 0.4
+"""Share of the minutes that the tokenizer gets; the transformer has the rest."""
+
+COARSE, FINE, WHOLE = Batch(5, 16), Batch(6, 10, share=0.4), Batch(6, 6)
+
+FROM_NOTHING = (
+    Phase(0.2, (Batch(4, 24),)),
+    Phase(0.15, (COARSE,)),
+    Phase(0.5, (FINE, COARSE)),
+    Phase(0.15, (WHOLE, COARSE)),
+)
+GOING_ON = (Phase(0.8, (FINE, COARSE)), Phase(0.2, (WHOLE, COARSE)))
+"""For a model that knows the coarse scales already."""
+
+
+def train(
+    output: Annotated[Path, typer.Option(help="Checkpoints, logs and encoded videos.")] = Path("runs/video"),
+    minutes: Annotated[float, typer.Option(help="Budget of both trainings together.")] = 50.0,
+    videos: Annotated[int, typer.Option(help="Videos to encode for the transformer.")] = 8_192,
+    weights: Annotated[Path, typer.Option(help="Where the finished model goes.")] = MODELS["video"],
+    start: Annotated[
+        Path | None, typer.Option(help="A finished model whose transformer is trained on.")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="A finished tokenizer to use instead of training one.")
+    ] = None,
+    processes: Annotated[int, typer.Option(help="Processes of the transformer's training.")] = (
+        os.cpu_count() or 1
+    ),
+    compiled: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Fuse the blocks; needs a C++ compiler.")
+    ] = shutil.which("g++") is not None,
+) -> None:
+    """Trains tokenizer and transformer, and writes the finished model."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_path=False)])
+    if tokenizer is None:
+        budget = TOKENIZER_SHARE * minutes
+        settings = VideoTokenizerTraining(
+            output=str(output / "tokenizer"), minutes=budget, threads=os.cpu_count() or 1
+        )
+        tokenizer = VideoTokenizerTrainer(settings).run()
+        minutes -= budget
+    visual = InfinityStarTokenizer.from_pretrained(tokenizer, torch_dtype=torch.float32).eval()
+    shards = -(-videos // SHARD)
+    show_encoding(encode_videos(visual, output / "features", shards), shards)
+    curriculum = FROM_NOTHING if start is None else GOING_ON
+    run = _VideoRun(output, TransformerTraining(minutes, curriculum, compiled=compiled), start)
+    train_in_processes(run, processes, output)
+    written = package(assemble(tokenizer, run.folder / CHECKPOINT), weights)
+    logger.info("the model is in %s: %.1f MB", weights, written / 1e6)
+
+
+@dataclass(frozen=True)
+class _VideoRun:
+    """Builds the transformer's trainer, in every process that trains it."""
+
+    output: Path
+    settings: TransformerTraining
+    start: Path | None
+
+    @property
+    def folder(self) -> Path:
+        return self.output / "transformer"
+
+    def __call__(self) -> TransformerTrainer:
+        torch.manual_seed(self.settings.seed)
+        model = EmbeddedVideoModel()
+        if self.start is not None:
+            model.start_from(self.start)
+        return TransformerTrainer(model, load_videos(self.output / "features"), self.folder, self.settings)
+
+
+if __name__ == "__main__":
+    typer.run(train)

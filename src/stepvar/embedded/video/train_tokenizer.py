@@ -1,0 +1,174 @@
+"""Training of the embedded video tokenizer on rendered scenes, within a budget of minutes.
+
+Run ``python -m stepvar.embedded.video.train_tokenizer --minutes 20 --output runs/video/tokenizer``; the same
+command resumes an interrupted run.
+
+As with pictures, a part of every batch decodes only the first scales and is compared with what these scales
+can show; so coarse scales carry layout and colour. Losses look at a third of the frames, another third at
+every step, and a term of its own compares how the frames change.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stepvar.embedded.autoencoder import (
+    AutoencoderTrainer,
+    AutoencoderTraining,
+    Reconstruction,
+    mean_psnr,
+    scale_entropies,
+)
+from stepvar.embedded.data import to_bytes, to_signed
+from stepvar.embedded.losses import low_pass
+from stepvar.embedded.run import read_settings
+from stepvar.embedded.video.architecture import SIZE, build_tokenizer
+from stepvar.embedded.video.data import fixed_videos, video_batches
+from stepvar.models.infinitystar.quantizer import QuantizedStep, quantize, shrink, stretch
+from stepvar.models.infinitystar.tokenizer import InfinityStarTokenizer
+
+logger = logging.getLogger(__name__)
+
+_EVALUATION_VIDEOS = 8
+_TRUNCATIONS = 3
+_PIXELS_PER_CELL = 8
+_SHEET_FRAMES = (0, 2, 4, 6, 8)
+
+
+@dataclass(frozen=True)
+class VideoTokenizerTraining(AutoencoderTraining):
+    """Settings of a run.
+
+    Attributes:
+        change_weight: Weight of the difference of what changes from frame to frame.
+        frame_stride: Every how manieth frame the other losses look at.
+    """
+
+    output: str = "runs/video/tokenizer"
+    minutes: float = 20.0
+    batch: int = 8
+    crop: int = 56
+    change_weight: float = 0.5
+    frame_stride: int = 3
+
+
+class VideoTokenizerTrainer(AutoencoderTrainer[VideoTokenizerTraining, InfinityStarTokenizer]):
+    """Trains the video tokenizer."""
+
+    def __init__(self, settings: VideoTokenizerTraining) -> None:
+        super().__init__(settings, SIZE.canvas)
+        self.change = torch.zeros(())
+
+    def build(self) -> InfinityStarTokenizer:
+        if self.settings.start:
+            return InfinityStarTokenizer.from_pretrained(self.settings.start, torch_dtype=torch.float32)
+        return build_tokenizer()
+
+    def batches(self, batch: int, side: int, seed: int) -> Iterator[Tensor]:
+        return video_batches(batch, side, seed, self.settings.workers)
+
+    def reconstruct(self, target: Tensor) -> Reconstruction:
+        features = self.model.encode(target).float()
+        steps = list(quantize(features, SIZE.schedule(target.shape[-1])))
+        latent = straight_through(steps, features)
+        whole = len(target) - self.truncated(len(target))
+        if whole < len(target):
+            latent, target = _truncate(steps, features, latent, target, whole)
+        video = self.model.decode(latent)
+        self.change = change_loss(video, target)
+        start, stride = int(torch.randint(self.settings.frame_stride, ())), self.settings.frame_stride
+        pictures, targets = (_as_pictures(part[:, :, start::stride]) for part in (video, target))
+        frames = len(pictures) // len(target)
+        residuals = [step.residual.flatten(2, 3) for step in steps]
+        codes = torch.cat([step.after for step in steps if step.scale.ends_clip], dim=2)
+        bits = [step.bits for step in steps]
+        return Reconstruction(pictures, targets, whole * frames, features, codes, residuals, bits)
+
+    def losses(self, result: Reconstruction) -> dict[str, Tensor]:
+        parts = super().losses(result)
+        parts["change"] = self.change
+        parts["loss"] = parts["loss"] + self.settings.change_weight * self.change
+        return parts
+
+    def evaluate(self) -> tuple[dict[str, Any], Tensor]:
+        return measure(self.average, fixed_videos(_EVALUATION_VIDEOS, seed=77).to(self.device))
+
+
+def straight_through(steps: list[QuantizedStep], features: Tensor) -> Tensor:
+    """The codes of all clips [B, C, T, H, W], with the gradient of the features."""
+    codes = torch.cat([step.after for step in steps if step.scale.ends_clip], dim=2)
+    return features + (codes - features).detach()
+
+
+def _truncate(
+    steps: list[QuantizedStep], features: Tensor, latent: Tensor, target: Tensor, whole: int
+) -> tuple[Tensor, Tensor]:
+    """Replaces the videos after the first `whole` by their first scales, and what they are compared with."""
+    per_clip = len(SIZE.sides) + sum(SIZE.repetitions) - len(SIZE.repetitions)
+    last = per_clip - 1 - int(torch.randint(1, _TRUNCATIONS + 1, ()))
+    coarse = []
+    for step in (steps[last], steps[per_clip + last]):
+        own = features[whole:, :, step.scale.first_frame :][:, :, : step.scale.frames]
+        shown = stretch(shrink(own, step.scale.bits, step.scale.grid), own.shape[1], own.shape[-3:])
+        coarse.append(shown + (step.after[whole:] - shown).detach())
+    latent = torch.cat((latent[:whole], torch.cat(coarse, dim=2)))
+    rows, columns = (side * _PIXELS_PER_CELL for side in steps[last].scale.grid[1:])
+    blurred = low_pass(target[whole:].flatten(1, 2), (rows, columns)).view_as(target[whole:])
+    return latent, torch.cat((target[:whole], blurred))
+
+
+def change_loss(video: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute difference of the changes from frame to frame of [B, 3, F, H, W]."""
+    error = video - target
+    return (error[:, :, 1:] - error[:, :, :-1]).abs().mean()
+
+
+def _as_pictures(video: Tensor) -> Tensor:
+    """[B, 3, F, H, W] -> [B F, 3, H, W]."""
+    return video.transpose(1, 2).flatten(0, 1)
+
+
+@torch.no_grad()
+def measure(tokenizer: InfinityStarTokenizer, videos: Tensor) -> tuple[dict[str, Any], Tensor]:
+    """Measures a tokenizer on whole videos.
+
+    Args:
+        tokenizer: In evaluation mode.
+        videos: uint8 [B, 3, F, side, side], at least four.
+
+    Returns:
+        The mean PSNR in dB, of the first frame and of the last, the entropy of the bits per step; and a
+        sheet uint8 [rows, columns, 3]: under each of four videos' frames, those of its reconstruction.
+    """
+    target = to_signed(videos)
+    steps = list(quantize(tokenizer.encode(target), SIZE.schedule()))
+    codes = torch.cat([step.after for step in steps if step.scale.ends_clip], dim=2)
+    decoded = tokenizer.decode(codes).clamp(-1.0, 1.0)
+    measures = {
+        "evaluation_psnr": round(mean_psnr(decoded, target), 2),
+        "first_frame_psnr": round(mean_psnr(decoded[:, :, 0], target[:, :, 0]), 2),
+        "last_frame_psnr": round(mean_psnr(decoded[:, :, -1], target[:, :, -1]), 2),
+        "evaluation_entropy": [
+            round(value, 3) for value in scale_entropies([step.bits for step in steps]).tolist()
+        ],
+    }
+    both = torch.stack((to_bytes(target[:4]), to_bytes(decoded[:4])), dim=1)[:, :, :, _SHEET_FRAMES]
+    sheet = both.permute(0, 1, 4, 3, 5, 2)
+    return measures, sheet.reshape(8 * videos.shape[-1], len(_SHEET_FRAMES) * videos.shape[-1], 3).cpu()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parses the command line and trains."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    trainer = VideoTokenizerTrainer(read_settings(VideoTokenizerTraining, __doc__, arguments))
+    logger.info("tokenizer saved to %s", trainer.run())
+
+
+if __name__ == "__main__":
+    main()
