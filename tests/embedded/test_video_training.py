@@ -25,11 +25,8 @@ from stepvar.embedded.video.train_tokenizer import (
 from stepvar.models.infinitystar.pipeline import InfinityStarPipeline
 from stepvar.models.infinitystar.quantizer import quantize
 
-SETTINGS = TransformerTraining(
-    minutes=0.02,
-    curriculum=(Phase(0.5, (Batch(2, 2),)), Phase(0.5, (Batch(6, 1, share=0.3),))),
-    checkpoint_minutes=1.0,
-)
+CURRICULUM = (Phase(0.5, (Batch(2, 2),)), Phase(0.5, (Batch(6, 1, share=0.3),)))
+SETTINGS = TransformerTraining(minutes=0.02, curriculum=CURRICULUM, checkpoint_minutes=1.0)
 
 
 @pytest.fixture(scope="module")
