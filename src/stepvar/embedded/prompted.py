@@ -56,10 +56,20 @@ class PromptedModel(nn.Module, Generic[Transformer]):
         Args:
             folder: What `stepvar.embedded.package.package` wrote.
         """
-        parts = {"text_encoder": self.text_encoder, "transformer": self.transformer}
-        for name, part in parts.items():
-            finished = type(part).from_pretrained(folder / name, torch_dtype=torch.float32)
-            part.load_state_dict(finished.state_dict())
+        self.take_text_encoder(folder / "text_encoder")
+        transformer = type(self.transformer).from_pretrained(
+            folder / "transformer", torch_dtype=torch.float32
+        )
+        self.transformer.load_state_dict(transformer.state_dict())
+
+    def take_text_encoder(self, folder: Path) -> None:
+        """Takes the weights of a text encoder that was trained before.
+
+        Args:
+            folder: What its `save_pretrained` wrote.
+        """
+        finished = type(self.text_encoder).from_pretrained(folder, torch_dtype=torch.float32)
+        self.text_encoder.load_state_dict(finished.state_dict())
 
     def unconditional(self, tokens: int) -> Tensor:
         """The learned features that stand for no prompt, [tokens, E]."""

@@ -70,7 +70,7 @@ FROM_NOTHING = (
     Phase(0.5, (FINE, COARSE)),
     Phase(0.15, (WHOLE, COARSE)),
 )
-GOING_ON = (Phase(0.85, (FINE, COARSE)), Phase(0.15, (WHOLE, COARSE)))
+GOING_ON = (Phase(0.25, (COARSE,)), Phase(0.6, (FINE, COARSE)), Phase(0.15, (WHOLE, COARSE)))
 """For a model that knows the coarse scales already."""
 
 
@@ -83,6 +83,7 @@ class TransformerTraining:
         curriculum: Phases in order.
         batch_factor: Multiplies the pictures of every step; a GPU wants many.
         learning_rate: Peak, of AdamW; Muon's is matched to it.
+        text_rate: The text encoder's share of it: what it was taught before shall not be lost.
         object_weight: Weight of a token on an object against one on the background, which is three
             quarters of a scene and mostly noise that nobody can predict. Where only some tokens of a scale
             are run, they are drawn by this weight instead.
@@ -99,6 +100,7 @@ class TransformerTraining:
     curriculum: tuple[Phase, ...] = FROM_NOTHING
     batch_factor: int = 1
     learning_rate: float = 1.2e-3
+    text_rate: float = 0.1
     warmup: float = 0.02
     object_weight: float = 4.0
     flip: float = 0.2
@@ -150,17 +152,19 @@ class EmbeddedModel(PromptedModel[InfinityTransformer]):
 
 
 def build_optimisers(model: PromptedModel, settings: TransformerTraining) -> list[torch.optim.Optimizer]:
-    """Muon for the blocks' matrices, AdamW for the rest."""
+    """Muon for the blocks' matrices, AdamW for the rest; groups name their share of the learning rate."""
     matrices = [p for p in model.transformer.blocks.parameters() if p.dim() == 2]
-    chosen = {id(p) for p in matrices}
+    text = list(model.text_encoder.parameters())
+    chosen = {id(p) for p in (*matrices, *text)}
     rest = [p for p in model.parameters() if id(p) not in chosen]
-    decay = [p for p in rest if p.dim() >= 2]
-    plain = [p for p in rest if p.dim() < 2]
-    groups = [{"params": decay, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}]
-    rate = settings.learning_rate
+    groups = [
+        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": 0.02, "rate": 1.0},
+        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0, "rate": 1.0},
+        {"params": text, "weight_decay": 0.0, "rate": settings.text_rate},
+    ]
     return [
-        Muon(matrices, rate, weight_decay=0.02),
-        torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.97)),
+        Muon(matrices, settings.learning_rate, weight_decay=0.02),
+        torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.97)),
     ]
 
 
@@ -255,7 +259,7 @@ class TransformerTrainer(TrainingRun):
         rate = settings.learning_rate * self._rate()
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("rate", 1.0)
         with mixed_precision(self.device):
             losses = self.model.losses(
                 features, weights, prompts, dropped, batch.scales, flip, batch.share, settings.compiled
