@@ -42,7 +42,9 @@ BASELINES: dict[str, Build] = {
 VARIANTS: dict[str, StepVAR] = {
     "as in the paper": StepVAR(ratios=WITHOUT_SKIPS[0]),
     "bilinear recovery": StepVAR(ratios=WITHOUT_SKIPS[0], recovery="bilinear"),
-    "values copied too": StepVAR(ratios=WITHOUT_SKIPS[0], copy_values=True),
+    "values copied too": StepVAR(ratios=WITHOUT_SKIPS[0], values="copied"),
+    "expected values": StepVAR(ratios=WITHOUT_SKIPS[0], values="expected"),
+    "last layer dense again": StepVAR(ratios=WITHOUT_SKIPS[0], dense_end=1),
     "narrowed in two stages": StepVAR(ratios=WITHOUT_SKIPS[0], stages=2),
     "anchors of stride 4": StepVAR(ratios=WITHOUT_SKIPS[0], anchor_stride=4),
 }
