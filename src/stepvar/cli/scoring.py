@@ -24,6 +24,14 @@ Features = Annotated[
 Weights = Annotated[
     Path | None, typer.Option(metavar="PATH", help="File of Inception's weights, or folder of a CLIP model.")
 ]
+Lpips = Annotated[
+    str | None,
+    typer.Option(
+        "--lpips",
+        metavar="NET|FILE",
+        help="LPIPS too: a file of torchvision's weights; or alex, vgg, squeeze, downloaded before.",
+    ),
+]
 
 
 @explain_errors
@@ -37,7 +45,7 @@ def fidelity(
         typer.Option(metavar="NAME", help="For a Fréchet distance: inception, clip, scenes or tokenizer."),
     ] = None,
     weights: Weights = None,
-    lpips: Annotated[str | None, typer.Option(metavar="NET", help="LPIPS too: alex, vgg or squeeze.")] = None,
+    lpips: Lpips = None,
     json: Json = False,
 ) -> None:
     """Tell how like a run is to another, picture by picture.
