@@ -12,7 +12,7 @@ from stepvar.cli.benchmarks import describe_interval
 from stepvar.cli.errors import InputError, explain_errors
 from stepvar.cli.groups import with_option_groups
 from stepvar.cli.models import import_silently, open_pipeline, quiet_libraries
-from stepvar.cli.options import Json, ModelChoice
+from stepvar.cli.options import Json, Lpips, ModelChoice
 
 if TYPE_CHECKING:
     from stepvar.evaluation.features import Extractor
@@ -23,14 +23,6 @@ Features = Annotated[
 ]
 Weights = Annotated[
     Path | None, typer.Option(metavar="PATH", help="File of Inception's weights, or folder of a CLIP model.")
-]
-Lpips = Annotated[
-    str | None,
-    typer.Option(
-        "--lpips",
-        metavar="NET|FILE",
-        help="LPIPS too: a file of torchvision's weights; or alex, vgg, squeeze, downloaded before.",
-    ),
 ]
 
 
