@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench train clean
+.PHONY: demo test lint bench report train clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,11 @@ test: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check src tests benchmarks examples
 	$(BIN)/ruff format --check src tests benchmarks examples
+
+report: $(STAMP)
+	mkdir -p outputs
+	$(BIN)/stepvar reproduce --quick --output outputs/report
+	@echo "Open outputs/report/index.html; without --quick it takes under an hour and is surer."
 
 bench: $(STAMP)
 	$(BIN)/stepvar bench

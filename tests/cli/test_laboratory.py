@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from check_report import complaints
 
 
 def test_a_report_on_the_command_line(run, model_folder):
@@ -15,7 +21,7 @@ def test_a_report_on_the_command_line(run, model_folder):
     for word in ("dense", "skip only", "prune and skip", "scene score", "undecided", "report/index.html"):
         assert word in result.stdout
     document = json.loads(Path("report/numbers.json").read_text())
-    assert document["run"]["identity"]["minutes"] == 0.1 and len(document["claims"]) >= 14
+    assert document["run"]["identity"]["minutes"] == 0.1 and len(document["claims"]) >= 20
 
     again = run("reproduce", "--model", model_folder, "-o", "report", "--minutes", 0.1, "--json")
     assert again.code == 0 and "steps were done before" in again.stderr
@@ -31,6 +37,10 @@ def test_a_report_on_the_command_line(run, model_folder):
         (("reproduce", "--quick", "--minutes", "3"), "--quick is a time of its own"),
         (("reproduce", "-o", "taken"), "'taken' holds other files (thesis.txt)"),
         (("reproduce", "-o", "a/b"), "no folder 'a'"),
+        (("reproduce", "--lpips", "vgg19"), "Unknown LPIPS network 'vgg19'"),
+        (("reproduce", "--cascade", "absent"), "no folder 'absent'"),
+        (("generate", "a red star", "--drafted", "3"), "name the other by --cascade"),
+        (("generate", "a red star", "--cascade", "absent"), "no folder 'absent'"),
         (("calibrate",), "one of the two"),
         (("calibrate", "--target-speedup", "2", "--target-psnr", "20"), "one of the two"),
         (("calibrate", "--target-speedup", "0.5"), "must be above 1"),
@@ -57,3 +67,49 @@ def test_calibrating_on_the_command_line(run, model_folder):
         "generate", "a red star", "--model", model_folder, "-o", "x.png", *document["options"].split()
     )
     assert drawn.code == 0 and Path("x.png").is_file()
+
+
+def test_two_models_on_the_command_line(run, model_folder):
+    """The same model twice draws its own picture: the command line hands the scales on as asked."""
+    plain = run(
+        "generate", "a red star", "--model", model_folder, "--seed", 3, "-o", "one.png", "--json"
+    ).json
+    arguments = ("--model", model_folder, "--cascade", model_folder)
+    both = run(
+        "generate", "a red star", *arguments, "--drafted", 4, "--seed", 3, "-o", "two.png", "--json"
+    ).json
+    assert plain["settings"]["cascade"] is None and both["settings"]["cascade"]["scales"] == 4
+    with Image.open("one.png") as one, Image.open("two.png") as two:
+        assert one.tobytes() == two.tobytes()
+    alone, costs = (
+        run("summary", "--model", model_folder, "--json").json,
+        run("summary", *arguments, "--json").json,
+    )
+    assert costs["flops"] > alone["flops"] == costs["dense_flops"]
+    wrong = run("summary", *arguments, "--drafted", 6)
+    assert wrong.code == 2 and "6 of 6 scales cannot be drafted" in wrong.stderr
+
+
+def test_a_report_that_is_stopped_and_killed_goes_on(run, program, model_folder, tmp_path):
+    """Ctrl-C and a kill at different moments, the first one before anything is measured: nothing is lost."""
+    command, environment = program
+    arguments = ["reproduce", "--model", str(model_folder), "-o", "report", "--minutes", "0.1"]
+    raw, done = tmp_path / "report" / "raw", set()
+    for number, least in ((signal.SIGINT, 0), (signal.SIGINT, 4), (signal.SIGKILL, 12)):
+        process = subprocess.Popen(
+            [*command, *arguments],
+            env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        while process.poll() is None and not (raw.is_dir() and len(list(raw.glob("*.json"))) >= least):
+            time.sleep(0.02)
+        process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=120)
+        assert stdout == "" and "Traceback" not in stderr
+        assert process.returncode == (130 if number == signal.SIGINT else -number)
+        now = {(file.name, file.stat().st_mtime_ns) for file in raw.glob("*.json")}
+        assert done <= now and len(now) >= least, "what is measured stays"
+        done = now
+    finished = run(*arguments)
+    assert finished.code == 0 and list(complaints(tmp_path / "report")) == []
+    assert done <= {(file.name, file.stat().st_mtime_ns) for file in raw.glob("*.json")}
+    assert not list((tmp_path / "report").rglob("*.partial"))

@@ -22,7 +22,7 @@ from stepvar.evaluation.frechet import (
     require_enough,
 )
 from stepvar.evaluation.memory import with_peak_memory
-from stepvar.evaluation.perceptual import load_lpips, missing_for_lpips
+from stepvar.evaluation.perceptual import load_lpips, missing_for_lpips, scene_distance
 
 
 def gaussian(seed, count, mean=0.0, deviation=1.0, channels=6):
@@ -181,9 +181,32 @@ def test_lpips_says_what_it_lacks_or_works():
             load_lpips()
     else:
         distance, (first, second) = load_lpips(), pictures(2)
-        assert distance(first, first) == pytest.approx(0.0, abs=1e-6) and distance(first, second) > 0.01
-    with pytest.raises(ValueError, match="Unknown LPIPS backbone 'vgg19'"):
-        missing_for_lpips("vgg19")
+        same, other = distance(np.stack([first, first]), np.stack([first, second]))
+        assert same == pytest.approx(0.0, abs=1e-6) and other > 0.01
+    for wrong in ("vgg19", "weights.pth"):
+        with pytest.raises(ValueError, match=f"Unknown LPIPS network '{wrong}'"):
+            missing_for_lpips(wrong)
+    assert missing_for_lpips("nowhere/alexnet-owt-7be5be79.pth") is not None
+
+
+def test_scene_distance_grows_with_damage_and_sees_objects_before_grain():
+    from stepvar.embedded.scene_network import load_scene_network
+    from stepvar.embedded.scenes import evaluation_prompts, render, scene_for
+
+    prompts = evaluation_prompts(4, 5)
+    scenes = [scene_for(np.random.default_rng(index), prompt.spec, split="any", canvas=192)
+              for index, prompt in enumerate(prompts)]  # fmt: skip
+    clean = np.stack([render(scene, 192, seed=1) for scene in scenes])
+    grained = np.stack([render(scene, 192, seed=2) for scene in scenes])
+    noise = np.random.default_rng(0).normal(size=clean.shape)
+    distance = scene_distance(load_scene_network())
+    assert np.allclose(distance(clean, clean), 0.0, atol=1e-9)
+    assert np.allclose(distance(clean, grained), distance(grained, clean))
+    damaged = [np.clip(clean + level * noise, 0, 255).astype(np.uint8) for level in (4, 16, 64)]
+    assert (np.diff([distance(clean, pictures) for pictures in damaged], axis=0) > 0).all()
+    others = np.roll(clean, 1, axis=0)
+    assert (distance(clean, grained) < 0.5 * distance(clean, others)).all(), "another grain is no other scene"
+    assert np.allclose(distance(clean, others)[1:2], distance(clean[1:2], others[1:2])), "pairs are apart"
 
 
 def test_peak_memory_sees_what_is_gone_again():

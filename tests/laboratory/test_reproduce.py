@@ -9,8 +9,9 @@ import re
 import numpy as np
 import pytest
 
+from check_report import complaints
 from stepvar.evaluation.fidelity import IDENTICAL_DECIBELS
-from stepvar.laboratory.contestants import DENSE, OURS, SKIP_ONLY, Field
+from stepvar.laboratory.contestants import BOTH, DENSE, KINDS, OURS, PRUNE_ONLY, SKIP_ONLY, Field
 from stepvar.laboratory.folder import ReportFolder
 from stepvar.laboratory.instruments import Perturbation, ResidualWitness
 from stepvar.laboratory.page import EXHIBITS
@@ -69,7 +70,8 @@ def test_the_page_needs_no_other_file(finished):
         assert word in page
     for caption in EXHIBITS.values():
         assert html.escape(caption) in page
-    assert page.count("<svg") == 8 and page.count("data:image/png;base64,") >= 10
+    assert list(complaints(folder)) == []
+    assert page.count("<svg") >= 8 and page.count("data:image/png;base64,") >= 10
     assert not re.search(r'(src|href)="(?!data:|#)', page) and "$" not in re.sub(
         r"<svg.*?</svg>", "", page, flags=re.S
     )
@@ -77,14 +79,41 @@ def test_the_page_needs_no_other_file(finished):
     assert json.loads(inlined[1]) == json.loads((folder / "numbers.json").read_text()) == outcome.numbers
 
 
-def test_every_exhibit_shows_dense_and_skip_only(finished):
-    exhibits = finished[1].numbers["exhibits"]
-    assert set(exhibits) == set(EXHIBITS)
+def test_every_exhibit_shows_all_four_kinds_of_plans(finished):
+    exhibits, frames = finished[1].numbers["exhibits"], finished[1].numbers["frames"]
+    assert set(exhibits) == set(frames) == set(EXHIBITS)
+    for name, rows in exhibits.items():
+        assert {row["kind"] for row in [*rows, *frames[name]]} >= set(KINDS)
+        assert not {row["kind"] for row in rows} & {row["kind"] for row in frames[name]}
+        assert len({row["n"] for row in [*rows, *frames[name]]}) == 1
+    for table, kind in (("table 1", PRUNE_ONLY), ("table 2", BOTH), ("selection", PRUNE_ONLY)):
+        own = {row["kind"] for row in exhibits[table]} - {DENSE, SKIP_ONLY}
+        assert own == {kind}, "methods are judged by plans of one kind"
     for table in ("table 1", "table 2", "decomposition"):
         labels = [row["label"] for row in exhibits[table]]
         assert labels[:2] == [DENSE, SKIP_ONLY] and len(set(labels)) == len(labels) >= 5
         assert {row["n"] for row in exhibits[table]} == {TINY.pictures}
     assert {row["n"] for row in exhibits["ratio"]} == {TINY.batch}
+
+
+def test_what_is_missing_from_a_report_is_named(finished, tmp_path):
+    folder = finished[0]
+    document = json.loads((folder / "numbers.json").read_text())
+    page = (folder / "index.html").read_text("utf-8")
+    document["exhibits"]["ratio"] = document["frames"]["pairs"] = []
+    document["claims"] = [claim for claim in document["claims"] if claim["source"] != "figure 7"]
+    document["exhibits"]["skips"][0]["psnr"]["value"] = float("inf")
+    (tmp_path / "numbers.json").write_text(json.dumps(document))
+    (tmp_path / "index.html").write_text(page.replace("<svg", "<b").replace(EXHIBITS["skips"], ""))
+    told = "; ".join(complaints(tmp_path))
+    for words in (
+        "lacks the table 'skips'",
+        "'pairs' lacks",
+        "psnr is no number",
+        "0 figures",
+        "from figure 7",
+    ):
+        assert words in told
 
 
 def test_numbers_are_those_of_the_raw_files(finished):
@@ -107,7 +136,7 @@ def test_numbers_are_those_of_the_raw_files(finished):
 def test_every_claim_has_a_verdict_and_evidence(finished):
     claims = finished[1].numbers["claims"]
     assert len(finished[1].numbers["published"]) == 4
-    assert len(claims) >= 14
+    assert len(claims) >= 20
     assert {claim["verdict"] for claim in claims} <= {"held", "did not hold", "undecided"}
     assert all(re.search(r"\d", claim["evidence"]) for claim in claims)
     # Two pictures decide nothing; only what follows from the plan alone is certain.
@@ -164,7 +193,9 @@ def test_contestants_are_unique(pipeline):
     deep = Field(pipeline.schedule(), 8)
     assert {label for label, _ in deep.exhibit("variants")} - {
         label for label, _ in field.exhibit("variants")
-    } == {"narrowed in two stages"}
+    } == {"narrowed in two stages", "last layer dense again"}
+    rivals = [label for label, _ in field.exhibit("equal cost")]
+    assert rivals == [OURS, "FastVAR, 0.4, 0.6", "FastVAR, 0.5, 0.75", "FastVAR, 0.6, 0.9"]
     pairs = [label for label, _ in field.exhibit("pairs")]
     assert pairs == ["2x2, 3x3", "3x3, 4x4", "4x4, 6x6", "6x6, 8x8"]
 
@@ -176,3 +207,48 @@ def test_too_few_measurements_make_no_report(tmp_path, pipeline):
     folder.start({})
     with pytest.raises(ValueError, match="too few measurements"):
         Results(folder, Field(pipeline.schedule(), 2), TINY)
+
+
+def test_a_second_model_enters_a_cascade(pipeline, tmp_path):
+    from tiny_pipeline import make_pipeline
+
+    second = make_pipeline(7)
+    with pytest.raises(ValueError, match="with the same visual tokenizer"):
+        reproduce(pipeline, tmp_path / "report", protocol=TINY, cascade=second)
+    assert not (tmp_path / "report").exists()
+    second.vae = pipeline.vae
+    tiny = Protocol(**{**TINY.as_json(), "main_blocks": 1, "rounds": 1})
+    numbers = reproduce(pipeline, tmp_path / "report", protocol=tiny, cascade=second).numbers
+    rows = {row["label"]: row for row in numbers["exhibits"]["others"] if row["label"].startswith("CoDe")}
+    assert len(rows) == 3 and {row["kind"] for row in rows.values()} == {"other"}
+    late, earlier = (row for label, row in rows.items() if "draws" in label)
+    assert late["agreement"]["value"] > earlier["agreement"]["value"], "what is drafted is the dense run's"
+    assert late["flops"] > 1.0 and rows["CoDe, the last 2 scales, pruned"]["flops"] < earlier["flops"]
+    assert "none was given" not in (tmp_path / "report" / "index.html").read_text("utf-8")
+
+
+class Likeness:
+    """Stands for LPIPS, whose weights are not at hand."""
+
+    def __call__(self, first, second):
+        return np.abs(first.astype(float) - second).mean(axis=(1, 2, 3)) / 255
+
+
+def test_lpips_is_shown_where_it_is_measured_and_missed_where_not(pipeline, finished, tmp_path):
+    assert "LPIPS itself is not measured" in finished[1].page.read_text("utf-8")
+    tiny = Protocol(**{**TINY.as_json(), "main_blocks": 1, "rounds": 1})
+    outcome = reproduce(pipeline, tmp_path / "report", protocol=tiny, lpips=Likeness())
+    page = outcome.page.read_text("utf-8")
+    assert "<th>LPIPS</th>" in page and "LPIPS itself is not measured" not in page
+    row = next(row for row in outcome.numbers["exhibits"]["table 1"] if row["label"] == OURS)
+    assert 0.0 < row["lpips"]["value"] < 1.0
+
+
+def test_kinds_of_plans(pipeline):
+    field = Field(pipeline.schedule(), 8, cascade=True)
+    kinds = {label: member.kind for label, member in field.exhibit("decomposition")}
+    assert list(kinds.values()) == [DENSE, SKIP_ONLY, PRUNE_ONLY, BOTH, PRUNE_ONLY]
+    others = {label: member.kind for label, member in field.exhibit("others")}
+    assert [label for label, kind in others.items() if kind != "other"] == [OURS]
+    assert [label for label, _ in field.frame("others")] == [DENSE, SKIP_ONLY, "prune and skip"]
+    assert field.frame("decomposition") == []

@@ -18,11 +18,12 @@ from stepvar.cli.models import (
     check_options,
     check_prompts,
     note_other_aspect,
-    open_pipeline,
+    open_cascade,
     quiet_libraries,
     require_prompts,
 )
 from stepvar.cli.options import (
+    CascadeChoice,
     Json,
     MediaOutput,
     ModelChoice,
@@ -67,6 +68,7 @@ def generate(
     size: SizeChoice,
     sampling: SamplingChoice,
     video: VideoChoice,
+    cascade: CascadeChoice,
     seed: Seed = None,
     number: Number = 1,
     batch: Batch = 4,
@@ -86,7 +88,8 @@ def generate(
     jobs = [(entry, first + index) for index, entry in enumerate(prompts)]
     suggestions = [f"{slug(entry)}-{own_seed}" for entry, own_seed in jobs]
     with quiet_libraries():
-        pipeline = open_pipeline(model)
+        pipeline, drafter = open_cascade(model, cascade, dimensions)
+        settings |= drafter
         check_options(pipeline, settings)
         check_prompts(pipeline, sampling.texts(prompt))
         note_other_aspect(pipeline, dimensions)
@@ -262,6 +265,7 @@ def summary(
     model: ModelChoice,
     plan: PlanChoice,
     size: SizeChoice,
+    cascade: CascadeChoice,
     seconds: Annotated[int | None, typer.Option(min=0, help="Of a video; 0 is a picture.")] = None,
     guidance: Annotated[
         str | None,
@@ -277,7 +281,8 @@ def summary(
     sampling = SamplingChoice(guidance=guidance).arguments()
     settings = {**size.arguments(), **sampling, "pruning": plan.method()}
     with quiet_libraries():
-        pipeline = open_pipeline(model)
+        pipeline, drafter = open_cascade(model, cascade, size.arguments())
+        settings |= drafter
         check_options(pipeline, settings)
         note_other_aspect(pipeline, size.arguments())
         if seconds is not None:

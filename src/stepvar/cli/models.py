@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from stepvar.cli.errors import InputError, is_out_of_memory, one_line
-from stepvar.cli.options import OPTION_NAMES, ModelChoice
+from stepvar.cli.options import OPTION_NAMES, CascadeChoice, ModelChoice
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +30,9 @@ _LIBRARIES = ("diffusers", "transformers")
 """Libraries besides our own whose classes a pipeline folder may name."""
 
 _ASPECT_TOLERANCE = 0.1
+
+DRAFTED_LEAVES = 2
+"""Scales that the first of two models leaves to the second one."""
 
 
 @contextmanager
@@ -98,6 +102,42 @@ def open_pipeline(choice: ModelChoice) -> NextScalePipeline:
         pipeline.enable_model_cpu_offload(device=device)
         return pipeline
     return pipeline.to(device)
+
+
+def open_cascade(
+    model: ModelChoice, cascade: CascadeChoice, size: Mapping[str, Any]
+) -> tuple[NextScalePipeline, dict[str, Any]]:
+    """The pipeline to call, and what to call it with, for one model or two.
+
+    Args:
+        model: The first model; the only one, where `cascade` names no other.
+        cascade: The second one.
+        size: Keyword arguments of the pipeline that set the size.
+
+    Raises:
+        InputError, ValueError: When one cannot be used, or there are no scales to share.
+    """
+    cascade.check()
+    pipeline = open_pipeline(model)
+    if cascade.cascade is None:
+        return pipeline, {}
+    from stepvar.generation.cascade import Cascade
+
+    second = open_second(model, cascade.cascade)
+    scales = len(pipeline.schedule(**size))
+    drafted = max(scales - DRAFTED_LEAVES, 1) if cascade.drafted is None else cascade.drafted
+    return second, {"cascade": Cascade(pipeline, drafted)}
+
+
+def open_second(model: ModelChoice, folder: Path) -> NextScalePipeline:
+    """Loads the second model of a cascade, as the first one is loaded.
+
+    Raises:
+        InputError: When it cannot be used, or its kind knows no cascades.
+    """
+    second = open_pipeline(replace(model, model=folder))
+    check_options(second, {"cascade": None})
+    return second
 
 
 def _require_embedded(name: str) -> None:

@@ -32,6 +32,7 @@ OPTION_NAMES = {
     "seconds": "--seconds",
     "image": "--image",
     "video": "--video",
+    "cascade": "--cascade",
 }
 """Options that some models have no use for, by the argument of a pipeline's call."""
 
@@ -174,6 +175,41 @@ class PlanChoice:
         from stepvar.presets import with_scales
 
         return with_scales(self.method_name or "stepvar", ratios, skip)
+
+
+Lpips = Annotated[
+    str | None,
+    typer.Option(
+        "--lpips",
+        metavar="NET|FILE",
+        help="LPIPS too: a file of torchvision's weights; or alex, vgg, squeeze, downloaded before.",
+    ),
+]
+Second = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="A second, smaller model of the same visual tokenizer: it goes on where the first one stops.",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class CascadeChoice:
+    """Two models, one after the other."""
+
+    cascade: Second = None
+    drafted: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --cascade: scales that --model draws. Default: all but two."),
+    ] = None
+
+    def check(self) -> None:
+        """Raises InputError when a number of scales was given, but no second model."""
+        if self.drafted is not None and self.cascade is None:
+            raise InputError(
+                "--drafted says what the first of two models draws: name the other by --cascade."
+            )
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import typer
 from stepvar.cli import display
 from stepvar.cli.errors import InputError, explain_errors
 from stepvar.cli.groups import with_option_groups
-from stepvar.cli.models import open_pipeline, quiet_libraries
-from stepvar.cli.options import Json, ModelChoice
+from stepvar.cli.models import open_pipeline, open_second, quiet_libraries
+from stepvar.cli.options import Json, Lpips, ModelChoice, Second
 
 if TYPE_CHECKING:
     from stepvar.laboratory.run import Outcome, Plan
@@ -34,6 +34,8 @@ def reproduce(
         float | None, typer.Option(min=0.1, max=100_000, help="How long it may take. Default: 55.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A miniature of about two minutes.")] = False,
+    cascade: Second = None,
+    lpips: Lpips = None,
     json: Json = False,
 ) -> None:
     """Measure the paper's tables and figures.
@@ -49,12 +51,27 @@ def reproduce(
         from stepvar.laboratory.charts import require_matplotlib
 
         require_matplotlib()
+        from stepvar.evaluation.perceptual import load_lpips
+        from stepvar.laboratory.folder import check_place
+
+        # What can be refused at once is refused before a model is loaded.
+        check_place(output)
+        distance = None if lpips is None else load_lpips(lpips, model.resolve_device())
         pipeline = open_pipeline(model)
+        second = None if cascade is None else open_second(model, cascade)
         from stepvar.laboratory.run import reproduce as run
 
         progress = _Progress()
         try:
-            outcome = run(pipeline, output, minutes=wanted, announce=progress.begin, advance=progress.advance)
+            outcome = run(
+                pipeline,
+                output,
+                minutes=wanted,
+                lpips=distance,
+                cascade=second,
+                announce=progress.begin,
+                advance=progress.advance,
+            )
         finally:
             progress.end()
     if json:

@@ -12,7 +12,7 @@ from stepvar.cli.benchmarks import describe_interval
 from stepvar.cli.errors import InputError, explain_errors
 from stepvar.cli.groups import with_option_groups
 from stepvar.cli.models import import_silently, open_pipeline, quiet_libraries
-from stepvar.cli.options import Json, ModelChoice
+from stepvar.cli.options import Json, Lpips, ModelChoice
 
 if TYPE_CHECKING:
     from stepvar.evaluation.features import Extractor
@@ -37,7 +37,7 @@ def fidelity(
         typer.Option(metavar="NAME", help="For a Fréchet distance: inception, clip, scenes or tokenizer."),
     ] = None,
     weights: Weights = None,
-    lpips: Annotated[str | None, typer.Option(metavar="NET", help="LPIPS too: alex, vgg or squeeze.")] = None,
+    lpips: Lpips = None,
     json: Json = False,
 ) -> None:
     """Tell how like a run is to another, picture by picture.

@@ -59,7 +59,7 @@ class InceptionFeatures:
     """
 
     def __init__(self, weights: Path, device: str = "cpu") -> None:
-        _require_tensors_only(weights)
+        require_tensors_only(weights, "Inception's weights")
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ImportError as error:
@@ -195,9 +195,10 @@ def diversity(features: NDArray[np.float32]) -> float:
     return float(distances[np.triu_indices(len(features), 1)].mean())
 
 
-def _require_tensors_only(file: Path) -> None:
+def require_tensors_only(file: Path, what: str) -> None:
+    """Raises ValueError when a file of weights is missing, damaged, or holds more than tensors."""
     if not file.is_file():
-        raise ValueError(f"There is no file '{file}' with Inception's weights: download it, and name it.")
+        raise ValueError(f"There is no file '{file}' with {what}: download it, and name it.")
     try:
         torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises almost any type for a damaged or executable file

@@ -117,12 +117,17 @@ def value_agreement(
 
     Args:
         first, second: `Report.choices` of runs on one schedule; scales that only one ran are left out.
+            Probabilities of bits count as the likelier bit.
         image: Which picture of the batch.
     """
     return {
-        index: float((first[index][image] == second[index][image]).float().mean())
+        index: float((_hard(first[index][image]) == _hard(second[index][image])).float().mean())
         for index in sorted(first.keys() & second.keys())
     }
+
+
+def _hard(values: Tensor) -> Tensor:
+    return values > 0.5 if values.is_floating_point() else values
 
 
 def _require_same_shape(first: Pixels, second: Pixels) -> None:

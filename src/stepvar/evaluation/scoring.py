@@ -66,7 +66,8 @@ def compare_runs(
         energies = [high_frequency_energy(picture) for picture in pair]
         values["fine_detail"].append(energies[0] / max(energies[1], 1e-9))
         if perceptual is not None:
-            values.setdefault("lpips", []).append(perceptual(*pair))
+            distance = perceptual(*(picture[None] for picture in pair))
+            values.setdefault("lpips", []).append(float(distance[0]))
         if extractor is not None:
             for side, picture in zip(features, pair, strict=True):
                 side.append(extractor(picture[None])[0])

@@ -80,6 +80,10 @@ class Sampler(Protocol):
         """Draws from guided logits, in the form that the session commits: a tensor [B, N, ...] or several."""
         ...
 
+    def expect(self, logits: Tensor, scale: Scale) -> Any:
+        """What `sample` gives on average, without noise, in a form that the session commits too."""
+        ...
+
 
 Probe = Callable[[str, Scale, Any], None]
 """Called with (name, scale, value) at the loop's landmarks; see `generate`."""
@@ -190,7 +194,8 @@ def run_scale(
     if known is None:
         logits = _logits(session, scale, hidden, guidance, sampler)
         _show(probe, "logits", scale, logits)
-        choice = pruner.settle(tokens, sampler.sample(logits, scale))
+        drawn = sampler.sample(logits, scale)
+        choice = pruner.settle(tokens, drawn, lambda: sampler.expect(logits, scale))
     session.commit(scale, choice, hidden, tokens)
     _show(probe, "choice", scale, choice)
     _show(probe, "latent", scale, session.latent)

@@ -92,8 +92,11 @@ class BitSampler:
 
     def sample(self, logits: Tensor, scale: Scale) -> Tensor:
         """Draws bits [B, N, D] (bool) from logits [B, N, D, 2]."""
-        probability = bit_probabilities(logits, self.settings.top_k, self.settings.top_p)
-        return self.noise[scale.index] < probability
+        return self.noise[scale.index] < self.expect(logits, scale)
+
+    def expect(self, logits: Tensor, scale: Scale) -> Tensor:
+        """What `sample` draws on average: probabilities [B, N, D] of a 1."""
+        return bit_probabilities(logits, self.settings.top_k, self.settings.top_p)
 
 
 def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
@@ -229,6 +232,11 @@ class CodebookSampler:
         else:
             index = draw_index(filtered, self.uniform[scale.index])
         return CodebookChoice(index, self.codes(logits, filtered, index, scale))
+
+    def expect(self, logits: Tensor, scale: Scale) -> CodebookChoice:
+        """The likeliest codes, and the mean of all codes as what enters the latent."""
+        filtered = self.filter(logits, scale)
+        return CodebookChoice(filtered.argmax(dim=-1), filtered.softmax(dim=-1) @ self.codebook)
 
     def filter(self, logits: Tensor, scale: Scale) -> Tensor:
         """Filters logits [B, N, V] as the scale's settings say."""

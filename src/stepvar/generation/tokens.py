@@ -37,6 +37,18 @@ def gather_choice(choice: Any, index: Tensor) -> Any:
     return replace(choice, **picked)
 
 
+def put_choice(choice: Any, index: Tensor, values: Any) -> Any:
+    """Another choice with those of `values` at positions `index` [B, K], both as in `gather_choice`."""
+    if isinstance(choice, Tensor):
+        places = index.view(*index.shape, *(1,) * (choice.dim() - 2)).expand(-1, -1, *choice.shape[2:])
+        return choice.scatter(1, places, gather_tokens(values, index).to(choice.dtype))
+    put = {
+        part.name: put_choice(getattr(choice, part.name), index, getattr(values, part.name))
+        for part in fields(choice)
+    }
+    return replace(choice, **put)
+
+
 @dataclass(frozen=True)
 class Tokens:
     """The living tokens of one scale.

@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from stepvar.evaluation.statistics import Interval
+from stepvar.evaluation.statistics import Interval, mean_interval
 from stepvar.laboratory.analytic import ModelCost
 from stepvar.laboratory.contestants import DENSE, SKIP_ONLY
-from stepvar.laboratory.results import Results, Row
+from stepvar.laboratory.contestants import OURS as OURS_LABEL
+from stepvar.laboratory.records import Row
+from stepvar.laboratory.results import Results
+from stepvar.laboratory.verdicts import scaled
 
 INK, FAINT, RULE = "#1c1e24", "#70747e", "#d9dce2"
 OURS, DENSE_COLOUR, RIVAL, SKIPPED = "#007a6c", "#31343c", "#e8a33d", "#a8acb6"
@@ -76,18 +79,27 @@ def time_and_flops(results: Results) -> str:
     names = [entry["scale"] for entry in results.costs[DENSE]["scales"]]
     places = np.arange(len(names))
     with _figure(2) as (figure, (left, right)):
-        for axis, values, unit in (
-            (left, [1e3 * np.array(results.scale_seconds(name)) for name in (DENSE, paper)], "ms"),
-            (right, [_scale_flops(results, name) for name in (DENSE, paper)], "GFLOP"),
+        for name, shift, colour, label in (
+            (DENSE, -0.2, DENSE_COLOUR, "dense"),
+            (paper, 0.2, OURS, "StepVAR, paper's plan"),
         ):
-            axis.bar(places - 0.2, values[0], 0.4, color=DENSE_COLOUR, label="dense")
-            axis.bar(places + 0.2, values[1], 0.4, color=OURS, label="StepVAR, paper's plan")
+            spent = [_milliseconds(interval) for interval in results.scale_seconds(name)]
+            bars = {"width": 0.4, "color": colour, "label": label}
+            left.bar(places + shift, _values(spent), yerr=_errors(spent), ecolor=FAINT, **bars)
+            right.bar(places + shift, _scale_flops(results, name), **bars)
+        for axis, title, unit in (
+            (left, "Time per scale, one picture", "ms"),
+            (right, "Transformer FLOPs per scale", "GFLOP"),
+        ):
             axis.set_xticks(places, names, rotation=45)
+            axis.set_title(title)
             axis.set_ylabel(unit)
-        left.set_title("Time per scale, one picture")
-        right.set_title("Transformer FLOPs per scale")
         left.legend()
         return _svg(figure)
+
+
+def _milliseconds(interval: Interval) -> Interval:
+    return scaled(interval, 1e3)
 
 
 def _scale_flops(results: Results, name: str) -> np.ndarray:
@@ -126,21 +138,30 @@ def perturbation(results: Results) -> str:
 
 def added_frequencies(results: Results) -> str:
     """Figure 1c: what the last scales add, by spatial frequency."""
-    spectra = results.spectra()
     with _figure(1, width=6.6, height=3.0) as (figure, (axis,)):
         colours = [DENSE_COLOUR, COLD, OURS, RIVAL]
-        for (label, rows), colour in zip(spectra.items(), colours, strict=False):
+        for (label, rows), colour in zip(results.spectra().items(), colours, strict=False):
             total = rows.sum(axis=1, keepdims=True)
-            shares = (rows / np.maximum(total, 1e-12)).mean(axis=0)
-            centres = (np.arange(len(shares)) + 0.5) / (2 * len(shares))
-            name = "the dense pictures" if label == DENSE else f"added by the {label}"
-            axis.plot(centres, 100 * shares, color=colour, marker=".", label=name)
+            bands = [mean_interval(column) for column in (100 * rows / np.maximum(total, 1e-12)).T]
+            centres = (np.arange(len(bands)) + 0.5) / (2 * len(bands))
+            name = "the dense pictures" if label == DENSE else f"added by the {_scales_left_out(label)}"
+            axis.plot(centres, _values(bands), color=colour, marker=".", label=name)
+            low, high = [band.low for band in bands], [band.high for band in bands]
+            axis.fill_between(centres, low, high, color=colour, alpha=0.15, linewidth=0)
         axis.set_yscale("log")
+        for set_formatter in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            set_formatter("{x:g}")
+        axis.tick_params(axis="y", which="minor", labelsize=7.5)
         axis.set_xlabel("cycles a pixel")
         axis.set_ylabel("% of the energy")
         axis.set_title("Energy by spatial frequency")
         axis.legend()
         return _svg(figure)
+
+
+def _scales_left_out(label: str) -> str:
+    count = label.removeprefix("last ")
+    return "last scale" if count == "1" else f"last {count} scales"
 
 
 def energy_correlation(results: Results) -> str:
@@ -154,6 +175,7 @@ def energy_correlation(results: Results) -> str:
     ):
         shown = axes[0].imshow(means, vmin=-1, vmax=1, cmap="RdBu_r", aspect="auto", origin="lower")
         axes[0].set_xticks(range(len(table)), list(table), rotation=45)
+        axes[0].set_yticks(range(len(means)))
         axes[0].set_ylabel("layer")
         axes[0].set_title("Correlation")
         axes[0].grid(visible=False)
@@ -193,6 +215,8 @@ def ratios(results: Results) -> str:
             )
             axis.set_title(title)
             axis.set_xlabel("share pruned")
+            axis.set_xlim(-0.05, 0.95)
+        axes[-1].set_ylim(0.0, max(5.0, axes[-1].get_ylim()[1]))
         return _svg(figure)
 
 
@@ -214,22 +238,46 @@ def pairs(results: Results) -> str:
         return _svg(figure)
 
 
+def saliency(results: Results) -> str:
+    """Figure 6 in numbers: how much of what is kept lies on objects."""
+    found = {float(ratio): mean_interval(rows) for ratio, rows in results.saliency().items()}
+    with _figure(1, width=5.0, height=2.6) as (figure, (axis,)):
+        lifts = list(found.values())
+        axis.errorbar(list(found), _values(lifts), yerr=_errors(lifts), color=OURS, marker="o", capsize=3)
+        axis.axhline(1.0, color=FAINT, linewidth=1, linestyle="--", label="chosen by chance")
+        axis.set_xlim(0.0, 1.0)
+        axis.set_xlabel("share pruned")
+        axis.set_title("Objects among kept tokens, against all tokens")
+        axis.legend()
+        return _svg(figure)
+
+
 def trade_off(results: Results) -> str:
-    """Time against likeness to the dense run, for both main tables."""
-    with _figure(2, width=9.6, height=3.4) as (figure, axes):
-        for axis, table in zip(axes, ("table 1", "table 2"), strict=True):
-            for row in results.rows(table):
-                if row.label == DENSE:
-                    continue
-                _point(axis, row, axis.get_xlim())
+    """Time against likeness to the dense run: both main tables, and a rival at several ratios."""
+    panels = (("table 1", "Without skips"), ("equal cost", "At several ratios"), ("table 2", "Paper's plan"))
+    with _figure(3, width=11.5, height=4.0) as (figure, axes):
+        for axis, (exhibit, title) in zip(axes, panels, strict=True):
+            rows = [row for row in results.rows(exhibit) if not row.is_dense]
+            if exhibit == "equal cost":
+                line = sorted((row for row in rows if row.label != OURS_LABEL), key=lambda row: row.seconds)
+                axis.plot(
+                    [1e3 * row.seconds for row in line],
+                    [row.psnr.value for row in line],
+                    color=RIVAL,
+                    alpha=0.4,
+                )
+            for number, row in enumerate(rows, 1):
+                _point(axis, row, number)
             axis.set_xlabel("ms a picture, end to end")
-            axis.set_title("Without skips" if table == "table 1" else "The paper's plan, with skips")
+            axis.set_title(title)
+            axis.legend(fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, handlelength=0)
         axes[0].set_ylabel("PSNR to dense, dB")
         return _svg(figure)
 
 
-def _point(axis: Any, row: Row, _limits: Any) -> None:
-    colour = SKIPPED if row.label == SKIP_ONLY else OURS if row.label.startswith("StepVAR") else RIVAL
+def _point(axis: Any, row: Row, number: int) -> None:
+    """A contestant, with its number beside it: names would lie on each other."""
+    colour = SKIPPED if row.label == SKIP_ONLY else OURS if row.label.startswith(OURS_LABEL) else RIVAL
     axis.errorbar(
         [1e3 * row.seconds],
         [row.psnr.value],
@@ -238,15 +286,10 @@ def _point(axis: Any, row: Row, _limits: Any) -> None:
         marker="o",
         capsize=3,
         linestyle="none",
+        label=f"{number}  {row.label}",
     )
-    axis.annotate(
-        row.label,
-        (1e3 * row.seconds, row.psnr.value),
-        textcoords="offset points",
-        xytext=(6, 4),
-        fontsize=8,
-        color=colour if colour != SKIPPED else FAINT,
-    )
+    place = (1e3 * row.seconds, row.psnr.value)
+    axis.annotate(str(number), place, (5, 4), textcoords="offset points", fontsize=8, color=INK)
 
 
 def _values(intervals: Sequence[Interval]) -> list[float]:
@@ -261,4 +304,4 @@ def _errors(intervals: Sequence[Interval]) -> np.ndarray:
 
 
 def _percent(interval: Interval) -> Interval:
-    return Interval(100 * interval.value, 100 * interval.low, 100 * interval.high, interval.n)
+    return scaled(interval, 100)

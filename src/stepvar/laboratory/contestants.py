@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.presets import METHODS, with_scales
-from stepvar.pruning.base import PruningMethod
+from stepvar.pruning.base import LateScales, PruningMethod
 from stepvar.pruning.scalekv import ScaleKV
 from stepvar.pruning.scores import SCORERS
 from stepvar.pruning.skipvar import SkipVAR
@@ -41,8 +41,10 @@ BASELINES: dict[str, Build] = {
 
 VARIANTS: dict[str, StepVAR] = {
     "as in the paper": StepVAR(ratios=WITHOUT_SKIPS[0]),
-    "bilinear recovery": StepVAR(ratios=WITHOUT_SKIPS[0], recovery="bilinear"),
-    "values copied too": StepVAR(ratios=WITHOUT_SKIPS[0], copy_values=True),
+    "gains of like neighbours": StepVAR(ratios=WITHOUT_SKIPS[0], recovery="guided"),
+    "values copied too": StepVAR(ratios=WITHOUT_SKIPS[0], values="copied"),
+    "expected values": StepVAR(ratios=WITHOUT_SKIPS[0], values="expected"),
+    "last layer dense again": StepVAR(ratios=WITHOUT_SKIPS[0], dense_end=1),
     "narrowed in two stages": StepVAR(ratios=WITHOUT_SKIPS[0], stages=2),
     "anchors of stride 4": StepVAR(ratios=WITHOUT_SKIPS[0], anchor_stride=4),
 }
@@ -60,8 +62,12 @@ RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
 PAIR_RATIO = 0.7
 LONGEST_SKIP = 3
 
-DENSE = "dense"
-SKIP_ONLY = "skip only"
+STRETCHES = (0.8, 1.2)
+"""How much less and more a rival prunes than ours, to find out what it gives at our cost."""
+
+DENSE, SKIP_ONLY, PRUNE_ONLY, BOTH, OTHER = "dense", "skip only", "prune only", "both", "other"
+KINDS = (DENSE, SKIP_ONLY, PRUNE_ONLY, BOTH)
+"""What a plan does: every exhibit shows all four."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +78,30 @@ class Contestant:
         name: Unique.
         pruning: What the pipeline is given; None is dense.
         main: Whether it is drawn on all prompts, or only on those of the ablations.
+        drafted: Scales that the model draws before a second one goes on; 0 where it draws all.
     """
 
     name: str
     pruning: PruningMethod | None
     main: bool = False
+    drafted: int = 0
+
+    @property
+    def kind(self) -> str:
+        """One of `KINDS`, or "other"."""
+        method = self.pruning
+        if self.drafted or (method is not None and not isinstance(method, LateScales)):
+            return OTHER
+        if method is None:
+            return DENSE
+        if method.unguided is not None:
+            return OTHER
+        prunes = any(method.ratios.values())
+        return BOTH if prunes and method.skip else SKIP_ONLY if method.skip else PRUNE_ONLY
+
+
+Entry = tuple[str, Contestant]
+"""A contestant and what an exhibit calls it."""
 
 
 class Field:
@@ -85,16 +110,19 @@ class Field:
     Args:
         schedule: The model's scales: stage pairs depend on how many there are.
         depth: Its layers; variants that need more are left out.
+        cascade: Whether there is a second model that goes on where the first one stops.
     """
 
-    def __init__(self, schedule: ScaleSchedule, depth: int) -> None:
+    def __init__(self, schedule: ScaleSchedule, depth: int, cascade: bool = False) -> None:
         self.schedule, self.depth = schedule, depth
         self.members: list[Contestant] = []
-        self.exhibits: dict[str, list[tuple[str, Contestant]]] = {}
+        self.exhibits: dict[str, list[Entry]] = {}
         self._enter_main()
         self._enter_ablations()
+        if cascade:
+            self._enter_cascades()
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Contestant]:
         return iter(self.members)
 
     def __len__(self) -> int:
@@ -103,15 +131,24 @@ class Field:
     def __getitem__(self, name: str) -> Contestant:
         return next(member for member in self.members if member.name == name)
 
-    def exhibit(self, name: str) -> list[tuple[str, Contestant]]:
-        """Label and contestant of everything that an exhibit shows, in its order."""
+    def exhibit(self, name: str) -> list[Entry]:
+        """Label and contestant of everything that an exhibit compares, in its order."""
         return self.exhibits[name]
 
-    def add(self, exhibit: str, label: str, pruning: PruningMethod | None, main: bool = False) -> None:
+    def frame(self, name: str) -> list[Entry]:
+        """What an exhibit is seen against: a plan of each kind that it has none of."""
+        shown = {member.kind for _, member in self.exhibits[name]}
+        known = {member.kind: (label, member) for label, member in self.exhibits["decomposition"][:4]}
+        return [known[kind] for kind in KINDS if kind not in shown]
+
+    def add(
+        self, exhibit: str, label: str, pruning: PruningMethod | None, main: bool = False, drafted: int = 0
+    ) -> None:
         """Enters a configuration, or lets one that is equal take part in a further exhibit."""
-        member = next((entry for entry in self.members if entry.pruning == pruning), None)
+        same = (entry for entry in self.members if (entry.pruning, entry.drafted) == (pruning, drafted))
+        member = next(same, None)
         if member is None:
-            member = Contestant(label if main else f"{exhibit}: {label}", pruning, main)
+            member = Contestant(label if main else f"{exhibit}: {label}", pruning, main, drafted)
             self.members.append(member)
         self.exhibits.setdefault(exhibit, []).append((label, member))
 
@@ -119,22 +156,36 @@ class Field:
         """Changes when any configuration does."""
         from stepvar.models.pipeline import describe
 
-        told = [[member.name, describe(member.pruning), member.main] for member in self]
+        told: list[Any] = [
+            [member.name, describe(member.pruning), member.main, member.drafted] for member in self
+        ]
         told += [[name, label, entry.name] for name, shown in self.exhibits.items() for label, entry in shown]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
     def _enter_main(self) -> None:
-        skip = StepVAR(skip=WITH_SKIPS[1])
         self.add("decomposition", DENSE, None, main=True)
-        self.add("decomposition", SKIP_ONLY, skip, main=True)
-        self.add("decomposition", "prune only", StepVAR(ratios=WITH_SKIPS[0]), main=True)
+        self.add("decomposition", SKIP_ONLY, StepVAR(skip=WITH_SKIPS[1]), main=True)
+        self.add("decomposition", PRUNE_ONLY, StepVAR(ratios=WITH_SKIPS[0]), main=True)
         for table, plan, note in (("table 1", WITHOUT_SKIPS, ""), ("table 2", WITH_SKIPS, " and skips")):
             self.add(table, DENSE, None)
-            self.add(table, SKIP_ONLY, skip)
+            self.add(table, SKIP_ONLY, StepVAR(skip=WITH_SKIPS[1]))
             for name, build in whole_methods().items():
                 self.add(table, f"{name}{note}", build(*plan), main=True)
         self.add("decomposition", "prune and skip", StepVAR(*WITH_SKIPS))
         self.add("decomposition", "prune the last two instead", StepVAR(*WITHOUT_SKIPS))
+        self.add("equal cost", OURS, StepVAR(*WITHOUT_SKIPS))
+        for name in METHODS:
+            self._enter_family(name)
+
+    def _enter_family(self, name: str) -> None:
+        """A method of `METHODS` that costs something else than ours at equal ratios, at other ratios too."""
+        if isinstance(METHODS[name], StepVAR):
+            return
+        label = LABELS.get(name, name)
+        for stretch in (STRETCHES[0], 1.0, STRETCHES[1]):
+            ratios = {scale: min(stretch * ratio, 0.95) for scale, ratio in WITHOUT_SKIPS[0].items()}
+            told = ", ".join(f"{ratio:g}" for ratio in ratios.values())
+            self.add("equal cost", f"{label}, {told}", with_scales(name, ratios))
 
     def _enter_ablations(self) -> None:
         last = -len(self.schedule) + 1
@@ -143,10 +194,8 @@ class Field:
         for recovery in RECOVERIES:
             self.add("recovery", recovery, StepVAR(ratios=WITHOUT_SKIPS[0], recovery=recovery))
         for name, variant in VARIANTS.items():
-            if variant.stages < self.depth:
+            if variant.stages + variant.dense_end < self.depth:
                 self.add("variants", name, variant)
-        self.add("others", DENSE, None)
-        self.add("others", SKIP_ONLY, StepVAR(skip=WITH_SKIPS[1]))
         self.add("others", OURS, StepVAR(*WITHOUT_SKIPS))
         for name, other in OTHERS.items():
             self.add("others", name, other)
@@ -158,6 +207,15 @@ class Field:
             self.add("pairs", pair_label(self.schedule, first), StepVAR(ratios=pair))
         for count in range(1, min(LONGEST_SKIP, len(self.schedule) - 2) + 1):
             self.add("skips", f"last {count}", StepVAR(skip=tuple(range(-count, 0))))
+
+    def _enter_cascades(self) -> None:
+        """CoDe: the second model draws the last scale, or the last two, or those with pruning."""
+        scales = len(self.schedule)
+        for left in (1, 2):
+            scale = "the last scale" if left == 1 else f"the last {left} scales"
+            self.add("others", f"CoDe, second model draws {scale}", None, drafted=scales - left)
+        pruned = StepVAR(ratios=WITHOUT_SKIPS[0])
+        self.add("others", "CoDe, the last 2 scales, pruned", pruned, drafted=scales - 2)
 
 
 def whole_methods() -> dict[str, Build]:
@@ -175,6 +233,6 @@ def pair_label(schedule: ScaleSchedule, first: int) -> str:
     return f"{schedule[len(schedule) + first]}, {schedule[len(schedule) + first + 1]}"
 
 
-def rivals(members: Sequence[tuple[str, Contestant]], ours: str) -> list[tuple[str, Contestant]]:
+def rivals(members: list[Entry], ours: str) -> list[Entry]:
     """The other methods of a table: neither ours, nor dense, nor skip only."""
     return [(label, entry) for label, entry in members if label not in (ours, DENSE, SKIP_ONLY)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepvar.embedded.scenes import Prompt, check
-from stepvar.evaluation.features import Extractor
 from stepvar.evaluation.fidelity import bounded_psnr, high_frequency_energy, ssim, value_agreement
 from stepvar.evaluation.scenes import ASPECTS
 
 if TYPE_CHECKING:
+    from stepvar.generation.cascade import Cascade
     from stepvar.generation.report import Report
+    from stepvar.laboratory.judges import Judges
     from stepvar.models.pipeline import NextScalePipeline
     from stepvar.pruning.base import PruningMethod
 
@@ -56,36 +57,57 @@ class Drawn:
     seconds: float
 
 
-def draw(pipeline: NextScalePipeline, jobs: Sequence[Job], pruning: PruningMethod | None) -> Drawn:
-    """Draws a batch."""
+def draw(
+    pipeline: NextScalePipeline,
+    jobs: Sequence[Job],
+    pruning: PruningMethod | None,
+    cascade: Cascade | None = None,
+) -> Drawn:
+    """Draws a batch, with a drafter where one is given."""
+    told = {} if cascade is None else {"cascade": cascade}
     started = time.perf_counter()
-    result = pipeline([job.prompt.text for job in jobs], seed=[job.seed for job in jobs], pruning=pruning)
+    result = pipeline(
+        [job.prompt.text for job in jobs], seed=[job.seed for job in jobs], pruning=pruning, **told
+    )
     seconds = time.perf_counter() - started
     return Drawn([np.asarray(image) for image in result.images], result.report, seconds)
 
 
-def measure(drawn: Drawn, dense: Drawn, jobs: Sequence[Job], extractor: Extractor) -> dict[str, Any]:
+def measure(drawn: Drawn, dense: Drawn, jobs: Sequence[Job], judges: Judges) -> dict[str, Any]:
     """Everything that tables need to know of a batch, one entry a picture.
 
     Args:
         drawn: The pictures.
         dense: The dense run's, of the same jobs.
         jobs: What was asked for.
-        extractor: For Fréchet distances.
+        judges: Who look at them.
     """
     pairs = list(zip(drawn.pictures, dense.pictures, strict=True))
     verdicts = [check(picture, job.prompt.spec) for picture, job in zip(drawn.pictures, jobs, strict=True)]
-    features = extractor(np.stack(drawn.pictures))
+    ours, theirs = np.stack(drawn.pictures), np.stack(dense.pictures)
+    lpips = {} if judges.lpips is None else {"lpips": _rounded(judges.lpips(ours, theirs))}
     return {
         "seconds": round(drawn.seconds, _DIGITS),
-        "psnr": [round(bounded_psnr(*pair), _DIGITS) for pair in pairs],
-        "ssim": [round(ssim(*pair), _DIGITS) for pair in pairs],
-        "agreement": [round(_agreement(drawn, dense, index), _DIGITS) for index in range(len(jobs))],
-        "detail": [round(high_frequency_energy(picture), _DIGITS) for picture in drawn.pictures],
+        "psnr": _rounded(bounded_psnr(*pair) for pair in pairs),
+        "ssim": _rounded(ssim(*pair) for pair in pairs),
+        "likeness": _rounded(judges.likeness(ours, theirs)),
+        **lpips,
+        "agreement": _rounded(_agreement(drawn, dense, index) for index in range(len(jobs))),
+        "detail": _rounded(high_frequency_energy(picture) for picture in drawn.pictures),
+        "fit": _rounded(judges.fits(ours, [job.prompt.text for job in jobs])),
         "passed": [verdict.passed for verdict in verdicts],
         "aspects": {name: [bool(getattr(verdict, name)) for verdict in verdicts] for name in ASPECTS},
-        "features": [[float(f"{value:.6g}") for value in row] for row in features],
+        "features": as_rows(judges.extractor(ours)),
     }
+
+
+def as_rows(features: NDArray[Any]) -> list[list[float]]:
+    """Features [N, F] in a form that JSON can hold, six digits each."""
+    return [[float(f"{value:.6g}") for value in row] for row in features]
+
+
+def _rounded(values: Iterable[float]) -> list[float]:
+    return [round(float(value), _DIGITS) for value in values]
 
 
 def _agreement(drawn: Drawn, dense: Drawn, image: int) -> float:

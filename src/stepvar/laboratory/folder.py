@@ -30,27 +30,13 @@ class ReportFolder:
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         self.path = path
         self.identity = json.loads(json.dumps(identity))
-        self._check_place()
+        check_place(path)
         self.run = self._stored_run()
-
-    def _check_place(self) -> None:
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"'{self.path}' is a file: name a folder for the report.")
-        if not self.path.exists() and not self.path.parent.is_dir():
-            raise ValueError(f"There is no folder '{self.path.parent}' for '{self.path}': create it first.")
-        place = self.path if self.path.exists() else self.path.parent
-        if not os.access(place, os.W_OK | os.X_OK):
-            raise ValueError(f"'{place}' cannot be written to: name another folder for the report.")
 
     def _stored_run(self) -> dict[str, Any] | None:
         """What the folder holds already; None when it is new."""
         file = self.path / RUN
         if not file.exists():
-            strangers = [] if not self.path.exists() else sorted(entry.name for entry in self.path.iterdir())
-            if [name for name in strangers if not name.endswith(".partial")]:
-                raise ValueError(
-                    f"'{self.path}' holds other files ({strangers[0]}) and no report: name a new folder."
-                )
             return None
         try:
             run = json.loads(file.read_text("utf-8"))
@@ -110,6 +96,30 @@ class ReportFolder:
 
     def _raw(self, step: str) -> Path:
         return self.path / RAW / f"{step}.json"
+
+
+def check_place(path: Path) -> None:
+    """Refuses a place where no report can be, or go on.
+
+    Raises:
+        ValueError: When it is a file, cannot be written to, or holds other files.
+    """
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"'{path}' is a file: name a folder for the report.")
+    if not path.exists() and not path.parent.is_dir():
+        raise ValueError(f"There is no folder '{path.parent}' for '{path}': create it first.")
+    place = path if path.exists() else path.parent
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ValueError(f"'{place}' cannot be written to: name another folder for the report.")
+    if path.exists() and not (path / RUN).exists():
+        # A run that was stopped before its first file was whole leaves only these.
+        strangers = sorted(
+            entry.name
+            for entry in path.iterdir()
+            if not entry.name.endswith(".partial") and not (entry.name == RAW and not any(entry.iterdir()))
+        )
+        if strangers:
+            raise ValueError(f"'{path}' holds other files ({strangers[0]}) and no report: name a new folder.")
 
 
 def _short(value: Any) -> str:

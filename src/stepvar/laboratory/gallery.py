@@ -13,6 +13,7 @@ from PIL import Image
 from stepvar.evaluation.comparison import kept_mask
 
 if TYPE_CHECKING:
+    from stepvar.laboratory.contestants import Contestant
     from stepvar.laboratory.drawing import Drawn
     from stepvar.laboratory.study import Study
 
@@ -25,21 +26,18 @@ def show(study: Study, index: int) -> dict[str, Any]:
     job = study.jobs[index % len(study.jobs)]
     drawn: dict[str, Drawn] = {}
 
-    def once(name: str, pruning: Any) -> Drawn:
-        if name not in drawn:
-            drawn[name] = study.draw([job], pruning)
-        return drawn[name]
+    def once(member: Contestant) -> Drawn:
+        if member.name not in drawn:
+            drawn[member.name] = study.models.draw([job], member)
+        return drawn[member.name]
 
     rows = {
-        exhibit: {
-            label: png(once(member.name, member.pruning).pictures[0])
-            for label, member in study.field.exhibit(exhibit)
-        }
+        exhibit: {label: png(once(member).pictures[0]) for label, member in study.field.exhibit(exhibit)}
         for exhibit in SHOWN
     }
     masks = {}
     for label, member in study.field.exhibit("ratio"):
-        result = once(member.name, member.pruning)
+        result = once(member)
         masks[label] = png(_masked(result.pictures[0], kept_mask(result.report.scales[-1])))
     return {**job.as_json(), "rows": rows, "masks": masks}
 

@@ -9,12 +9,15 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from stepvar.evaluation.statistics import Interval
+from stepvar.evaluation.statistics import Interval, mean_interval
 from stepvar.laboratory import charts
 from stepvar.laboratory.analytic import published_costs
-from stepvar.laboratory.claims import HELD, OPEN, Claim, judge
+from stepvar.laboratory.claims import judge
 from stepvar.laboratory.contestants import DENSE, OURS
-from stepvar.laboratory.results import Results, Row, Versus
+from stepvar.laboratory.coverage import COVERAGE
+from stepvar.laboratory.records import Row, Versus
+from stepvar.laboratory.results import Results
+from stepvar.laboratory.verdicts import HELD, OPEN, Claim
 
 Cell = tuple[str, Callable[[Row], str]]
 
@@ -22,7 +25,9 @@ EXHIBITS = {
     "decomposition": "Where the gain comes from: skipping, pruning, both",
     "table 1": "Methods without skips: half of the second last scale and three quarters of the last pruned",
     "table 2": "Methods with the paper's plan: 0.4 and 0.5 pruned, then two scales skipped",
-    "others": "Accelerators of other kinds: guidance dropped, scales left out per picture, a smaller cache",
+    "equal cost": "A rival of another cost at three ratios without skips, beside ours: compare at equal time",
+    "others": "Accelerators of other kinds: guidance dropped, scales left out per picture, a smaller cache, "
+    "a second model for the last scales",
     "selection": "Ablation: what to keep (same ratios, without skips)",
     "recovery": "Ablation: how to fill in what was pruned",
     "variants": "Beyond the paper: one thing changed at a time",
@@ -42,14 +47,20 @@ def numbers(results: Results) -> dict[str, Any]:
             "rounds": len(results.rounds),
         },
         "exhibits": {name: [row.as_json() for row in results.rows(name)] for name in EXHIBITS},
+        "frames": {name: [row.as_json() for row in results.frame(name)] for name in EXHIBITS},
         "versus": {
             name: [entry.as_json() for entry in results.versus(name, ours)]
             for name, ours in (("table 1", OURS), ("table 2", _ours_with_skips(results)))
         },
         "categories": {
-            label: {category: interval.as_json() for category, interval in scores.items()}
-            for label, scores in results.categories("decomposition").items()
+            table: {
+                label: {category: interval.as_json() for category, interval in scores.items()}
+                for label, scores in results.categories(table).items()
+            }
+            for table in BY_CATEGORY
         },
+        "real_fit": results.real_fit.as_json(),
+        "saliency": {ratio: mean_interval(rows).as_json() for ratio, rows in results.saliency().items()},
         "diversity": {label: interval.as_json() for label, interval in results.diversity().items()},
         "perturbation": [
             {"scale": scale, "psnr": psnr.as_json(), "ssim": ssim.as_json()}
@@ -75,10 +86,17 @@ def render(results: Results) -> tuple[str, dict[str, Any]]:
         "held": str(sum(claim.verdict == HELD for claim in claims)),
         "claims": str(len(claims)),
         "decomposition": _table(results, "decomposition"),
-        "categories": _categories(results),
-        "table1": _table(results, "table 1") + _versus(results.versus("table 1", OURS), OURS),
+        "coverage": _coverage(),
+        "lpips": _lpips(results),
+        "cascade": "" if "cascade" in results.folder.identity else _NO_CASCADE,
+        "table1": _table(results, "table 1")
+        + _versus(results.versus("table 1", OURS), OURS)
+        + _categories(results, "table 1"),
         "table2": _table(results, "table 2")
-        + _versus(results.versus("table 2", _ours_with_skips(results)), OURS),
+        + _versus(results.versus("table 2", _ours_with_skips(results)), OURS)
+        + _categories(results, "table 2"),
+        "equal_cost": _table(results, "equal cost"),
+        "real_fit": cell(results.real_fit, 3),
         "trade_off": charts.trade_off(results),
         "others": _table(results, "others"),
         "selection": _table(results, "selection"),
@@ -92,6 +110,7 @@ def render(results: Results) -> tuple[str, dict[str, Any]]:
         "figure_1b": charts.perturbation(results) if results.perturbations() else _MISSING,
         "figure_1c": charts.added_frequencies(results) if results.spectra() else _MISSING,
         "figure_3": charts.energy_correlation(results) if results.correlations() else _MISSING,
+        "figure_6": charts.saliency(results) if results.saliency() else _NO_OBJECTS,
         "gallery": "".join(_gallery(entry) for entry in results.gallery()) or _MISSING,
         "diversity": _diversity(results),
         "features": html.escape(results.folder.identity["features"]),
@@ -101,7 +120,15 @@ def render(results: Results) -> tuple[str, dict[str, Any]]:
     return template.substitute(parts), document
 
 
-_MISSING = '<p class="note">Not measured yet: the run was stopped before.</p>'
+_MISSING = '<p class="note">Not measured.</p>'
+_NO_OBJECTS = '<p class="note">No object was found in any of the dense pictures, so nothing can be told.</p>'
+_NO_CASCADE = (
+    '<p class="note">A cascade of two models (CoDe) needs a second, smaller model of the same visual '
+    "tokenizer; none was given (<code>stepvar reproduce --cascade DIR</code>), so none was measured.</p>"
+)
+
+BY_CATEGORY = ("table 1", "table 2")
+"""Tables whose scene scores are told by category too, as GenEval's are."""
 
 
 def _ours_with_skips(results: Results) -> str:
@@ -116,30 +143,44 @@ def cell(interval: Interval, digits: int = 2, factor: float = 1.0) -> str:
     return f"{value}<small>{low} to {high}</small>"
 
 
+def against_dense(show: Callable[[Row], str]) -> Callable[[Row], str]:
+    """A cell that says nothing of the dense run, which everything is compared with."""
+    return lambda row: "" if row.is_dense else show(row)
+
+
 _COLUMNS: tuple[Cell, ...] = (
-    ("tokens", lambda row: f"{100 * row.tokens:.0f} %"),
-    ("FLOPs", lambda row: f"{100 * row.flops:.0f} %"),
-    ("ms a picture", lambda row: f"{1e3 * row.seconds:.0f}"),
+    ("plan", lambda row: row.kind),
+    ("tokens", lambda row: f"{100 * row.tokens:.0f} %<small>FLOPs {100 * row.flops:.0f} %</small>"),
+    ("ms", lambda row: f"{1e3 * row.seconds:.0f}"),
     ("speed-up", lambda row: cell(row.speedup)),
-    ("PSNR, dB", lambda row: "" if row.frechet.high == 0.0 else cell(row.psnr)),
-    ("SSIM", lambda row: "" if row.frechet.high == 0.0 else cell(row.ssim, 3)),
-    ("Fréchet", lambda row: "" if row.frechet.high == 0.0 else cell(row.frechet, 4)),
-    ("equal bits", lambda row: cell(row.agreement, 1, 100) + " %" if row.frechet.high else ""),
+    ("PSNR, dB", against_dense(lambda row: cell(row.psnr))),
+    ("SSIM", against_dense(lambda row: cell(row.ssim, 3))),
+    ("scene distance", against_dense(lambda row: cell(row.likeness, 3))),
+    ("LPIPS", against_dense(lambda row: "" if row.lpips is None else cell(row.lpips, 3))),
+    ("Fréchet to dense", against_dense(lambda row: cell(row.frechet, 4))),
+    ("equal bits, %", against_dense(lambda row: cell(row.agreement, 1, 100))),
     ("fine detail", lambda row: cell(row.detail, 2)),
-    ("scene score", lambda row: cell(row.scene, 1, 100)),
-    ("change, points", lambda row: "" if row.frechet.high == 0.0 else cell(row.scene_change, 1)),
-    ("KV MiB", lambda row: f"{row.cache_bytes / 2**20:.1f}"),
-    ("peak MiB", lambda row: "" if row.memory is None else f"{row.memory / 2**20:.0f}"),
+    ("scene score, %", lambda row: cell(row.scene, 1, 100)),
+    ("change, points", against_dense(lambda row: cell(row.scene_change, 1))),
+    ("text fit", lambda row: cell(row.fit, 3)),
+    ("Fréchet to real", lambda row: cell(row.real, 4)),
+    ("KV, MiB", lambda row: f"{row.cache_bytes / 2**20:.1f}{_peak(row)}"),
 )
 
 
+def _peak(row: Row) -> str:
+    return "" if row.memory is None else f"<small>peak {row.memory / 2**20:.0f}</small>"
+
+
 def _table(results: Results, exhibit: str) -> str:
-    rows = results.rows(exhibit)
+    """What an exhibit compares, below what it is seen against."""
+    frame, own = results.frame(exhibit), results.rows(exhibit)
+    rows = [*frame, *own]
     columns = [column for column in _COLUMNS if any(column[1](row) for row in rows)]
-    body = [[html.escape(row.label), *(render_cell(row) for _, render_cell in columns)] for row in rows]
-    marked = [row.label.startswith(OURS) for row in rows]
-    caption = f"{EXHIBITS[exhibit]}. {rows[0].n} pictures each, the same prompts and seeds."
-    return _html_table(caption, ["", *(name for name, _ in columns)], body, marked)
+    body = [[html.escape(row.label), *(show(row) for _, show in columns)] for row in rows]
+    classes = ["frame"] * len(frame) + ["ours" if row.label.startswith(OURS) else "" for row in own]
+    caption = f"{EXHIBITS[exhibit]}. {own[0].n} pictures each, the same prompts and seeds."
+    return _html_table(caption, ["", *(name for name, _ in columns)], body, classes)
 
 
 def _versus(entries: Sequence[Versus], ours: str) -> str:
@@ -147,27 +188,40 @@ def _versus(entries: Sequence[Versus], ours: str) -> str:
         [
             html.escape(entry.rival),
             cell(entry.psnr),
+            cell(entry.likeness, 3),
             cell(entry.frechet, 4),
             cell(entry.scene, 1),
             cell(entry.time),
+            "same method" if entry.equal_psnr is None else cell(entry.equal_psnr),
             "nearer to dense" if entry.nearer else "farther" if entry.farther else "no clear difference",
         ]
         for entry in entries
     ]
-    header = [f"{ours} minus", "PSNR, dB", "Fréchet", "scene, points", "time ratio", "verdict"]
-    caption = "Paired by prompt and seed; an interval without zero is a difference."
-    return _html_table(caption, header, body, [False] * len(body))
-
-
-def _categories(results: Results) -> str:
-    table = results.categories("decomposition")
-    names = list(next(iter(table.values())))
-    body = [
-        [html.escape(label), *(cell(scores[name], 0, 100) for name in names)]
-        for label, scores in table.items()
+    header = [
+        f"{ours} minus",
+        "PSNR, dB",
+        "scene distance",
+        "Fréchet to dense",
+        "scene, points",
+        "time ratio",
+        "PSNR at equal time, dB",
+        "verdict",
     ]
-    caption = "Scene score by category, % of pictures on which everything asked for is right."
-    return _html_table(caption, ["", *names], body, [False] * len(body))
+    columns = [place for place in range(len(header)) if place != 6 or any(e.equal_psnr for e in entries)]
+    caption = "Paired by prompt and seed; an interval without zero is a difference."
+    return _html_table(
+        caption, [header[place] for place in columns], [[row[place] for place in columns] for row in body]
+    )
+
+
+def _categories(results: Results, table: str) -> str:
+    scores = results.categories(table)
+    names = list(next(iter(scores.values())))
+    body = [
+        [html.escape(label), *(cell(row[name], 0, 100) for name in names)] for label, row in scores.items()
+    ]
+    caption = "By category: pictures on which everything asked for is right, %."
+    return _html_table(caption, ["", *names], body)
 
 
 def _diversity(results: Results) -> str:
@@ -175,24 +229,46 @@ def _diversity(results: Results) -> str:
     if not found:
         return _MISSING
     body = [[html.escape(label), cell(interval, 1, 100)] for label, interval in found.items()]
+    caption = "Distance between pictures of one prompt and different seeds, % of the dense run's."
+    return _html_table(caption, ["", "distance"], body)
+
+
+def _coverage() -> str:
+    body = [
+        [html.escape(entry.exhibit), f'<a href="#{entry.anchor}">{html.escape(entry.here)}</a>']
+        if entry.anchor
+        else [html.escape(entry.exhibit), html.escape(entry.here)]
+        for entry in COVERAGE
+    ]
     return _html_table(
-        "Distance between pictures of one prompt and different seeds, % of the dense run's.",
-        ["", "distance"],
-        body,
-        [False] * len(body),
+        "What the paper shows, and where it is here.", ["in the paper", "here"], body, text=True
+    )
+
+
+def _lpips(results: Results) -> str:
+    if results.folder.identity["lpips"]:
+        return "LPIPS is measured with torchvision's weights."
+    return (
+        "LPIPS itself is not measured: its ImageNet weights were not given "
+        "(<code>stepvar reproduce --lpips FILE</code>)."
     )
 
 
 def _html_table(
-    caption: str, header: Sequence[str], body: Sequence[Sequence[str]], marked: Sequence[bool]
+    caption: str,
+    header: Sequence[str],
+    body: Sequence[Sequence[str]],
+    classes: Sequence[str] | None = None,
+    text: bool = False,
 ) -> str:
+    """A table; `classes` are those of its rows, `text` sets it to the left."""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
     rows = []
-    for row, mark in zip(body, marked, strict=True):
+    for row, name in zip(body, classes or [""] * len(body), strict=True):
         values = "".join(f"<td>{value}</td>" for value in row[1:])
-        rows.append(f"<tr{' class=ours' if mark else ''}><th>{row[0]}</th>{values}</tr>")
+        rows.append(f"<tr{f' class={name}' if name else ''}><th>{row[0]}</th>{values}</tr>")
     return (
-        f'<div class="scroll"><table><caption>{html.escape(caption)}</caption>'
+        f'<div class="scroll"><table{" class=text" if text else ""}><caption>{html.escape(caption)}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 

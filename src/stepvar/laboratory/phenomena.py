@@ -1,4 +1,4 @@
-"""Why pruning should work: the experiments behind figures 1b, 1c and 3."""
+"""Why pruning should work: the experiments behind figures 1b, 1c, 3 and 6."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stepvar.embedded.scenes.segmentation import segment
 from stepvar.evaluation.fidelity import bounded_psnr, spectrum, ssim
 from stepvar.generation.schedule import Scale
 from stepvar.laboratory.instruments import Perturbation, ResidualWitness
@@ -32,6 +33,7 @@ def steps(study: Study) -> list[Step]:
     ]
     found.append(Step("frequencies", 4.0 * pictures, lambda: frequencies(study, pictures)))
     found.append(Step("energy", 2.0 * pictures, lambda: residual_energy(study, pictures)))
+    found.append(Step("saliency", 4.0 * pictures, lambda: saliency(study, pictures)))
     return found
 
 
@@ -81,6 +83,41 @@ def residual_energy(study: Study, pictures: int) -> dict[str, Any]:
 
     study.draw(study.jobs[:pictures], ResidualWitness(told))
     return {"correlations": correlations, "maps": maps}
+
+
+def saliency(study: Study, pictures: int) -> dict[str, Any]:
+    """How much more of the kept tokens than of all tokens lies on objects (figure 6).
+
+    Objects are found in the dense picture; one without any, or full of them, says nothing.
+    """
+    jobs = study.jobs[:pictures]
+    dense = study.draw(jobs, None)
+    last = study.field.schedule.final
+    masks = [object_tokens(picture, last) for picture in dense.pictures]
+    found: dict[str, list[float]] = {}
+    for label, member in study.field.exhibit("ratio"):
+        kept = study.models.draw(jobs, member).report.scales[-1].kept_index
+        if kept is not None:
+            found[label] = [
+                float(mask[index.cpu().numpy()].mean() / mask.mean())
+                for mask, index in zip(masks, kept, strict=True)
+                if 0 < mask.mean() < 1
+            ]
+    return found
+
+
+def object_tokens(picture: NDArray[np.uint8], scale: Scale) -> NDArray[np.float64]:
+    """Share of each token's pixels that lies on an object, [N]."""
+    mask = np.zeros(picture.shape[:2])
+    for blob in segment(picture.astype(np.float32)).blobs:
+        mask[blob.top : blob.bottom, blob.left : blob.right] = np.maximum(
+            mask[blob.top : blob.bottom, blob.left : blob.right], blob.mask
+        )
+    rows, columns = (
+        side // count for side, count in zip(mask.shape, (scale.height, scale.width), strict=True)
+    )
+    cells = mask[: rows * scale.height, : columns * scale.width]
+    return cells.reshape(scale.height, rows, scale.width, columns).mean(axis=(1, 3)).ravel()
 
 
 def _correlation(first: Tensor, second: Tensor) -> float:

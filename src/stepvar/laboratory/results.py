@@ -4,118 +4,28 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import fields
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from stepvar.embedded.scenes import CATEGORIES
 from stepvar.evaluation.frechet import frechet_difference, frechet_interval
-from stepvar.evaluation.statistics import Interval, mean_interval, median_ratio_interval, paired_interval
-from stepvar.laboratory.contestants import DENSE, Contestant, Field, rivals
+from stepvar.evaluation.statistics import (
+    Interval,
+    mean_interval,
+    median_ratio_interval,
+    paired_interval,
+    statistic_interval,
+)
+from stepvar.laboratory.contestants import DENSE, Contestant, Entry, Field, rivals
 from stepvar.laboratory.folder import ReportFolder
 from stepvar.laboratory.protocol import Protocol
+from stepvar.laboratory.records import Pictures, Row, Values, Versus
 
 FRECHET_REPEATS = 200
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """Measurements of one contestant's pictures, in the order of the prompts.
-
-    Attributes:
-        psnr, ssim, agreement: Against the dense run.
-        detail: High-frequency energy.
-        passed: Whether everything asked for is there.
-        features: [N, F].
-        seconds: Of each batch.
-    """
-
-    psnr: NDArray[np.float64]
-    ssim: NDArray[np.float64]
-    agreement: NDArray[np.float64]
-    detail: NDArray[np.float64]
-    passed: NDArray[np.float64]
-    features: NDArray[np.float64]
-    seconds: list[float]
-
-    def first(self, count: int) -> Pictures:
-        """The first pictures only, for a comparison with a contestant that drew fewer."""
-        arrays = (self.psnr, self.ssim, self.agreement, self.detail, self.passed, self.features)
-        return Pictures(*(array[:count] for array in arrays), self.seconds)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One contestant in one exhibit.
-
-    Attributes:
-        label: Its name there.
-        n: Pictures.
-        tokens, flops: Shares of the dense run's.
-        cache_bytes, memory: Size of the KV cache, and growth of memory (None where it was not measured).
-        seconds: Median time of one picture, end to end.
-        speedup: Against dense, in the same rounds.
-        psnr, ssim, agreement, detail: Means; `detail` is high-frequency energy over the dense run's.
-        frechet: Distance to the dense run's pictures.
-        scene: Share of pictures with everything right; scene_change: against dense, in points.
-    """
-
-    label: str
-    n: int
-    tokens: float
-    flops: float
-    cache_bytes: int
-    memory: int | None
-    seconds: float
-    speedup: Interval
-    psnr: Interval
-    ssim: Interval
-    agreement: Interval
-    detail: Interval
-    frechet: Interval
-    scene: Interval
-    scene_change: Interval
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            name: value.as_json() if isinstance(value, Interval) else value
-            for name, value in vars(self).items()
-        }
-
-
-@dataclass(frozen=True)
-class Versus:
-    """Ours against one rival, on the same prompts and seeds.
-
-    Attributes:
-        rival: Its label.
-        psnr, frechet, scene: Ours minus theirs, the scene score in points.
-        time: Our median time over theirs.
-    """
-
-    rival: str
-    psnr: Interval
-    frechet: Interval
-    scene: Interval
-    time: Interval
-
-    @property
-    def nearer(self) -> bool:
-        """Whether our pictures are nearer to the dense run's on both measures, beyond doubt."""
-        return self.psnr.above_zero and self.frechet.below_zero
-
-    @property
-    def farther(self) -> bool:
-        return self.psnr.below_zero and self.frechet.above_zero
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            name: value.as_json() if isinstance(value, Interval) else value
-            for name, value in vars(self).items()
-        }
 
 
 class Results:
@@ -158,21 +68,27 @@ class Results:
 
     def _pictures(self, name: str) -> Pictures:
         parts = [block["contestants"][name] for block in self.blocks if name in block["contestants"]]
+        keys = [entry.name for entry in fields(Pictures)]
+        return Pictures(**{key: _joined(parts, key) if key in parts[0] else None for key in keys})
 
-        def joined(key: str) -> NDArray[np.float64]:
-            return np.concatenate([np.asarray(part[key], dtype=np.float64) for part in parts])
+    @cached_property
+    def real(self) -> Values:
+        """Features [N, F] of renders of the prompts."""
+        return _joined([block["real"] for block in self.blocks], "features")
 
-        keys = ("psnr", "ssim", "agreement", "detail", "passed", "features")
-        return Pictures(*(joined(key) for key in keys), [part["seconds"] for part in parts])
+    @cached_property
+    def real_fit(self) -> Interval:
+        """Cosine of renders with their prompts: what a perfect model would reach."""
+        return mean_interval(_joined([block["real"] for block in self.blocks], "fit"))
 
     def times(self, name: str) -> list[float]:
         """End-to-end seconds of one picture, a round each."""
         return [turn[name]["seconds"] for turn in self.rounds]
 
-    def scale_seconds(self, name: str) -> list[float]:
-        """Median seconds of every scale."""
+    def scale_seconds(self, name: str) -> list[Interval]:
+        """Seconds of every scale, medians over the rounds."""
         runs = [turn[name]["scales"] for turn in self.rounds]
-        return [statistics.median(values) for values in zip(*runs, strict=True)]
+        return [_median_interval(np.array(values)) for values in zip(*runs, strict=True)]
 
     def stage(self, name: str, stage: str) -> float:
         """Median seconds of "text", "scales" or "decode"."""
@@ -183,8 +99,14 @@ class Results:
 
     def rows(self, exhibit: str) -> list[Row]:
         """An exhibit's contestants, all on the same pictures."""
-        members = self.field.exhibit(exhibit)
-        count = min(len(self.pictures[member.name].psnr) for _, member in members)
+        return self._rows_of(exhibit, self.field.exhibit(exhibit))
+
+    def frame(self, exhibit: str) -> list[Row]:
+        """What an exhibit is seen against, on the same pictures."""
+        return self._rows_of(exhibit, self.field.frame(exhibit))
+
+    def _rows_of(self, exhibit: str, members: Sequence[Entry]) -> list[Row]:
+        count = min(len(self.pictures[member.name].psnr) for _, member in self.field.exhibit(exhibit))
         return [self.row(label, member, count) for label, member in members]
 
     def row(self, label: str, member: Contestant, count: int) -> Row:
@@ -198,9 +120,10 @@ class Results:
         ours, dense = (self.pictures[name].first(count) for name in (member.name, DENSE))
         costs = self.costs[member.name]
         zero = Interval(0.0, 0.0, 0.0, count)
-        same = member.pruning is None
+        same = member.kind == DENSE
         return Row(
             label=member.name,
+            kind=member.kind,
             n=count,
             tokens=costs["tokens"] / costs["dense_tokens"],
             flops=costs["flops"] / costs["dense_flops"],
@@ -210,11 +133,15 @@ class Results:
             speedup=self.speedup(member.name),
             psnr=mean_interval(ours.psnr),
             ssim=mean_interval(ours.ssim),
+            likeness=mean_interval(ours.likeness),
+            lpips=None if ours.lpips is None else mean_interval(ours.lpips),
             agreement=mean_interval(ours.agreement),
             detail=mean_interval(ours.detail / np.maximum(dense.detail, 1e-9)),
             frechet=zero if same else frechet_interval(dense.features, ours.features, FRECHET_REPEATS),
             scene=mean_interval(ours.passed),
             scene_change=zero if same else paired_interval(100 * ours.passed, 100 * dense.passed),
+            fit=mean_interval(ours.fit),
+            real=frechet_interval(self.real[:count], ours.features, FRECHET_REPEATS),
         )
 
     def versus(self, exhibit: str, ours: str) -> list[Versus]:
@@ -228,19 +155,41 @@ class Results:
         return self._versus[exhibit, ours]
 
     def _compare(self, label: str, mine: Contestant, rival: Contestant) -> Versus:
-        count = min(len(self.pictures[entry.name].psnr) for entry in (mine, rival))
-        left, right, dense = (self.pictures[name].first(count) for name in (mine.name, rival.name, DENSE))
+        left, right, dense = self.together(mine.name, rival.name, DENSE)
         return Versus(
             label,
             paired_interval(left.psnr, right.psnr),
+            paired_interval(left.likeness, right.likeness),
             frechet_difference(dense.features, left.features, right.features, FRECHET_REPEATS),
             paired_interval(100 * left.passed, 100 * right.passed),
             median_ratio_interval(self.times(mine.name), self.times(rival.name)),
+            self._at_equal_cost(mine, rival),
         )
 
+    def together(self, *names: str) -> list[Pictures]:
+        """Contestants on the pictures that all of them drew."""
+        count = min(len(self.pictures[name].psnr) for name in names)
+        return [self.pictures[name].first(count) for name in names]
+
+    def _at_equal_cost(self, mine: Contestant, rival: Contestant) -> Interval | None:
+        """PSNR, ours minus the rival's at our time: between two ratios of the rival's, by straight line."""
+        members = [member for _, member in self.field.exhibit("equal cost")]
+        family = [member for member in members if type(member.pruning) is type(rival.pruning)]
+        if type(rival.pruning) is type(mine.pruning) or mine not in members or rival not in family:
+            return None
+        ordered = sorted(family, key=lambda member: statistics.median(self.times(member.name)))
+        seconds = statistics.median(self.times(mine.name))
+        for fast, slow in pairwise(ordered):
+            low, high = (statistics.median(self.times(member.name)) for member in (fast, slow))
+            if low <= seconds <= high and low < high:
+                ours, quick, late = self.together(mine.name, fast.name, slow.name)
+                share = (seconds - low) / (high - low)
+                return paired_interval(ours.psnr, (1.0 - share) * quick.psnr + share * late.psnr)
+        return None
+
     def categories(self, exhibit: str) -> dict[str, dict[str, Interval]]:
-        """Scene score by contestant and category."""
-        members = self.field.exhibit(exhibit)
+        """Scene score by contestant and category, what the exhibit is seen against included."""
+        members = [*self.field.frame(exhibit), *self.field.exhibit(exhibit)]
         asked = [job["category"] for block in self.blocks for job in block["jobs"]]
         found: dict[str, dict[str, Interval]] = {}
         for label, member in members:
@@ -269,15 +218,28 @@ class Results:
             for label in steps[0]["distances"]
         }
 
-    def correlations(self) -> dict[str, NDArray[np.float64]]:
+    def correlations(self) -> dict[str, Values]:
         """Figure 3: [layers, pictures] by scale."""
         numbers = self.folder.load("energy") or {"correlations": {}}
         return {scale: np.array(rows) for scale, rows in numbers["correlations"].items()}
 
-    def spectra(self) -> dict[str, NDArray[np.float64]]:
+    def spectra(self) -> dict[str, Values]:
         """Figure 1c: [pictures, bands] of the dense pictures and of what the last scales add."""
         numbers = self.folder.load("frequencies") or {}
         return {label: np.array(rows) for label, rows in numbers.items()}
 
+    def saliency(self) -> dict[str, Values]:
+        """Figure 6: share of kept tokens on objects over that of all tokens, by ratio, a picture each."""
+        numbers = self.folder.load("saliency") or {}
+        return {ratio: np.array(rows) for ratio, rows in numbers.items() if rows}
+
     def gallery(self) -> Sequence[dict[str, Any]]:
         return self._present("gallery-{:02}", self.protocol.gallery)
+
+
+def _joined(parts: Sequence[dict[str, Any]], key: str) -> Values:
+    return np.concatenate([np.asarray(part[key], dtype=np.float64) for part in parts])
+
+
+def _median_interval(values: Values) -> Interval:
+    return statistic_interval(lambda places: float(np.median(values[places])), len(values))

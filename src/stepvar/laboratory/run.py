@@ -13,6 +13,8 @@ from stepvar.evaluation.timing import machine
 from stepvar.laboratory.charts import require_matplotlib
 from stepvar.laboratory.contestants import Field
 from stepvar.laboratory.folder import NUMBERS, PAGE, ReportFolder
+from stepvar.laboratory.judges import Judges
+from stepvar.laboratory.models import Models
 from stepvar.laboratory.page import render
 from stepvar.laboratory.protocol import DEFAULT_MINUTES, Protocol, protocol_for
 from stepvar.laboratory.results import Results
@@ -20,6 +22,7 @@ from stepvar.laboratory.study import Advance, Study, measure_pace, run_steps
 
 if TYPE_CHECKING:
     from stepvar.evaluation.features import Extractor
+    from stepvar.evaluation.perceptual import PerceptualDistance
     from stepvar.models.pipeline import NextScalePipeline
 
 
@@ -68,6 +71,8 @@ def reproduce(
     minutes: float = DEFAULT_MINUTES,
     protocol: Protocol | None = None,
     extractor: Extractor | None = None,
+    lpips: PerceptualDistance | None = None,
+    cascade: NextScalePipeline | None = None,
     announce: Announce | None = None,
     advance: Advance | None = None,
 ) -> Outcome:
@@ -82,23 +87,29 @@ def reproduce(
         minutes: How long it may take; chooses the counts of a new run.
         protocol: Counts, instead of choosing them.
         extractor: Features for Fréchet distances and diversity; by default the model's own tokenizer's.
+        lpips: From `stepvar.evaluation.perceptual.load_lpips`, where its weights are at hand.
+        cascade: A second, smaller model of the same visual tokenizer: then cascades compete too.
         announce: Told what is going to happen, before it does.
         advance: Told of progress.
 
     Raises:
-        ValueError: When the folder holds another run or other files, or matplotlib is missing.
+        ValueError: When the folder holds another run or other files, the two models do not belong together,
+            or matplotlib is missing.
     """
     require_matplotlib()
     if not minutes > 0:
         raise ValueError(f"minutes is {minutes:g}; a report needs some time.")
-    field = Field(pipeline.schedule(), pipeline.summary().plan.depth)
+    field = Field(pipeline.schedule(), pipeline.summary().plan.depth, cascade is not None)
+    models = Models(pipeline, Judges.of(pipeline, extractor, lpips), cascade)
     asked = {"protocol": protocol.as_json()} if protocol is not None else {"minutes": minutes}
-    features = "tokenizer" if extractor is None else getattr(extractor, "__name__", type(extractor).__name__)
-    store = ReportFolder(folder, _identity(pipeline, field, {"features": features, **asked}))
+    store = ReportFolder(folder, _identity(models, field, asked))
+    for member in field:
+        # Raises where one cannot run, before anything is drawn or written.
+        models.summary(member)
     if store.run is None:
         seconds_per_weight: float | None = None
         if protocol is None:
-            pace = measure_pace(pipeline, field, extractor)
+            pace = measure_pace(models, field)
             seconds_per_weight = pace.batched + pace.judging
             protocol = protocol_for(minutes, pace)
         store.start({**protocol.as_json(), "seconds_per_weight": seconds_per_weight})
@@ -106,8 +117,7 @@ def reproduce(
     stored = dict(store.run["protocol"])
     seconds_per_weight = stored.pop("seconds_per_weight")
     protocol = Protocol(**stored)
-    study = Study(pipeline, protocol, field, extractor)
-    steps = study.steps()
+    steps = Study(models, protocol, field).steps()
     left = [step for step in steps if store.load(step.name) is None]
     weight = sum(step.weight for step in left)
     done = len(steps) - len(left)
@@ -121,18 +131,26 @@ def reproduce(
     return Outcome(store.write_text(PAGE, page), document, done, len(steps))
 
 
-def _identity(pipeline: NextScalePipeline, field: Field, asked: dict[str, Any]) -> dict[str, Any]:
+def _identity(models: Models, field: Field, asked: dict[str, Any]) -> dict[str, Any]:
     """What makes two runs one: everything that their numbers depend on."""
+    pipeline, second = models.pipeline, models.refiner
     height, width = pipeline.transformer.size_table.pixels(field.schedule)
+    if height != width:
+        raise ValueError(
+            f"Scenes are square, and this model draws {width} x {height} pixels: name another one."
+        )
     told = versions()
     return {
         "model": pipeline.origin.rpartition("/")[2],
         "weights": fingerprint(pipeline),
+        **({} if second is None else {"cascade": fingerprint(second)}),
         "size": f"{width} x {height}",
         "dtype": str(pipeline.transformer.compute_dtype).removeprefix("torch."),
         "stepvar": told.pop("stepvar"),
         "libraries": told,
         "machine": machine(pipeline._execution_device),
         "contestants": field.digest(),
+        "features": models.judges.features,
+        "lpips": models.judges.lpips is not None,
         **asked,
     }

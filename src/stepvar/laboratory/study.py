@@ -8,24 +8,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stepvar.embedded.scenes import evaluation_prompts
-from stepvar.evaluation.features import Extractor, TokenizerFeatures, diversity, extract
+from stepvar.evaluation.features import diversity, extract
 from stepvar.evaluation.memory import with_peak_memory
 from stepvar.laboratory import phenomena
-from stepvar.laboratory.contestants import Contestant, Field
-from stepvar.laboratory.drawing import Drawn, Job, draw, measure
+from stepvar.laboratory.contestants import DENSE, OURS, Contestant, Field
+from stepvar.laboratory.drawing import Drawn, Job, as_rows, draw, measure
 from stepvar.laboratory.gallery import show
+from stepvar.laboratory.judges import renders
+from stepvar.laboratory.models import Models
 from stepvar.laboratory.protocol import Pace, Protocol
 
 if TYPE_CHECKING:
     from stepvar.laboratory.folder import ReportFolder
-    from stepvar.models.pipeline import NextScalePipeline
 
 Numbers = dict[str, Any]
 Advance = Callable[[float, str], None]
 """Told how much of the work was done, in dense pictures, and what comes next."""
-
-_FIXED_SHARE = 0.2
-"""Share of a dense picture's time that no plan saves: text, decoder, small scales."""
 
 
 @dataclass(frozen=True)
@@ -47,21 +45,13 @@ class Study:
     """One model, one protocol, and all contestants.
 
     Args:
-        pipeline: A model that knows the scenes' words.
+        models: What draws, and what looks.
         protocol: How much is measured.
         field: What is compared.
-        extractor: For Fréchet distances and diversity; by default the model's own visual tokenizer.
     """
 
-    def __init__(
-        self,
-        pipeline: NextScalePipeline,
-        protocol: Protocol,
-        field: Field,
-        extractor: Extractor | None = None,
-    ) -> None:
-        self.pipeline, self.protocol, self.field = pipeline, protocol, field
-        self.extractor = TokenizerFeatures(pipeline.vae) if extractor is None else extractor
+    def __init__(self, models: Models, protocol: Protocol, field: Field) -> None:
+        self.models, self.protocol, self.field = models, protocol, field
         prompts = evaluation_prompts(protocol.pictures, protocol.seed)
         self.jobs = [Job(prompt, protocol.seed + index) for index, prompt in enumerate(prompts)]
         self.warm = False
@@ -94,48 +84,54 @@ class Study:
         return self.jobs[index * self.protocol.batch : (index + 1) * self.protocol.batch]
 
     def draw(self, jobs: Sequence[Job], pruning: Any) -> Drawn:
-        """Draws pictures, a batch at a time, as one."""
-        return draw(self.pipeline, jobs, pruning)
+        """Draws pictures with the model alone, under any method; instruments are methods too."""
+        return draw(self.models.pipeline, jobs, pruning)
 
     def _weight(self, members: Sequence[Contestant] | Field) -> float:
-        return sum(relative_cost(self.pipeline, member) for member in members)
+        return sum(self.models.relative_cost(member) for member in members)
 
     def _costs(self) -> Numbers:
-        return {member.name: self.pipeline.summary(member.pruning).as_json() for member in self.field}
+        return {member.name: self.models.summary(member).as_json() for member in self.field}
 
     def _memory(self, members: Sequence[Contestant]) -> Numbers:
         """Growth of memory while one picture is drawn."""
-        device = self.pipeline._execution_device
-        self.draw(self.jobs[:1], None)
+        device, job = self.models.pipeline._execution_device, self.jobs[:1]
+        self.draw(job, None)
         return {
-            member.name: with_peak_memory(lambda m=member: self.draw(self.jobs[:1], m.pruning), device)[1]
+            member.name: with_peak_memory(lambda m=member: self.models.draw(job, m), device)[1]
             for member in members
         }
 
     def _pictures(self, index: int, members: Sequence[Contestant]) -> Numbers:
         """One block of pictures of some contestants, each measured against the dense run's."""
-        jobs = self.block(index)
+        jobs, judges = self.block(index), self.models.judges
         dense = self.draw(jobs, None)
-        measured = {
-            member.name: measure(
-                dense if member.pruning is None else self.draw(jobs, member.pruning),
-                dense,
-                jobs,
-                self.extractor,
-            )
-            for member in members
+        measured = {}
+        for member in members:
+            drawn = dense if member.kind == DENSE else self.models.draw(jobs, member)
+            measured[member.name] = measure(drawn, dense, jobs, judges)
+        side = dense.pictures[0].shape[0]
+        real = renders([job.prompt for job in jobs], [job.seed for job in jobs], side)
+        return {
+            "jobs": [job.as_json() for job in jobs],
+            "contestants": measured,
+            "real": {
+                "features": as_rows(judges.extractor(real)),
+                "fit": judges.fits(real, [job.prompt.text for job in jobs]),
+            },
         }
-        return {"jobs": [job.as_json() for job in jobs], "contestants": measured}
 
     def _times(self) -> Numbers:
         """One round: every contestant draws the same picture, in turn."""
         if not self.warm:
             self.draw(self.jobs[:1], None)
-            self.draw(self.jobs[:1], next(member.pruning for member in self.field if member.pruning))
+            for member in self.field:
+                if member.drafted or member.name == OURS:
+                    self.models.draw(self.jobs[:1], member)
             self.warm = True
         times = {}
         for member in self.field:
-            drawn = self.draw(self.jobs[:1], member.pruning)
+            drawn = self.models.draw(self.jobs[:1], member)
             times[member.name] = {
                 "seconds": drawn.seconds,
                 "stages": dict(drawn.report.stages),
@@ -150,29 +146,23 @@ class Study:
         jobs = [Job(prompt, self.protocol.seed + 10_000 + seed) for seed in seeds]
         found = {}
         for label, member in self.field.exhibit("decomposition"):
-            pictures = self.draw(jobs, member.pruning).pictures
-            found[label] = diversity(extract(self.extractor, pictures))
+            pictures = self.models.draw(jobs, member).pictures
+            found[label] = diversity(extract(self.models.judges.extractor, pictures))
         return {"prompt": prompt.text, "distances": found}
 
 
-def relative_cost(pipeline: NextScalePipeline, member: Contestant) -> float:
-    """Roughly how long a contestant takes, a dense run as one."""
-    summary = pipeline.summary(member.pruning)
-    return _FIXED_SHARE + (1.0 - _FIXED_SHARE) * summary.flops / summary.dense_flops
-
-
-def measure_pace(pipeline: NextScalePipeline, field: Field, extractor: Extractor | None = None) -> Pace:
+def measure_pace(models: Models, field: Field) -> Pace:
     """Draws a few pictures to learn how long things take here."""
-    trial = Study(pipeline, Protocol(main_blocks=1, ablation_blocks=1), field, extractor)
+    trial = Study(models, Protocol(main_blocks=1, ablation_blocks=1), field)
     trial.draw(trial.jobs[:1], None)
     single = trial.draw(trial.jobs[:1], None).seconds
     # A slow machine is not made to wait for a whole batch that it would have no time for anyway.
     some = trial.jobs if single < 1.0 else trial.jobs[:2]
     dense = trial.draw(some, None)
     started = time.perf_counter()
-    measure(dense, dense, some, trial.extractor)
+    measure(dense, dense, some, models.judges)
     judging = (time.perf_counter() - started) / len(some)
-    costs = {member.name: relative_cost(pipeline, member) for member in field}
+    costs = {member.name: models.relative_cost(member) for member in field}
     main = sum(costs[member.name] for member in field if member.main)
     return Pace(
         single=single,

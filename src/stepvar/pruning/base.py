@@ -18,6 +18,9 @@ Branch = Callable[[Tensor, Tokens], Tensor]
 """A residual branch: hidden states [R, N, C] and their tokens -> what is added, [R, N, C]."""
 
 
+Expect = Callable[[], Any]
+"""Gives what a scale's values are on average, in a form that the session commits."""
+
 Preview = Callable[[Tensor], Tensor]
 """Draws accumulated codes [B, d, (t,) h, w], of any size, as pixels in -1..1."""
 
@@ -105,8 +108,13 @@ class Pruner:
         """After the last layer: returns hidden states of all N positions, [R, N, C]."""
         return hidden
 
-    def settle(self, tokens: Tokens, choice: Any) -> Any:
-        """After sampling: the values that enter the picture, in the form that the sampler drew."""
+    def settle(self, tokens: Tokens, choice: Any, expect: Expect) -> Any:
+        """After sampling: the values that enter the picture.
+
+        Args:
+            choice: What the sampler drew.
+            expect: Gives what it draws on average.
+        """
         return choice
 
     @property
@@ -219,8 +227,8 @@ class NestedPruner(Pruner):
     def leave(self, tokens: Tokens, hidden: Tensor) -> Tensor:
         return self.inner.leave(tokens, hidden)
 
-    def settle(self, tokens: Tokens, choice: Any) -> Any:
-        return self.inner.settle(tokens, choice)
+    def settle(self, tokens: Tokens, choice: Any, expect: Expect) -> Any:
+        return self.inner.settle(tokens, choice, expect)
 
     @property
     def kept_index(self) -> Tensor | None:

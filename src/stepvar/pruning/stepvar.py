@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from stepvar.generation.schedule import ScaleSchedule
-from stepvar.generation.tokens import Tokens, gather_choice, gather_tokens
-from stepvar.pruning.base import LateScales, Pruner
+from stepvar.generation.tokens import Tokens, gather_choice, gather_tokens, put_choice
+from stepvar.pruning.base import Expect, LateScales, Pruner
+from stepvar.pruning.guided import guided_gains
 from stepvar.pruning.plan import GenerationPlan, ScalePlan, in_stages
 from stepvar.pruning.recovery import anchor_positions, area_resized, bilinear, nearest_anchor, nearest_kept
 from stepvar.pruning.scores import NORMALISATIONS, SCORERS, ScoringInput, make_scorer
@@ -24,7 +25,9 @@ from stepvar.pruning.selection import keep_highest
 DENSE_SHARE = 3 / 32
 """Share of the layers that stay dense by default: FastVAR leaves 0 to 2 of Infinity-2B's 32."""
 
-RECOVERIES = ("nearest", "anchor", "cache", "bilinear", "update")
+RECOVERIES = ("nearest", "anchor", "cache", "bilinear", "update", "guided")
+
+VALUES = ("own", "copied", "expected")
 
 ANCHOR_STRIDE = 3
 """Of the anchors that "anchor" copies, where no stride is given (StepVAR's baseline)."""
@@ -44,11 +47,15 @@ class StepVAR(LateScales):
             "anchor" copies the nearest of a uniform grid of anchors, which are always kept;
             "cache" takes the features of the last scale that ran in full, interpolated by area;
             "bilinear" averages the kept tokens next to it, and copies the nearest where there are none;
-            "update" goes on with its own features, and adds what the nearest kept token has gained.
+            "update" goes on with its own features, and adds what the nearest kept token has gained;
+            "guided" adds what the kept tokens near it gained, those most that it resembled before.
         anchor_stride: Distance of tokens on a uniform grid that are always kept, under any recovery;
             None for none, with "anchor" for 3.
-        copy_values: Pruned positions take the values drawn at the token they copy, instead of values of
-            their own drawn from its logits: no fresh noise in flat regions.
+        values: What pruned positions draw from the recovered features:
+            "own" values, with noise of their own (the paper's);
+            "copied" takes the values drawn at the token they copy: no fresh noise in flat regions;
+            "expected" takes the mean of what could be drawn, so that a position adds little where its
+            features leave its values open.
         stages: Narrowings per scale, spread evenly over the layers, each by an equal share; 1 narrows at
             once. More stages lose less, and save less.
         structure_weight: Weight of structure against texture in the fused score, 0..1. Free.
@@ -58,6 +65,8 @@ class StepVAR(LateScales):
             more than 99 % of the tokens that an exact decomposition picks.
         first_layer: First layer that runs on kept tokens only. Earlier is faster and scores
             rougher features; by default 3/32 of the depth stay dense, at least one layer.
+        dense_end: Layers at the end that run in full again, on recovered features: each costs as much as a
+            dense layer, and lets pruned positions tell themselves from what they copied.
         frame_distance: Distance of two frames in token sides, for the recovery of video.
         seed: Seed of the method's own random numbers; sampling never sees them.
 
@@ -75,8 +84,9 @@ class StepVAR(LateScales):
     seed: int = 0
     recovery: str = "nearest"
     anchor_stride: int | None = None
-    copy_values: bool = False
+    values: str = "own"
     stages: int = 1
+    dense_end: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,6 +94,7 @@ class StepVAR(LateScales):
             ("score", self.score, SCORERS),
             ("normalisation", self.normalisation, NORMALISATIONS),
             ("recovery", self.recovery, RECOVERIES),
+            ("kind of values", self.values, VALUES),
         ):
             if name not in known:
                 raise ValueError(f"Unknown {kind} {name!r}; known are {', '.join(known)}.")
@@ -99,17 +110,24 @@ class StepVAR(LateScales):
             object.__setattr__(self, "anchor_stride", ANCHOR_STRIDE)
         if self.anchor_stride is not None and self.anchor_stride < 2:
             raise ValueError(f"anchor_stride is {self.anchor_stride}; it must be 2 or more tokens.")
-        if self.copy_values and self.recovery == "cache":
-            raise ValueError("copy_values needs a token to copy from, which recovery 'cache' has not.")
+        if self.values == "copied" and self.recovery == "cache":
+            raise ValueError("Copied values need a token to copy from, which recovery 'cache' has not.")
         if self.stages < 1:
             raise ValueError(f"stages is {self.stages}; tokens are narrowed at least once.")
+        if self.dense_end < 0:
+            raise ValueError(f"dense_end is {self.dense_end}; it is a number of layers, 0 or more.")
 
     def plan(self, schedule: ScaleSchedule, depth: int) -> GenerationPlan:
         """Fixes kept counts and skips on a schedule, for a model of `depth` layers."""
         first = self.first_layer
         if first is None:
             first = max(round(DENSE_SHARE * depth), 1)
-        plan = in_stages(self.resolve(schedule, depth, first, depth), self.stages)
+        if self.dense_end and self.dense_end >= depth - first:
+            raise ValueError(
+                f"With first_layer {first} and dense_end {self.dense_end} no layer of {depth} is pruned: "
+                f"dense_end may be 0 to {max(depth - first - 1, 0)}."
+            )
+        plan = in_stages(self.resolve(schedule, depth, first, depth - self.dense_end), self.stages)
         for entry in plan.scales:
             if self.anchor_stride is None or not entry.prunes:
                 continue
@@ -127,7 +145,7 @@ class StepVAR(LateScales):
 
 
 class StepVARPruner(Pruner):
-    """Narrows each pruned scale, and recovers after the last layer."""
+    """Narrows each pruned scale, and recovers after the last narrowed layer."""
 
     def __init__(self, config: StepVAR, plan: GenerationPlan, device: torch.device) -> None:
         super().__init__(plan)
@@ -152,15 +170,17 @@ class StepVARPruner(Pruner):
     def begin_scale(self, entry: ScalePlan, images: int, latent: Tensor) -> None:
         self.entry, self.images = entry, images
         self.latents = (self.latents[1], latent)
-        self.index = self.scores = self.base = self.slots = None
+        self.index = self.scores = self.base = self.slots = self.full = None
 
     def enter(self, layer: int, tokens: Tokens, hidden: Tensor) -> tuple[Tokens, Tensor]:
+        if layer == self.plan.depth - self.config.dense_end:
+            return self.widened(tokens, hidden)
         if not self.entry.narrows(layer):
             return tokens, hidden
         if self.scores is None:
-            self.scores = self.score(tokens, hidden)
-        if self.config.recovery == "update":
-            self.base = self.leave(tokens, hidden)
+            self.scores, self.full = self.score(tokens, hidden), tokens
+        if self.config.recovery in ("update", "guided"):
+            self.base = self.recovered(tokens, hidden)
         # Of the living tokens those with the highest scores, as positions among the living.
         living = self.scores if self.index is None else self.scores.gather(1, self.index)
         chosen = keep_highest(living, self.entry.tokens(layer))
@@ -187,10 +207,20 @@ class StepVARPruner(Pruner):
         return scores
 
     def leave(self, tokens: Tokens, hidden: Tensor) -> Tensor:
+        return hidden if self.config.dense_end else self.widened(tokens, hidden)[1]
+
+    def widened(self, tokens: Tokens, hidden: Tensor) -> tuple[Tokens, Tensor]:
+        """All tokens of the scale, and their hidden states [R, N, C]."""
+        if self.index is not None:
+            return self.full, self.recovered(tokens, hidden)
+        if self.config.recovery == "cache" and self.plan.prunes:
+            # Without what a model has before a map, a prompt's tokens for example.
+            self.cached = (self.entry, hidden[:, -self.entry.scale.tokens :])
+        return tokens, hidden
+
+    def recovered(self, tokens: Tokens, hidden: Tensor) -> Tensor:
+        """Hidden states [R, N, C] of all positions; those given while all are alive."""
         if self.index is None:
-            if self.config.recovery == "cache" and self.plan.prunes:
-                # Without what a model has before a map, a prompt's tokens for example.
-                self.cached = (self.entry, hidden[:, -self.entry.scale.tokens :])
             return hidden
         index, grid = self.every_row(self.index, hidden), tokens.scale.grid
         if self.config.recovery == "cache":
@@ -199,9 +229,12 @@ class StepVARPruner(Pruner):
         slots = self.every_row(self.slots, hidden)
         if self.config.recovery == "bilinear":
             return bilinear(hidden, index, slots, grid)
-        if self.config.recovery == "update":
-            return self.base + gather_tokens(hidden - gather_tokens(self.base, index), slots)
-        return gather_tokens(hidden, slots)
+        if self.base is None:
+            return gather_tokens(hidden, slots)
+        gains = hidden - gather_tokens(self.base, index)
+        if self.config.recovery == "guided":
+            return self.base + guided_gains(self.base, gains, index, slots, grid)
+        return self.base + gather_tokens(gains, slots)
 
     def copied_slots(self, tokens: Tokens) -> Tensor:
         """Which kept token each position copies, [B, N]."""
@@ -217,10 +250,12 @@ class StepVARPruner(Pruner):
         dense = dense.contiguous()
         return dense.scatter_(1, index.unsqueeze(-1).expand_as(hidden), hidden)
 
-    def settle(self, tokens: Tokens, choice: Any) -> Any:
-        if self.index is None or not self.config.copy_values:
+    def settle(self, tokens: Tokens, choice: Any, expect: Expect) -> Any:
+        if self.index is None or self.config.values == "own":
             return choice
-        return gather_choice(choice, self.index.gather(1, self.slots))
+        if self.config.values == "copied":
+            return gather_choice(choice, self.index.gather(1, self.slots))
+        return put_choice(expect(), self.index, choice)
 
     def every_row(self, index: Tensor, hidden: Tensor) -> Tensor:
         """[B, ...] repeated for all copies of the images."""

@@ -103,16 +103,25 @@ class Eye(nn.Module):
         self.background = nn.Linear(third, len(BACKGROUNDS))
         nn.init.constant_(self.heads.bias[:_CENTRES], _PRIOR)
 
-    def forward(self, pictures: Tensor) -> EyeMaps:
-        """Looks at pictures [B, H, W, 3] in -1..1, H and W multiples of 16."""
+    def layers(self, pictures: Tensor) -> list[Tensor]:
+        """Maps [B, C, h, w] of strides 4, 8 and 16, none negative.
+
+        Args:
+            pictures: [B, H, W, 3] in -1..1, H and W multiples of 16.
+        """
         batch, height, width, _ = pictures.shape
         rows, columns = height // _PATCH, width // _PATCH
         patches = pictures.view(batch, rows, _PATCH, columns, _PATCH, 3).transpose(2, 3)
         hidden = self.patches(patches.reshape(batch, rows, columns, 3 * _PATCH**2)).permute(0, 3, 1, 2)
-        hidden = self.stages(F.relu(self.patch_norm(hidden), inplace=True))
-        features = hidden.permute(0, 2, 3, 1)
+        first = F.relu(self.patch_norm(hidden), inplace=True)
+        second = self.stages[:2](first)
+        return [first, second, self.stages[2:](second)]
+
+    def forward(self, pictures: Tensor) -> EyeMaps:
+        """Looks at pictures [B, H, W, 3] in -1..1, H and W multiples of 16."""
+        features = self.layers(pictures)[-1].permute(0, 2, 3, 1)
         # "large" is measured against the canvas, which a cell cannot see.
-        side = features.new_full((*features.shape[:3], 1), log_side(width))
+        side = features.new_full((*features.shape[:3], 1), log_side(pictures.shape[2]))
         split = [1, 1, *(len(values) for values in OBJECT_ATTRIBUTES.values())]
         centre, present, *attributes = self.heads(torch.cat((features, side), dim=-1)).split(split, dim=-1)
         return EyeMaps(

@@ -83,9 +83,16 @@ class _SignCode(torch.autograd.Function):
 
 
 def codes_from_bits(bits: Tensor) -> Tensor:
-    """Turn bits ``[B, h, w, d]`` (bool or 0/1 integers) into codes ``[B, d, h, w]``, each +-1/sqrt(d)."""
+    """Turn bits ``[B, h, w, d]`` (bool or 0/1 integers) into codes ``[B, d, h, w]``, each +-1/sqrt(d).
+
+    Probabilities of a 1 (floating point, 0..1) give the mean code, which lies between the two.
+    """
     step = 1.0 / math.sqrt(bits.shape[-1])
-    return torch.where(bits.bool(), step, -step).to(torch.float32).permute(0, 3, 1, 2).contiguous()
+    if bits.is_floating_point():
+        signed = (2.0 * bits.float() - 1.0) * step
+    else:
+        signed = torch.where(bits.bool(), step, -step).to(torch.float32)
+    return signed.permute(0, 3, 1, 2).contiguous()
 
 
 def quantize_multiscale(

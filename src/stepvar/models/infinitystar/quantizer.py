@@ -31,9 +31,15 @@ def resize_area(latent: Tensor, grid: Grid) -> Tensor:
 
 
 def codes_from_bits(bits: Tensor, grid: Grid) -> Tensor:
-    """Bits [B, N, d] of a grid of N cells as codes +-1 / sqrt(d), float32 [B, d, t, h, w]."""
+    """Bits [B, N, d] of a grid of N cells as codes +-1 / sqrt(d), float32 [B, d, t, h, w].
+
+    Probabilities of a 1 (floating point, 0..1) give the mean code, which lies between the two.
+    """
     step = 1.0 / math.sqrt(bits.shape[-1])
-    codes = torch.where(bits.bool(), step, -step).to(torch.float32)
+    if bits.is_floating_point():
+        codes = (2.0 * bits.float() - 1.0) * step
+    else:
+        codes = torch.where(bits.bool(), step, -step).to(torch.float32)
     return codes.transpose(1, 2).unflatten(2, grid)
 
 
