@@ -63,7 +63,8 @@ class Session(Protocol):
 
         Args:
             choice: What the sampler drew.
-            hidden: [rows, N, C] hidden states that the logits came from.
+            hidden: [rows, N, C] hidden states that the logits came from; both copies of an image that is no
+                longer guided are its conditional one.
             tokens: Tokens that ran through the last layer; other positions' hidden states were recovered.
         """
         ...
@@ -191,7 +192,7 @@ def run_scale(
         logits = _logits(session, scale, hidden, guidance, sampler)
         _show(probe, "logits", scale, logits)
         choice = pruner.settle(tokens, sampler.sample(logits, scale))
-    session.commit(scale, choice, hidden, tokens)
+    session.commit(scale, choice, guidance.paired(scale.index, hidden), tokens)
     _show(probe, "choice", scale, choice)
     _show(probe, "latent", scale, session.latent)
     return choice

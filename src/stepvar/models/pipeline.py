@@ -47,9 +47,11 @@ class NextScalePipeline(DiffusionPipeline):
 
     Attributes:
         draws_videos: Whether results have `.frames`, and calls take `seconds`.
+        draws_previews: Whether a picture can be looked at before it is finished.
     """
 
     draws_videos = False
+    draws_previews = True
     example_prompt = "two yellow stars above a striped blue ring on sand"
     """Something that this kind of pipeline draws."""
 
@@ -71,8 +73,18 @@ class NextScalePipeline(DiffusionPipeline):
             ValueError: When it is unknown, or cannot be met.
         """
         method = self.resolve_pruning(pruning)
-        check_plan(plan_generation(method, schedule, len(self.transformer.blocks)), method)
+        plan = plan_generation(method, schedule, len(self.transformer.blocks))
+        check_plan(plan, method)
+        self.check_support(plan)
         return method
+
+    def check_support(self, plan: GenerationPlan) -> None:
+        """Raises ValueError when this kind of model cannot do what a method planned."""
+        if plan.decides and not self.draws_previews:
+            raise ValueError(
+                f"{type(self).__name__} draws no previews, and the method decides by looking at one: "
+                "use a method that plans ahead."
+            )
 
     def only_schedule(self, height: int | None, width: int | None) -> ScaleSchedule:
         """The schedule of a transformer that draws one size.
@@ -109,6 +121,13 @@ class NextScalePipeline(DiffusionPipeline):
                     f"The prompt has {length} tokens, but the model reads at most {longest}: shorten it by "
                     f"{length - longest} ({prompt[:60]!r}...)."
                 )
+
+    def preview(self, codes: Tensor) -> Tensor:
+        """Draws codes [B, d, h, w] of any size as pixels in -1..1, in the middle of a generation."""
+        bring_in(self.vae)
+        pixels = self.vae.decode(codes)
+        bring_in(self.transformer)
+        return pixels
 
     def decode_output(self, latent: Tensor, report: Report, output_type: str) -> ImageOutput:
         """Decodes a latent, and completes the report of its generation."""

@@ -272,6 +272,7 @@ class HARTPipeline(NextScalePipeline):
             sampler=sampler,
             pruning=request.method,
             observer=observer,
+            preview=self.preview,
         )
         watch.mark()
         stages = {"text": watch.seconds(0), "scales": watch.seconds(1)}

@@ -300,7 +300,7 @@ class InfinityPipeline(NextScalePipeline):
             "sampler": BitSampler(request.sampling, request.schedule, bits, request.generators, device),
             "pruning": request.method,
             "observer": observer,
-            "preview": self.vae.decode,
+            "preview": self.preview,
         }
         if request.cascade is None:
             result = generate(session, **settings)

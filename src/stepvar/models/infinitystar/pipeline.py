@@ -31,7 +31,6 @@ from stepvar.models.pipeline import (
     NextScalePipeline,
     as_prompts,
     bring_in,
-    check_plan,
     make_generators,
     peak_memory,
     reset_peak_memory,
@@ -60,6 +59,7 @@ class InfinityStarPipeline(NextScalePipeline):
     """
 
     draws_videos = True
+    draws_previews = False
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012
 
@@ -278,10 +278,8 @@ class InfinityStarPipeline(NextScalePipeline):
         return 0.0 if image is not None else clip if video is not None else None
 
     def _method(self, pruning: PruningMethod | str | None, schedule: VideoSchedule) -> PruningMethod | None:
-        method = self.resolve_pruning(pruning)
-        plan = plan_generation(method, schedule, len(self.transformer.blocks))
-        check_plan(plan, method)
-        check_clips(schedule, plan)
+        method = self.plan_method(pruning, schedule)
+        check_clips(schedule, plan_generation(method, schedule, len(self.transformer.blocks)))
         return method
 
     def _texts(

@@ -310,6 +310,7 @@ class SwittiPipeline(NextScalePipeline):
             sampler=sampler,
             pruning=request.method,
             observer=observer,
+            preview=self.preview,
         )
         watch.mark()
         report = Report(

@@ -285,6 +285,7 @@ class VARPipeline(NextScalePipeline):
             sampler=sampler,
             pruning=request.method,
             observer=observer,
+            preview=self.preview,
         )
         watch.mark()
         report = Report(
