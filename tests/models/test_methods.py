@@ -7,7 +7,8 @@ from functools import cache
 import pytest
 import torch
 
-from stepvar import SkipVAR, StepVAR
+from stepvar import ScaleKV, SkipVAR, StepVAR
+from stepvar.pruning.scalekv import Budget, ScaleKVPruner
 from tiny_hart import make_pipeline as make_hart_pipeline
 from tiny_pipeline import make_pipeline as make_infinity_pipeline
 from tiny_star import make_star_pipeline
@@ -97,3 +98,55 @@ def test_skipvar_refuses_videos_before_anything_runs(seconds, words):
     for ask in (made("infinitystar").summary, lambda pruning, **size: draw("infinitystar", pruning, **size)):
         with pytest.raises(ValueError, match=words):
             ask(SkipVAR(), seconds=seconds)
+
+
+PRUNED = StepVAR(ratios={-2: 0.4, -1: 0.6})
+LIMITED = [
+    ScaleKV(share=0.15),
+    ScaleKV(share=0.15, drafters=(), pruning=PRUNED),
+    ScaleKV({-2: Budget(16, 20, (1,)), -1: Budget(18, 30, (1,))}, capacity=10),
+]
+REMEMBERING = ["infinity", "var", "hart", "causal switti"]
+
+
+@pytest.mark.parametrize("method", LIMITED)
+@pytest.mark.parametrize("name", REMEMBERING)
+def test_scalekv_holds_what_the_summary_promises(name, method):
+    limited, report = draw(name, method, images=2)
+    told, dense = made(name).summary(method, images=2), made(name).summary(method.pruning, images=2)
+    assert told.cache_bytes == report.cache_bytes < dense.cache_bytes
+    assert told.flops < dense.flops
+    assert [scale.plan.kept for scale in report.scales] == [entry.kept for entry in told.plan.scales]
+    assert torch.equal(limited, draw(name, method, images=2)[0])
+    assert not torch.equal(limited, draw(name, method.pruning, images=2)[0])
+
+
+@pytest.mark.parametrize("name", ["switti", "infinitystar"])
+def test_scalekv_refuses_models_that_keep_nothing_it_could_cut(name):
+    for ask in (made(name).summary, lambda pruning: draw(name, pruning)):
+        with pytest.raises(ValueError, match="Pipeline keeps none of this kind: use a method that prunes"):
+            ask(ScaleKV(share=0.06))
+
+
+def test_scalekv_never_forgets_a_prompt_in_the_sequence():
+    """HART's context tokens come first, and stay where they are however little is remembered."""
+    pipeline, seen = made("hart"), []
+    context = pipeline.transformer.config.context_tokens - 1
+
+    def hear(report):
+        layer = caches[0][1]
+        seen.append((layer.length, layer.buffers.keys[:, :, :context].clone()))
+
+    caches = []
+    attach = ScaleKVPruner.attach
+
+    def watched(self, cache):
+        caches.append(attach(self, cache))
+        return caches[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ScaleKVPruner, "attach", watched)
+        draw("hart", ScaleKV(share=0.13, drafters=()), observer=hear)
+    lengths = [length for length, _ in seen]
+    assert lengths == [context + held for held in (1, 5, 14, 17, 17)] + [0]
+    assert all(torch.equal(keys, seen[0][1]) for _, keys in seen)

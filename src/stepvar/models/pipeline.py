@@ -56,6 +56,11 @@ class NextScalePipeline(DiffusionPipeline):
     """Something that this kind of pipeline draws."""
 
     @property
+    def remembers(self) -> bool:
+        """Whether every scale sees all earlier ones, by keys and values that could also be forgotten."""
+        return True
+
+    @property
     def origin(self) -> str:
         """Where it was loaded from, or what it is."""
         return str(self.config.get("_name_or_path") or type(self).__name__)
@@ -84,6 +89,11 @@ class NextScalePipeline(DiffusionPipeline):
             raise ValueError(
                 f"{type(self).__name__} draws no previews, and the method decides by looking at one: "
                 "use a method that plans ahead."
+            )
+        if plan.retained and not self.remembers:
+            raise ValueError(
+                f"The method cuts keys and values that all later scales would see, and {type(self).__name__} "
+                "keeps none of this kind: use a method that prunes tokens."
             )
 
     def only_schedule(self, height: int | None, width: int | None) -> ScaleSchedule:

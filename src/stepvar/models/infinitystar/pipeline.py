@@ -91,6 +91,10 @@ class InfinityStarPipeline(NextScalePipeline):
         )
 
     @property
+    def remembers(self) -> bool:
+        return False
+
+    @property
     def defaults(self) -> VideoDefaults:
         """What a call uses where it says nothing."""
         return VideoDefaults.of(self.transformer.config.resolution, self.config)

@@ -111,6 +111,10 @@ class SwittiPipeline(NextScalePipeline):
             late_temperature=late_temperature,
         )
 
+    @property
+    def remembers(self) -> bool:
+        return self.transformer.config.causal
+
     @torch.no_grad()
     def __call__(
         self,
