@@ -7,7 +7,8 @@ from functools import cache
 import pytest
 import torch
 
-from stepvar import ScaleKV, SkipVAR, StepVAR
+from stepvar import FastVAR, ScaleKV, SkipVAR, StepVAR
+from stepvar.presets import METHODS, PRESETS, with_scales
 from stepvar.pruning.scalekv import Budget, ScaleKVPruner
 from tiny_hart import make_pipeline as make_hart_pipeline
 from tiny_pipeline import make_pipeline as make_infinity_pipeline
@@ -15,13 +16,14 @@ from tiny_star import make_star_pipeline
 from tiny_switti import make_switti_pipeline
 from tiny_var import make_var_pipeline
 
+TEXTS, CLASSES, SCENES = ["a red star", "a blue ring"], [1, 2], ["a red star on sand", "a blue ring on grass"]
 MAKERS = {
-    "infinity": (make_infinity_pipeline, ["a red star", "a blue ring"]),
-    "var": (make_var_pipeline, [1, 2]),
-    "hart": (make_hart_pipeline, ["a red star", "a blue ring"]),
-    "switti": (make_switti_pipeline, ["a red star", "a blue ring"]),
-    "causal switti": (lambda: make_switti_pipeline(causal=True), ["a red star", "a blue ring"]),
-    "infinitystar": (make_star_pipeline, ["a red star on sand", "a blue ring on grass"]),
+    "infinity": (make_infinity_pipeline, TEXTS, "InfinityPipeline"),
+    "var": (make_var_pipeline, CLASSES, "VARPipeline"),
+    "hart": (make_hart_pipeline, TEXTS, "HARTPipeline"),
+    "switti": (make_switti_pipeline, TEXTS, "SwittiPipeline"),
+    "causal switti": (lambda: make_switti_pipeline(causal=True), TEXTS, "SwittiPipeline"),
+    "infinitystar": (make_star_pipeline, SCENES, "InfinityStarPipeline"),
 }
 PICTURES = [name for name in MAKERS if name != "infinitystar"]
 
@@ -36,7 +38,7 @@ def draw(name: str, pruning=None, images: int = 1, **options):
     """Latents and report of the first subjects, over and over."""
     subjects = [MAKERS[name][1][number % 2] for number in range(images)]
     output = made(name)(subjects, **{"seed": 5, "pruning": pruning, "output_type": "latent", **options})
-    return output.images, output.report
+    return output.frames if made(name).draws_videos else output.images, output.report
 
 
 @pytest.fixture
@@ -150,3 +152,61 @@ def test_scalekv_never_forgets_a_prompt_in_the_sequence():
     lengths = [length for length, _ in seen]
     assert lengths == [context + held for held in (1, 5, 14, 17, 17)] + [0]
     assert all(torch.equal(keys, seen[0][1]) for _, keys in seen)
+
+
+EVERYWHERE = {
+    **{name: with_scales(name, {-2: 0.4, -1: 0.6}) for name in METHODS},
+    "skipping": StepVAR(skip=(-1,)),
+    "fastvar in all layers": FastVAR(ratios={-1: 0.5}, first_layer=0, dense_end=0),
+    "pruned and unguided": StepVAR(ratios={-1: 0.5}, unguided=-2),
+    "cached features": StepVAR(ratios={-2: 0.4, -1: 0.6}, recovery="cache"),
+    "copied values": StepVAR(ratios={-2: 0.4, -1: 0.6}, copy_values=True, stages=2),
+}
+HERE = [
+    *((name, label) for name in MAKERS for label in EVERYWHERE),
+    *((name, label) for name in PICTURES for label in PRESETS[MAKERS[name][2]]),
+]
+
+
+@pytest.mark.parametrize(("name", "label"), HERE)
+def test_what_is_promised_is_what_runs_and_runs_again(name, label):
+    """On videos too, which are drawn one after the other."""
+    method = EVERYWHERE.get(label, label)
+    drawn, report = draw(name, method, images=2)
+    told = made(name).summary(method, images=2)
+    for entry, cost, ran in zip(told.plan.scales, told.costs, report.scales, strict=True):
+        assert ran.plan.kept <= entry.kept
+        if not told.plan.decides:
+            rows = cost.rows // 2 if name == "infinitystar" else cost.rows
+            assert (entry.kept, entry.skipped, rows) == (ran.plan.kept, ran.plan.skipped, ran.rows)
+    assert told.flops < told.dense_flops or told.plan.decides
+    assert torch.equal(drawn, draw(name, method, images=2)[0])
+    assert not torch.equal(drawn, draw(name, images=2)[0]), "never a silent no-op"
+
+
+@pytest.mark.parametrize("name", [name for name in PICTURES if "switti" not in name])
+def test_presets_save_what_they_are_named_for(name):
+    pipeline = made(name)
+    dense = pipeline.summary()
+    unguided, most, limited = (pipeline.summary(preset) for preset in ("unguided", "skipvar", "scalekv"))
+    assert [cost.rows for cost in unguided.costs] == [2, 2, 2, 2, 1, 1]
+    assert unguided.tokens == most.tokens == limited.tokens == dense.tokens
+    assert unguided.flops < 0.7 * dense.flops
+    assert most.plan.decides and most.flops == dense.flops
+    assert limited.cache_bytes < dense.cache_bytes
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_guidance_that_is_off_cannot_be_dropped(name):
+    off = {"guidance_scale": 1.0 if "infinity" in name else 0.0}
+    for ask in (made(name).summary, lambda pruning, **options: draw(name, pruning, **options)):
+        with pytest.raises(ValueError, match="no scale that runs is guided there"):
+            ask(StepVAR(unguided=-2), **off)
+    if "switti" in name:
+        with pytest.raises(ValueError, match="dropped from scale 6x6 on, but no scale that runs is guided"):
+            draw(name, "unguided", guidance_stop=4)
+
+
+def test_a_preset_of_other_models_is_no_preset_here():
+    with pytest.raises(ValueError, match=r"Unknown pruning preset 'scalekv'; known are none, .* skipvar\."):
+        draw("switti", "scalekv")

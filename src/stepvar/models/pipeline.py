@@ -70,7 +70,7 @@ class NextScalePipeline(DiffusionPipeline):
         return resolve_pruning(pruning, type(self).__name__)
 
     def plan_method(
-        self, pruning: PruningMethod | str | None, schedule: ScaleSchedule
+        self, pruning: PruningMethod | str | None, schedule: ScaleSchedule, guidance: Guidance
     ) -> PruningMethod | None:
         """Resolves what a caller passed as `pruning`, and checks that it does something on a schedule.
 
@@ -80,6 +80,7 @@ class NextScalePipeline(DiffusionPipeline):
         method = self.resolve_pruning(pruning)
         plan = plan_generation(method, schedule, len(self.transformer.blocks))
         check_plan(plan, method)
+        check_guidance(plan, guidance)
         self.check_support(plan)
         return method
 
@@ -228,6 +229,18 @@ def check_plan(plan: GenerationPlan, method: PruningMethod | None) -> None:
         raise ValueError(
             "Pruning was asked for, but it names no scale to prune or skip: "
             "give ratios such as {-1: 0.5}, or scales to skip, or pass pruning=None."
+        )
+
+
+def check_guidance(plan: GenerationPlan, guidance: Guidance) -> None:
+    """Raises ValueError when a plan drops guidance where there is none."""
+    if plan.unguided is None:
+        return
+    late = [entry for entry in plan.scales[plan.unguided :] if not entry.skipped]
+    if not guidance.active or not any(guidance.guides(entry.scale.index) for entry in late):
+        raise ValueError(
+            f"Guidance was to be dropped from scale {plan[plan.unguided].scale} on, but no scale that runs "
+            "is guided there: leave it out, or guide those scales."
         )
 
 

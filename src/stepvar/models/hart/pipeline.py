@@ -157,11 +157,14 @@ class HARTPipeline(NextScalePipeline):
             raise ValueError(f"num_images_per_prompt is {num_images_per_prompt}; it must be 1 or more.")
         config, schedule = self.config, self.schedule(height, width, parts)
         generators, seeds = make_generators(len(prompts) * num_images_per_prompt, seed, generator)
+        guidance = make_guidance(
+            config.guidance_scale if guidance_scale is None else guidance_scale, schedule
+        )
         request = _Request(
             prompts,
             self._negatives(negative_prompt, len(prompts)),
             schedule,
-            make_guidance(config.guidance_scale if guidance_scale is None else guidance_scale, schedule),
+            guidance,
             make_sampling(
                 schedule,
                 1.0 if temperature is None else temperature,
@@ -170,7 +173,7 @@ class HARTPipeline(NextScalePipeline):
                 config.smooth if smooth is None else smooth,
             ),
             residual,
-            self.plan_method(pruning, schedule),
+            self.plan_method(pruning, schedule, guidance),
             generators,
             seeds,
         )
@@ -199,9 +202,9 @@ class HARTPipeline(NextScalePipeline):
         """
         _require_known(residual)
         schedule = self.schedule(height, width, parts)
-        method = self.plan_method(pruning, schedule)
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
         guidance = make_guidance(scale, schedule)
+        method = self.plan_method(pruning, schedule, guidance)
         depth, copies = len(self.transformer.blocks), 2 if guidance.active else 1
         plan, dense = plan_generation(method, schedule, depth), plan_generation(None, schedule, depth)
         rows, dense_rows = (rows_per_scale(guidance, images, copies, one) for one in (plan, dense))

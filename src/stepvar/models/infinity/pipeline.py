@@ -157,13 +157,14 @@ class InfinityPipeline(NextScalePipeline):
             raise ValueError(f"num_images_per_prompt is {num_images_per_prompt}; it must be 1 or more.")
         schedule = self.schedule(height, width, aspect_ratio, pixel_budget)
         generators, seeds = make_generators(len(prompts) * num_images_per_prompt, seed, generator)
+        guidance = self._guidance(guidance_scale, guidance_layers, len(schedule))
         request = _Request(
             prompts,
             self._negatives(negative_prompt, len(prompts)),
             schedule,
-            self._guidance(guidance_scale, guidance_layers, len(schedule)),
+            guidance,
             self._sampling(temperature, top_k, top_p, len(schedule)),
-            self.plan_method(pruning, schedule),
+            self.plan_method(pruning, schedule, guidance),
             generators,
             seeds,
             cascade,
@@ -198,8 +199,8 @@ class InfinityPipeline(NextScalePipeline):
             ValueError: As `__call__` would.
         """
         schedule = self.schedule(height, width, aspect_ratio, pixel_budget)
-        method = self.plan_method(pruning, schedule)
         guidance = self._guidance(guidance_scale, (0,), len(schedule))
+        method = self.plan_method(pruning, schedule, guidance)
         if cascade is not None:
             cascade.check(self, schedule, guidance, method)
         return summarise(self.transformer, schedule, method, guidance, images, text_tokens, cascade)

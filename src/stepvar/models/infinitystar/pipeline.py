@@ -186,7 +186,7 @@ class InfinityStarPipeline(NextScalePipeline):
             posterior=posterior,
         )
         request.require_beginning()
-        method = self._method(pruning, request.schedule)
+        method = self._method(pruning, request)
         negatives = self._negatives(negative_prompt, len(prompts))
         generators, seeds = make_generators(len(prompts), seed, generator)
         watch = Stopwatch(self._execution_device)
@@ -248,7 +248,7 @@ class InfinityStarPipeline(NextScalePipeline):
             guidance_scale=guidance_scale,
         )
         schedule, depth = request.schedule, len(self.transformer.blocks)
-        method = self._method(pruning, schedule)
+        method = self._method(pruning, request)
         copies = 2 if request.guidance.active else 1
         prefix = [text_tokens, *request.condition_tokens]
         plan, dense = plan_generation(method, schedule, depth), plan_generation(None, schedule, depth)
@@ -281,9 +281,9 @@ class InfinityStarPipeline(NextScalePipeline):
         clip = self.transformer.sizes.clip_seconds
         return 0.0 if image is not None else clip if video is not None else None
 
-    def _method(self, pruning: PruningMethod | str | None, schedule: VideoSchedule) -> PruningMethod | None:
-        method = self.plan_method(pruning, schedule)
-        check_clips(schedule, plan_generation(method, schedule, len(self.transformer.blocks)))
+    def _method(self, pruning: PruningMethod | str | None, request: Request) -> PruningMethod | None:
+        method = self.plan_method(pruning, request.schedule, request.guidance)
+        check_clips(request.schedule, plan_generation(method, request.schedule, len(self.transformer.blocks)))
         return method
 
     def _texts(

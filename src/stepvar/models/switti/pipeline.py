@@ -183,12 +183,13 @@ class SwittiPipeline(NextScalePipeline):
         schedule = self.schedule(height, width)
         generators, seeds = make_generators(len(prompts) * num_images_per_prompt, seed, generator)
         start, stop = self._guided_scales(guidance_start, guidance_stop)
+        guidance = self._guidance(guidance_scale, start, stop)
         request = _Request(
             prompts,
             self._negatives(negative_prompt, len(prompts)),
-            self._guidance(guidance_scale, start, stop),
+            guidance,
             self._sampling(top_k, top_p, smooth, smooth_start, late_temperature, stop),
-            self.plan_method(pruning, schedule),
+            self.plan_method(pruning, schedule, guidance),
             generators,
             seeds,
         )
@@ -218,8 +219,8 @@ class SwittiPipeline(NextScalePipeline):
             ValueError: As `__call__` would.
         """
         schedule = self.schedule(height, width)
-        method = self.plan_method(pruning, schedule)
         guidance = self._guidance(guidance_scale, *self._guided_scales(guidance_start, guidance_stop))
+        method = self.plan_method(pruning, schedule, guidance)
         depth, copies = len(self.transformer.blocks), 2 if guidance.active else 1
         plan, dense = plan_generation(method, schedule, depth), plan_generation(None, schedule, depth)
         rows, dense_rows = (rows_per_scale(guidance, images, copies, one) for one in (plan, dense))

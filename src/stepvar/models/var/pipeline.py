@@ -147,11 +147,12 @@ class VARPipeline(NextScalePipeline):
         classes = [entry for entry in self.classes(class_labels) for _ in range(num_images_per_label)]
         schedule = self.schedule(height, width)
         generators, seeds = make_generators(len(classes), seed, generator)
+        guidance = self._guidance(guidance_scale)
         request = _Request(
             classes,
-            self._guidance(guidance_scale),
+            guidance,
             self._sampling(top_k, top_p, smooth),
-            self.plan_method(pruning, schedule),
+            self.plan_method(pruning, schedule, guidance),
             generators,
             seeds,
         )
@@ -176,7 +177,8 @@ class VARPipeline(NextScalePipeline):
             ValueError: As `__call__` would.
         """
         schedule = self.schedule(height, width)
-        method, guidance = self.plan_method(pruning, schedule), self._guidance(guidance_scale)
+        guidance = self._guidance(guidance_scale)
+        method = self.plan_method(pruning, schedule, guidance)
         depth, copies = len(self.transformer.blocks), 2 if guidance.active else 1
         plan, dense = plan_generation(method, schedule, depth), plan_generation(None, schedule, depth)
         rows, dense_rows = (rows_per_scale(guidance, images, copies, one) for one in (plan, dense))
