@@ -93,8 +93,10 @@ def test_embedded_prompts_draw_what_prompts_draw(pipeline):
     wrong = ContextFeatures.empty(1, CONTEXT + 1, 24, torch.device("cpu"))
     with pytest.raises(ValueError, match="the model reads 7 tokens of 24 channels"):
         pipeline(prompt_embeds=wrong)
-    with pytest.raises(ValueError, match="embedded negative prompts"):
+    with pytest.raises(ValueError, match="2 prompts need as many negatives; got 1"):
         pipeline(prompt_embeds=context, negative_prompt_embeds=wrong)
+    with pytest.raises(ValueError, match="the model reads 7 tokens of 24 channels"):
+        pipeline(prompt_embeds=context, negative_prompt_embeds=wrong.repeat(2))
 
 
 def test_a_long_prompt_is_cut_with_a_warning(pipeline, caplog):

@@ -115,7 +115,7 @@ def test_features_stand_for_prompts(pipeline):
     empty = encode_prompts(tokenizers, encoders, [""])
     output = lone(prompt_features=features, negative_features=empty, seed=1)
     assert same(output, pipeline("a ring", seed=1))
-    with pytest.raises(ValueError, match="no text encoders: pass features, or load them"):
+    with pytest.raises(ValueError, match="no text encoder: pass encoded prompts, or convert"):
         lone("a ring")
 
 

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stepvar.generation.cascade import Cascade, cascade_costs
-from stepvar.generation.guidance import Guidance
-from stepvar.generation.report import ScaleCost, Summary
-from stepvar.generation.schedule import ScaleSchedule
+from stepvar.generation.report import ScaleCost
 from stepvar.models.cost import LayerSizes, transformer_costs
 from stepvar.models.infinity.transformer import InfinityTransformer, feed_forward_width
-from stepvar.models.pipeline import rows_per_scale
-from stepvar.pruning.base import PruningMethod, plan_generation
 from stepvar.pruning.plan import GenerationPlan
 
 
@@ -36,27 +31,3 @@ def scale_costs(
         text=text_tokens,
     )
     return transformer_costs(plan, rows, layer, lambda scale: width * 3 * config.bits)
-
-
-def summarise(
-    transformer: InfinityTransformer,
-    schedule: ScaleSchedule,
-    method: PruningMethod | None,
-    guidance: Guidance,
-    images: int,
-    text_tokens: int,
-    cascade: Cascade | None = None,
-) -> Summary:
-    """What a method will run and what that costs, against the dense run (of the drafter, in a cascade)."""
-
-    def costs(plan: GenerationPlan, model: InfinityTransformer) -> tuple[ScaleCost, ...]:
-        rows = rows_per_scale(guidance, images, 2 if guidance.active else 1, plan)
-        return scale_costs(model, plan, rows, text_tokens)
-
-    plan = plan_generation(method, schedule, len(transformer.blocks))
-    planned, usual = costs(plan, transformer), transformer
-    if cascade is not None:
-        usual = cascade.drafter.transformer
-        draft = cascade.draft.plan(schedule, len(usual.blocks))
-        planned = cascade_costs(costs(draft, usual), planned, cascade.scales)
-    return Summary(plan, planned, costs(GenerationPlan.dense(schedule, len(usual.blocks)), usual))
