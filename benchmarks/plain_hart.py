@@ -57,10 +57,14 @@ class PlainHART:
         guidance: Guidance,
         sampler: Sampler,
         residual: ResidualDraw,
-        observer: Callable[[Scale], None] | None = None,
+        observer: Callable[[str, Scale], None] = lambda name, scale: None,
         keep_logits: bool = False,
     ) -> PlainResult:
-        """Generates one batch; arguments as for our own loop and session, the last map at once."""
+        """Generates one batch; arguments as for our own loop and session, the last map at once.
+
+        Args:
+            observer: Hears of the loop's landmarks when they are reached: "input", "layer 0", ..., "latent".
+        """
         model = self.transformer
         context = model.embed_context(condition.features).to(self.dtype)
         caches = [BlockCache() for _ in model.blocks]
@@ -69,8 +73,10 @@ class PlainHART:
         result = PlainResult(latent)
         for scale in schedule:
             hidden = self._embed(scale, context, result.latent, len(condition) // images)
-            for block, cache in zip(model.blocks, caches, strict=True):
+            observer("input", scale)
+            for layer, (block, cache) in enumerate(zip(model.blocks, caches, strict=True)):
                 hidden = self._block(block, hidden, scale, schedule, condition, cache)
+                observer(f"layer {layer}", scale)
             hidden = hidden[:, -scale.tokens :]
             logits = self._guided(guidance, scale, self._head(hidden, context))
             if keep_logits:
@@ -83,8 +89,7 @@ class PlainHART:
                 values = choice.codes + self._residual(hidden, choice.index, residual)
                 added = values.transpose(1, 2).unflatten(2, grid)
             result.latent = result.latent + added
-            if observer is not None:
-                observer(scale)
+            observer("latent", scale)
         return result
 
     def _embed(self, scale: Scale, context: Tensor, latent: Tensor, copies: int) -> Tensor:

@@ -8,10 +8,12 @@ import torch
 from plain_hart import PlainHART
 from stepvar.generation.loop import generate
 from stepvar.generation.sampling import CodebookSampler
+from stepvar.generation.schedule import Scale
 from stepvar.models.hart.sampling import make_guidance, make_sampling
 from stepvar.models.hart.session import HARTSession, ResidualDraw, draw_residual_noise
 from stepvar.models.hart.sizes import scale_schedule
 from stepvar.models.hart.text import ContextFeatures
+from stepvar.pruning.plan import ScalePlan
 from tiny_hart import GRIDS, make_context, make_hart, make_vae
 
 
@@ -52,12 +54,31 @@ def test_other_kinds_of_blocks_are_refused():
         PlainHART(make_hart(modulation="table"), make_vae().quantizer)
 
 
-@pytest.mark.parametrize("late", [0, 2])
-def test_the_contest_runs_and_agrees(late):
-    from hart import Contest, build, measure
+def test_the_contest_runs_and_agrees():
+    from hart import METHODS, Contest, build, measure, table
 
-    told = measure(Contest(build(2, tiny=True), images=2, late=late), 1, ["paper", "fastvar"])
-    names = {"official arithmetic", "dense", "paper", "fastvar", "paper, residuals of kept tokens"}
-    assert told.keys() == names | {"equal_codes"}
-    assert all(told[name]["median"] > 0 for name in names)
+    told = measure(Contest(build(2, tiny=True), images=2), 1, depth=4)
+    contestants = told["contestants"]
+    assert contestants.keys() == {"official arithmetic", "dense", *METHODS}
     assert told["equal_codes"] > 0.99
+    for name, entry in contestants.items():
+        pruned = name in METHODS
+        assert ("kept" in entry) == pruned and ("all" in entry) == (name != "FastVAR")
+        assert (entry["choosing"]["median"] > 0) == pruned
+        assert 0 < entry["late scales"]["median"] < entry["picture"]["median"] > entry["run"]["median"]
+        assert (sum(entry["flops"]) < sum(contestants["dense"]["flops"])) == pruned
+    shown = table(told, 2, 4).splitlines()
+    assert shown[0] == "| | official arithmetic | dense | StepVAR | FastVAR |"
+    assert all(line.count("|") == 6 for line in shown[2:])
+
+
+def test_the_whole_depth_is_added_up_from_parts():
+    from hart import Clock, scale_seconds
+
+    clock = Clock(torch.device("cpu"))
+    clock.parts |= {(3, "outside"): 1.0, (3, "choosing"): 0.5, (3, "layer 0"): 0.2, (3, "layer 1"): 0.1}
+    scale = Scale(3, 4, 4)
+    measured = ScalePlan(scale, kept=8, first_layer=1, last_layer=2)
+    wanted = ScalePlan(scale, kept=8, first_layer=2, last_layer=24)
+    assert scale_seconds(clock, measured, wanted, 2, 24) == pytest.approx(1.5 + 2 * 0.2 + 22 * 0.1)
+    assert scale_seconds(clock, measured, measured, 2, 2) == pytest.approx(1.8)

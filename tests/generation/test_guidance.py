@@ -149,3 +149,11 @@ def test_lists_that_are_too_short_are_refused():
     assert per_scale([1, 2, 3, 4], 3, "x") == (1.0, 2.0, 3.0)
     with pytest.raises(ValueError, match=r"temperature has 2 entries, but the schedule has 6 scales"):
         per_scale([1.0, 2.0], len(SMALL), "temperature")
+
+
+def test_copies_of_an_image_that_is_no_longer_guided_are_one():
+    guidance, hidden = Guidance((3.0, 3.0), until=(2, 1, 2)), torch.arange(6.0).view(6, 1, 1)
+    assert guidance.paired(0, hidden) is hidden
+    assert guidance.paired(1, hidden).flatten().tolist() == [0, 1, 2, 3, 1, 5]
+    assert guidance.paired(1, hidden[:3]).flatten().tolist() == [0, 1, 2], "one copy has nothing to replace"
+    assert Guidance((3.0, 3.0)).paired(1, hidden) is hidden

@@ -3,6 +3,7 @@
 import pytest
 from accelerate import cpu_offload_with_hook
 
+from stepvar import SkipVAR
 from tiny_hart import make_pipeline as make_hart_pipeline
 from tiny_pipeline import make_pipeline as make_infinity_pipeline
 from tiny_switti import make_switti_pipeline
@@ -32,3 +33,6 @@ def test_parts_are_brought_in_before_they_work(make, prompt):
         part._hf_hook.pre_forward = recorded
     pipeline(prompt, seed=0)
     assert brought == ["transformer", "vae"]
+    brought.clear()
+    pipeline(prompt, seed=0, pruning=SkipVAR())
+    assert brought == ["transformer", *["vae", "transformer"] * 2, "vae"], "two looks at the picture"

@@ -6,7 +6,7 @@ import pytest
 
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.models.infinity.sizes import SizeTable
-from stepvar.models.pipeline import check_plan
+from stepvar.models.request import check_plan
 from stepvar.presets import PRESETS, resolve_pruning
 from stepvar.pruning.fastvar import FastVAR
 from stepvar.pruning.plan import GenerationPlan, find_scale

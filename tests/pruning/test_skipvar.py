@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stepvar.generation.schedule import Scale, ScaleSchedule
-from stepvar.models.pipeline import check_plan
+from stepvar.models.request import check_plan
 from stepvar.pruning.fastvar import FastVAR
 from stepvar.pruning.plan import GenerationPlan
 from stepvar.pruning.skipvar import RULES, SkipVAR, SkipVARPruner, edge_change, fine_share

@@ -86,6 +86,20 @@ class Guidance:
             mixed[released] = paired[released]
         return mixed
 
+    def paired(self, scale: int, hidden: Tensor) -> Tensor:
+        """Hidden states [B or 2B, ...] for a model that guides once more after the logits.
+
+        Both copies of an image that is no longer guided are its conditional one, so that mixing them changes
+        nothing.
+        """
+        released = [image for image, last in enumerate(self.until) if last <= scale]
+        images = len(self.until)
+        if not released or len(hidden) == images:
+            return hidden
+        hidden = hidden.clone()
+        hidden[[images + image for image in released]] = hidden[released]
+        return hidden
+
     def mix(self, scale: int, paired: Tensor) -> Tensor:
         """Mixes [2B, ...] into [B, ...]."""
         conditional, unconditional = paired.chunk(2)

@@ -63,7 +63,8 @@ class Session(Protocol):
 
         Args:
             choice: What the sampler drew.
-            hidden: [rows, N, C] hidden states that the logits came from.
+            hidden: [rows, N, C] hidden states that the logits came from; both copies of an image that is no
+                longer guided are its conditional one.
             tokens: Tokens that ran through the last layer; other positions' hidden states were recovered.
         """
         ...
@@ -196,7 +197,7 @@ def run_scale(
         _show(probe, "logits", scale, logits)
         drawn = sampler.sample(logits, scale)
         choice = pruner.settle(tokens, drawn, lambda: sampler.expect(logits, scale))
-    session.commit(scale, choice, hidden, tokens)
+    session.commit(scale, choice, guidance.paired(scale.index, hidden), tokens)
     _show(probe, "choice", scale, choice)
     _show(probe, "latent", scale, session.latent)
     return choice

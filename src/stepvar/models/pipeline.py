@@ -1,10 +1,10 @@
-"""What the pipelines of all models share: inputs, seeds, reports, pictures."""
+"""The one road that the pipelines of all models go: from a checked request to pictures and a report."""
 
 from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,16 +15,22 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor, nn
 
+from stepvar.generation.cascade import generate_in_cascade
 from stepvar.generation.guidance import Guidance
-from stepvar.generation.loop import plan_generation
-from stepvar.generation.progress import Stopwatch
-from stepvar.generation.report import Report
+from stepvar.generation.loop import Sampler, Session, generate, plan_generation
+from stepvar.generation.progress import Observer, Stopwatch
+from stepvar.generation.report import Report, ScaleCost, Summary
+from stepvar.generation.sampling import CodebookChoice
 from stepvar.generation.schedule import ScaleSchedule
+from stepvar.models.request import Request, check_guidance, check_plan
 from stepvar.presets import resolve_pruning
 from stepvar.pruning.base import PruningMethod
 from stepvar.pruning.plan import GenerationPlan
 
-MAXIMUM_SEED = 2**63 - 1
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+Costs = Callable[[GenerationPlan, Sequence[int]], tuple[ScaleCost, ...]]
+"""What every scale of a plan costs, for so many batch rows at each."""
 
 
 @dataclass
@@ -43,15 +49,32 @@ class ImageOutput(BaseOutput):
 class NextScalePipeline(DiffusionPipeline):
     """Base of the pipelines: one generation loop, one way to pass pruning, seeds and sizes.
 
-    A pipeline is called with what to draw, one thing or several: texts, unless it says otherwise.
+    A pipeline is called with what to draw, one thing or several: texts, unless it says otherwise. A model's
+    own has a `__call__` and a `summary`, and tells how it encodes texts, starts a session and draws values.
 
     Attributes:
         draws_videos: Whether results have `.frames`, and calls take `seconds`.
+        draws_previews: Whether a picture can be looked at before it is finished.
+        remembers: Whether every scale sees all earlier ones, by keys and values that could also be forgotten.
     """
 
     draws_videos = False
+    draws_previews = True
+    remembers = True
     example_prompt = "two yellow stars above a striped blue ring on sand"
     """Something that this kind of pipeline draws."""
+
+    def encode(self, prompts: Sequence[str]) -> Any:
+        """Features of texts, one a text."""
+        raise NotImplementedError
+
+    def start(self, request: Request, device: torch.device) -> Session:
+        """Encodes what a request asks for and starts the model on it."""
+        raise NotImplementedError
+
+    def sampler(self, request: Request, device: torch.device) -> Sampler:
+        """Draws the values of a request."""
+        raise NotImplementedError
 
     @property
     def origin(self) -> str:
@@ -67,32 +90,47 @@ class NextScalePipeline(DiffusionPipeline):
         return resolve_pruning(pruning, type(self).__name__)
 
     def plan_method(
-        self, pruning: PruningMethod | str | None, schedule: ScaleSchedule
+        self, pruning: PruningMethod | str | None, schedule: ScaleSchedule, guidance: Guidance
     ) -> PruningMethod | None:
         """Resolves what a caller passed as `pruning`, and checks that it does something on a schedule.
 
         Raises:
-            ValueError: When it is unknown, or cannot be met.
+            ValueError: When it is unknown, cannot be met, or is nothing for this kind of model.
         """
         method = self.resolve_pruning(pruning)
-        check_plan(plan_generation(method, schedule, len(self.transformer.blocks)), method)
+        plan = plan_generation(method, schedule, len(self.transformer.blocks))
+        check_plan(plan, method)
+        check_guidance(plan, guidance)
+        if plan.decides and not self.draws_previews:
+            raise ValueError(
+                f"{type(self).__name__} draws no previews, and the method decides by looking at one: "
+                "use a method that plans ahead."
+            )
+        if plan.retained and not self.remembers:
+            raise ValueError(
+                f"The method cuts keys and values that all later scales would see, and {type(self).__name__} "
+                "keeps none of this kind: use a method that prunes tokens."
+            )
         return method
 
-    def only_schedule(self, height: int | None, width: int | None) -> ScaleSchedule:
-        """The schedule of a transformer that draws one size.
+    def summarise(
+        self,
+        method: PruningMethod | None,
+        schedule: ScaleSchedule,
+        guidance: Guidance,
+        images: int,
+        costs: Costs,
+    ) -> Summary:
+        """What a method will run and what that costs, against the dense run."""
 
-        Raises:
-            ValueError: When another size is asked for.
-        """
-        schedule, pixels = self.transformer.schedule, self.transformer.config.pixels_per_token
-        own = (schedule.final.height * pixels, schedule.final.width * pixels)
-        height, width = own[0] if height is None else height, own[1] if width is None else width
-        if (height, width) != own:
-            raise ValueError(
-                f"This model draws {own[1]}x{own[0]} pixels only, not {width}x{height}: "
-                "leave the size out, or load a model of another size."
-            )
-        return schedule
+        def told(plan: GenerationPlan) -> tuple[ScaleCost, ...]:
+            ended = guidance if plan.unguided is None else replace(guidance, until=(plan.unguided,) * images)
+            copies = 2 if guidance.active else 1
+            return costs(plan, [ended.rows(entry.scale.index, images, copies) for entry in plan.scales])
+
+        depth = len(self.transformer.blocks)
+        plan = plan_generation(method, schedule, depth)
+        return Summary(plan, told(plan), told(GenerationPlan.dense(schedule, depth)))
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Refuses what this pipeline cannot draw, or would cut, before anything is computed.
@@ -100,19 +138,121 @@ class NextScalePipeline(DiffusionPipeline):
         Raises:
             ValueError: Saying what is wrong with it.
         """
-        tokenizer = getattr(self, "tokenizer", None)
-        if tokenizer is None or getattr(self, "text_encoder", None) is None:
-            raise ValueError(
-                "The model has no text encoder: convert it with 'stepvar convert --text-encoder DIR'."
-            )
+        self.require_text_encoder()
         longest = self.transformer.config.text_length
         for prompt in prompts:
-            length = len(tokenizer(prompt, verbose=False).input_ids)
+            length = len(self.tokenizer(prompt, verbose=False).input_ids)
             if length > longest:
                 raise ValueError(
                     f"The prompt has {length} tokens, but the model reads at most {longest}: shorten it by "
                     f"{length - longest} ({prompt[:60]!r}...)."
                 )
+
+    def require_text_encoder(self) -> None:
+        """Raises ValueError when there is nothing that could encode a text."""
+        if any(getattr(self, name) is None for name in self._optional_components):
+            raise ValueError(
+                "This pipeline has no text encoder: pass encoded prompts, or convert the model with "
+                "'stepvar convert --text-encoder DIR'."
+            )
+
+    def features(self, request: Request) -> tuple[Any, Any]:
+        """Encoded prompts, and encoded negatives where guidance needs them and they are the caller's.
+
+        Raises:
+            ValueError: When they cannot be encoded, or are not as many.
+        """
+        positive, negative = request.subject.features
+        if positive is None:
+            positive = self.encode(request.subject.prompts)
+        if not request.guidance.active:
+            return positive, None
+        if negative is None and request.subject.negatives is not None:
+            negative = self.encode(request.subject.negatives)
+        if negative is not None and len(negative) != len(positive):
+            raise ValueError(f"{len(positive)} prompts need as many negatives; got {len(negative)}.")
+        return positive, negative
+
+    def draw(self, request: Request, output_type: str, observer: Observer | None) -> ImageOutput:
+        """Carries out a request for pictures.
+
+        Raises:
+            ValueError: When the output type is unknown, or the texts cannot be encoded.
+        """
+        check_output_type(output_type)
+        reset_peak_memory(self._execution_device)
+        session, report = self.run(request, observer)
+        report.settings = self.settings(request)
+        return self.decode_output(session.latent, report, output_type)
+
+    def run(self, request: Request, observer: Observer | None) -> tuple[Session, Report]:
+        """Carries out a request but for the decoding.
+
+        Returns:
+            The session after the last scale, and a report that lacks settings, decoding and memory.
+        """
+        device, cascade = self._execution_device, request.cascade
+        watch = Stopwatch(device)
+        watch.mark()
+        # The noise of the loop comes first: what else a model draws must not move it.
+        sampler = self.sampler(request, device)
+        watch.mark()
+        session = self.start(request, device)
+        draft = cascade and cascade.drafter.start(request, device)
+        watch.mark()
+        settings = {
+            "guidance": request.guidance,
+            "sampler": sampler,
+            "pruning": request.method,
+            "observer": observer,
+            "preview": self.preview,
+        }
+        if cascade is None:
+            result = generate(session, **settings)
+        else:
+            result = generate_in_cascade(draft, session, cascade.scales, **settings)
+        watch.mark()
+        stages = {"text": watch.seconds(1), "scales": watch.seconds(0) + watch.seconds(2)}
+        choices = {
+            scale: choice.index if isinstance(choice, CodebookChoice) else choice
+            for scale, choice in result.choices.items()
+        }
+        seeds = request.subject.seeds
+        return session, Report(result.scales, stages, result.cache_bytes, 0, seeds, choices=choices)
+
+    def settings(self, request: Request) -> dict[str, Any]:
+        """What the pictures of a request depend on, in a form that JSON can hold."""
+        subject, (height, width) = request.subject, self.pixels(request.schedule)
+        negatives = {} if subject.negatives is None else {"negative_prompts": subject.negatives}
+        return describe(
+            {
+                "model": self.origin,
+                "prompts": subject.prompts,
+                **negatives,
+                "width": width,
+                "height": height,
+                "guidance_scale": request.guidance.weights,
+                "pruning": request.method,
+                "dtype": str(self.transformer.compute_dtype).removeprefix("torch."),
+                **self.own_settings(request),
+            }
+        )
+
+    def pixels(self, schedule: ScaleSchedule) -> tuple[int, int]:
+        """Height and width of what a schedule draws."""
+        side, final = self.transformer.config.pixels_per_token, schedule.final
+        return final.height * side, final.width * side
+
+    def own_settings(self, request: Request) -> dict[str, Any]:
+        """What they depend on besides, or in the model's own terms."""
+        return {}
+
+    def preview(self, codes: Tensor) -> Tensor:
+        """Draws codes [B, d, h, w] of any size as pixels in -1..1, in the middle of a generation."""
+        bring_in(self.vae)
+        pixels = self.vae.decode(codes)
+        bring_in(self.transformer)
+        return pixels
 
     def decode_output(self, latent: Tensor, report: Report, output_type: str) -> ImageOutput:
         """Decodes a latent, and completes the report of its generation."""
@@ -129,62 +269,10 @@ class NextScalePipeline(DiffusionPipeline):
         return ImageOutput(images=images, report=report)
 
 
-def as_prompts(prompt: str | Sequence[str], name: str = "prompt") -> list[str]:
-    """A prompt or several, as a list without empty ones.
-
-    Raises:
-        ValueError: When there is none, or one is empty or no text.
-    """
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    if not prompts:
-        raise ValueError(f"No {name} was given.")
-    for index, entry in enumerate(prompts):
-        if not isinstance(entry, str) or not entry.strip():
-            which = f"{name} {index + 1}" if len(prompts) > 1 else f"The {name}"
-            raise ValueError(f"{which} is empty: describe the picture in words.")
-    return prompts
-
-
-def make_generators(
-    images: int,
-    seed: int | Sequence[int] | None,
-    generator: torch.Generator | Sequence[torch.Generator] | None,
-) -> tuple[list[torch.Generator], list[int | None]]:
-    """One generator an image, and the seeds they were made from.
-
-    A single seed s gives the images s, s + 1, ...; without seed or generator fresh seeds are drawn,
-    and reported, so that every picture can be made again.
-
-    Raises:
-        ValueError: When the numbers do not fit, or a seed is out of range.
-    """
-    if generator is not None:
-        given = [generator] if isinstance(generator, torch.Generator) else list(generator)
-        if len(given) == 1 and images > 1:
-            raise ValueError(f"{images} images need {images} generators, so that each is its own; got one.")
-        if len(given) != images:
-            raise ValueError(f"{images} images need {images} generators; got {len(given)}.")
-        return given, [None] * images
-    if seed is None:
-        first = int(torch.seed() % 2**31)
-        seeds = [first + index for index in range(images)]
-    elif isinstance(seed, int):
-        seeds = [seed + index for index in range(images)]
-    else:
-        seeds = [int(value) for value in seed]
-    if len(seeds) != images:
-        raise ValueError(f"{images} images need {images} seeds; got {len(seeds)}.")
-    for value in seeds:
-        if not 0 <= value <= MAXIMUM_SEED:
-            raise ValueError(f"The seed {value} is out of range: use 0 to {MAXIMUM_SEED}.")
-    return [torch.Generator().manual_seed(value) for value in seeds], list(seeds)
-
-
-def rows_per_scale(guidance: Guidance, images: int, copies: int, plan: GenerationPlan) -> list[int]:
-    """Batch rows that each scale computes, of a plan that may end guidance early."""
-    if plan.unguided is not None:
-        guidance = replace(guidance, until=(plan.unguided,) * images)
-    return [guidance.rows(entry.scale.index, images, copies) for entry in plan.scales]
+def check_output_type(output_type: str) -> None:
+    """Raises ValueError when there is no such form of pictures."""
+    if output_type not in OUTPUT_TYPES:
+        raise ValueError(f"Unknown output_type {output_type!r}; known are {', '.join(OUTPUT_TYPES)}.")
 
 
 def bring_in(part: nn.Module) -> None:
@@ -195,15 +283,6 @@ def bring_in(part: nn.Module) -> None:
     hook = getattr(part, "_hf_hook", None)
     if hook is not None:
         hook.pre_forward(part)
-
-
-def check_plan(plan: GenerationPlan, method: PruningMethod | None) -> None:
-    """Raises ValueError when a pruning method would not change anything although it names scales."""
-    if method is not None and not plan.changes and not getattr(method, "ratios", None):
-        raise ValueError(
-            "Pruning was asked for, but it names no scale to prune or skip: "
-            "give ratios such as {-1: 0.5}, or scales to skip, or pass pruning=None."
-        )
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -230,9 +309,6 @@ def to_output(pixels: Tensor, kind: str) -> list[Image.Image] | np.ndarray | Ten
     # Truncation, as the official code converts.
     bytes_ = (scaled * 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(picture) for picture in bytes_]
-
-
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 def describe(value: Any) -> Any:

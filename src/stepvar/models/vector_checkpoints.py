@@ -173,19 +173,24 @@ def load_vector_tokenizer(
     return tokenizer.eval()
 
 
-def check_pair(transformer: ModelMixin, tokenizer: VectorTokenizer) -> None:
+def check_pair(
+    transformer: ModelMixin, tokenizer: VectorTokenizer, codes: str = "codes", channels: str = "channels"
+) -> None:
     """Checks that a transformer's codes are the tokenizer's.
+
+    Args:
+        codes, channels: What the transformer's configuration calls the tokenizer's.
 
     Raises:
         CheckpointError: When codes, channels or pixels per token differ.
     """
     ours, theirs = transformer.config, tokenizer.config
-    wanted = (ours.codes, ours.channels, ours.pixels_per_token)
+    wanted = (ours[codes], ours[channels], ours.pixels_per_token)
     offered = (theirs.codes, theirs.channels, tokenizer.stride)
     if wanted != offered:
         sides = [
-            f"{codes} codes of {channels} channels for {pixels} x {pixels} pixels"
-            for codes, channels, pixels in (wanted, offered)
+            f"{count} codes of {width} channels for {pixels} x {pixels} pixels"
+            for count, width, pixels in (wanted, offered)
         ]
         raise CheckpointError(
             f"The transformer draws {sides[0]}, but the tokenizer has {sides[1]}; "

@@ -106,16 +106,20 @@ class GenerationPlan:
         """Most tokens whose keys and values a layer holds between two scales."""
         return max(self.remembered(layer))
 
-    def stored_tokens(self) -> list[int]:
+    def stored_tokens(self, besides: int = 0) -> list[int]:
         """Room for keys and values, in tokens of all layers together, that is needed up to each scale.
 
         Where a layer is about to forget, it attends in a workspace that all layers share: that counts too.
+
+        Args:
+            besides: Tokens that every layer holds besides those of the maps, a prompt's for example; they are
+                never forgotten.
         """
-        room, work = [0] * len(self.scales), [0] * len(self.scales)
+        room, work = [besides * self.depth] * len(self.scales), [0] * len(self.scales)
         for layer in range(self.depth):
             held, seen = self.remembered(layer), self.attended(layer)
             room = [total + most for total, most in zip(room, accumulate(held, max), strict=True)]
-            cut = [tokens if tokens > left else 0 for tokens, left in zip(seen, held, strict=True)]
+            cut = [tokens + besides if tokens > left else 0 for tokens, left in zip(seen, held, strict=True)]
             work = [max(widest, tokens) for widest, tokens in zip(work, cut, strict=True)]
         return [tokens + most for tokens, most in zip(room, accumulate(work, max), strict=True)]
 

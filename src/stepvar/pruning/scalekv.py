@@ -227,10 +227,10 @@ def _steps(entries: Sequence[ScalePlan], plan: GenerationPlan, layer: int) -> li
 
 
 def window_places(entry: ScalePlan, layer: int) -> list[int]:
-    """Which of a scale's tokens choose: on a grid of 4 x 4, or evenly spread where some are pruned."""
+    """Which of a scale's tokens choose: on a grid of 4 x 4, or evenly spread where not all of a map run."""
     count = entry.tokens(layer)
-    _, height, width = entry.scale.grid
-    if count < entry.scale.tokens or entry.scale.frames > 1 or min(height, width) < 4:
+    frames, height, width = entry.scale.grid
+    if count < height * width or frames > 1 or min(height, width) < 4:
         size = min(WINDOW, count)
         return [(2 * place + 1) * count // (2 * size) for place in range(size)]
 
@@ -249,7 +249,7 @@ class BudgetedLayer:
         workspace: [2, R, H, M, c], shared by all layers: holds what a scale sees where the layer will
             not remember it all.
         steps: One a scale that runs.
-        extra: Tokens that are remembered besides those of the plan.
+        extra: Tokens at the start that are remembered besides those of the plan, whatever is asked for.
     """
 
     def __init__(self, buffers: LayerCache, workspace: Tensor, steps: Sequence[_Step], extra: int) -> None:
@@ -280,11 +280,13 @@ class BudgetedLayer:
         self.buffers.length = 0
         if step.kept:
             window = torch.tensor(step.window, device=key.device)
-            chosen = choose(query[:, :, window], keys, held + window, step.kept + self.extra)
+            maps = slice(self.extra, None)
+            places = held - self.extra + window
+            chosen = choose(query[:, :, window], keys[:, :, maps], places, step.kept)
             chosen = chosen.unsqueeze(-1).expand(-1, -1, -1, keys.shape[-1])
-            self.buffers.length = chosen.shape[2]
-            self.buffers.keys[:rows, :, : chosen.shape[2]] = keys.gather(2, chosen)
-            self.buffers.values[:rows, :, : chosen.shape[2]] = values.gather(2, chosen)
+            self.buffers.length = self.extra + step.kept
+            for buffer, whole in ((self.buffers.keys, keys), (self.buffers.values, values)):
+                buffer[:rows, :, self.extra : self.buffers.length] = whole[:, :, maps].gather(2, chosen)
         return output
 
 

@@ -32,8 +32,8 @@ from stepvar.pruning.plan import GenerationPlan
 LATE_SCALES = 3
 """Scales that may be left out."""
 
-PREVIEW_SHARE = 8
-"""The preview has 1 / 8 of the final grid's sides: 8 x 8 latent positions for 64 x 64."""
+PREVIEW_SHARE, SMALLEST_PREVIEW = 8, 2
+"""The preview has 1 / 8 of the final grid's sides: 8 x 8 latent positions for 64 x 64; and at least two."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,10 @@ class SkipVAR:
             )
         if schedule.final.frames > 1:
             raise ValueError("SkipVAR judges pictures; a clip has several.")
+        if schedule.final.part is not None:
+            raise ValueError(
+                "SkipVAR may leave out the last map, which is drawn in parts here: draw it at once."
+            )
         return replace(plan_generation(self.pruning, schedule, depth), decides=True)
 
     def start(self, plan: GenerationPlan, device: torch.device) -> Pruner:
@@ -185,7 +189,7 @@ class SkipVARPruner(NestedPruner):
 
 def _small(latent: Tensor) -> Tensor:
     """Codes [B, d, H, W] at the size of a preview."""
-    size = [max(side // PREVIEW_SHARE, 1) for side in latent.shape[-2:]]
+    size = [max(side // PREVIEW_SHARE, SMALLEST_PREVIEW) for side in latent.shape[-2:]]
     return functional.interpolate(latent, size=size, mode="bilinear", align_corners=False)
 
 

@@ -93,8 +93,10 @@ def test_embedded_prompts_draw_what_prompts_draw(pipeline):
     wrong = ContextFeatures.empty(1, CONTEXT + 1, 24, torch.device("cpu"))
     with pytest.raises(ValueError, match="the model reads 7 tokens of 24 channels"):
         pipeline(prompt_embeds=wrong)
-    with pytest.raises(ValueError, match="embedded negative prompts"):
+    with pytest.raises(ValueError, match="2 prompts need as many negatives; got 1"):
         pipeline(prompt_embeds=context, negative_prompt_embeds=wrong)
+    with pytest.raises(ValueError, match="the model reads 7 tokens of 24 channels"):
+        pipeline(prompt_embeds=context, negative_prompt_embeds=wrong.repeat(2))
 
 
 def test_a_long_prompt_is_cut_with_a_warning(pipeline, caplog):
@@ -144,7 +146,7 @@ def test_paper_and_fastvar_prune_the_same_tokens(pipeline):
         ({"prompt": "a ring", "guidance_scale": [1.0, 2.0]}, "2 entries"),
         ({"prompt": "a ring", "top_p": 2.0}, "top_p is 2"),
         ({"prompt": "a ring", "negative_prompt": ["a", "b"]}, "one negative prompt"),
-        ({"prompt": "a ring", "pruning": "turbo"}, "known are none, paper, prune, skip, fastvar"),
+        ({"prompt": "a ring", "pruning": "turbo"}, "known are none, paper, prune, skip, fastvar, unguided"),
         ({"prompt": "a ring", "num_images_per_prompt": 0}, "1 or more"),
         ({"prompt": "a ring", "seed": [1, 2]}, "1 images need 1 seeds"),
     ],

@@ -196,7 +196,7 @@ def test_a_pipeline_without_a_text_encoder_takes_embeddings_only(pipeline):
     lone = InfinityPipeline(pipeline.transformer, pipeline.vae)
     embeds = encode_prompts(pipeline.tokenizer, pipeline.text_encoder, ["a ring"], 12)
     assert same(lone(prompt_embeds=embeds, seed=1), pipeline("a ring", seed=1))
-    with pytest.raises(ValueError, match="no text encoder: pass prompt_embeds, or load one"):
+    with pytest.raises(ValueError, match="no text encoder: pass encoded prompts, or convert"):
         lone("a ring")
 
 

@@ -141,9 +141,14 @@ def test_a_converted_folder_draws(files, tmp_path):
 
 def test_wrong_text_encoders_are_refused(files, tmp_path):
     one, two = tmp_path / "clip0", tmp_path / "clip1"
-    with pytest.raises(CheckpointError, match="reads two text encoders, but 1 was given"):
+    with pytest.raises(
+        CheckpointError,
+        match="reads 2 text encoders, but 1 was given: give clip-vit-large-patch14, then CLIP",
+    ):
         convert(*files, one, tmp_path / "out")
-    with pytest.raises(CheckpointError, match=f"give {WIDTHS[1]} and {WIDTHS[0]} channels, but the transf"):
+    with pytest.raises(
+        CheckpointError, match=f"clip1' gives {WIDTHS[1]} channels, but the transformer reads {WIDTHS[0]}"
+    ):
         convert(*files, [two, one], tmp_path / "out")
     with pytest.raises(CheckpointError, match="cannot be loaded"):
         convert(*files, [one, tmp_path], tmp_path / "out")

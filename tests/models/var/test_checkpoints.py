@@ -158,7 +158,7 @@ def test_a_wrong_conversion_leaves_nothing_behind(files, tmp_path):
     (tmp_path / "two.txt").write_text("cat\ndog\n")
     with pytest.raises(CheckpointError, match=r"draws 40 codes of 8 channels for 16 x 16 pixels, but the"):
         convert(files[0], tmp_path / "other.safetensors", None, tmp_path / "out")
-    with pytest.raises(CheckpointError, match="VAR draws classes and reads no text"):
+    with pytest.raises(CheckpointError, match="VAR reads no text: leave the text encoder out"):
         convert(*files, tmp_path, tmp_path / "out")
     with pytest.raises(CheckpointError, match="does not name the 6 classes"):
         convert(*files, None, tmp_path / "out", labels=tmp_path / "two.txt")

@@ -14,15 +14,15 @@ from typing import Any
 
 import torch
 
-from stepvar.models.folders import save_text_side, write_index
+from stepvar.models import vector_checkpoints
+from stepvar.models.conversion import Conversion, TextSide
 from stepvar.models.hart.official import infer_config, is_optional, rename, to_official
 from stepvar.models.hart.text import load_text_encoder, load_text_tokenizer
 from stepvar.models.hart.tokenizer import HARTTokenizer
 from stepvar.models.hart.transformer import HARTTransformer
-from stepvar.models.loading import Checkpoint, CheckpointError, saved_config, staged_folder
+from stepvar.models.loading import Checkpoint, CheckpointError, saved_config
 from stepvar.models.official import OfficialFormat
 from stepvar.models.square_schedules import LEVELS
-from stepvar.models.vector_checkpoints import load_vector_tokenizer
 
 PathLike = str | os.PathLike[str]
 
@@ -120,7 +120,7 @@ def load_tokenizer(
     path = Path(path).expanduser()
     source = f"'{path}'"
     prefix = "vae." if any(key.startswith("vae.") for key in Checkpoint.open(path).layout) else ""
-    tokenizer = load_vector_tokenizer(HARTTokenizer, path, dtype, device, prefix)
+    tokenizer = vector_checkpoints.load_vector_tokenizer(HARTTokenizer, path, dtype, device, prefix)
     if saved_config(path, HARTTokenizer.__name__) is None:
         told = official_config(path) or {}
         expected = {theirs: tokenizer.config[ours] for theirs, ours in _TOKENIZER_FIELDS.items()}
@@ -142,18 +142,8 @@ def check_pair(transformer: HARTTransformer, tokenizer: HARTTokenizer) -> None:
         CheckpointError: When codes, channels or pixels per token differ, or the tokenizer's refinements do
             not fit the number of scales.
     """
+    vector_checkpoints.check_pair(transformer, tokenizer, "codebook_size", "latent_channels")
     ours, theirs = transformer.config, tokenizer.config
-    wanted = (ours.codebook_size, ours.latent_channels, ours.pixels_per_token)
-    offered = (theirs.codes, theirs.channels, tokenizer.stride)
-    if wanted != offered:
-        sides = [
-            f"{codes} codes of {channels} channels for {pixels} x {pixels} pixels"
-            for codes, channels, pixels in (wanted, offered)
-        ]
-        raise CheckpointError(
-            f"The transformer draws {sides[0]}, but the tokenizer has {sides[1]}; "
-            "give the tokenizer it was trained with."
-        )
     if theirs.refine_by_scale and theirs.refinements < len(ours.sides) - 1:
         raise CheckpointError(
             f"The tokenizer has refinements for {theirs.refinements} scales, but the transformer has "
@@ -161,63 +151,20 @@ def check_pair(transformer: HARTTransformer, tokenizer: HARTTokenizer) -> None:
         )
 
 
-def convert(
-    transformer_path: PathLike,
-    tokenizer_path: PathLike,
-    text_encoder: PathLike | None,
-    output_dir: PathLike,
-    dtype: torch.dtype | None = None,
-) -> Path:
-    """Writes a folder that `HARTPipeline.from_pretrained` loads.
-
-    Nothing is half-written: the folder appears under its name when it is complete.
-
-    Args:
-        transformer_path: As for `load_transformer`; of a published folder the averaged weights.
-        tokenizer_path: As for `load_tokenizer`.
-        text_encoder: Folder of the Qwen2 language model and its tokenizer, e.g. Qwen2-VL-1.5B-Instruct; None
-            leaves both out.
-        output_dir: The new folder.
-        dtype: Number format of the transformer; None keeps the file's. The tokenizer keeps its own.
-
-    Returns:
-        The new folder.
-
-    Raises:
-        CheckpointError: When an input cannot be used, the inputs do not fit each other, or the folder exists.
-    """
-    if isinstance(text_encoder, (list, tuple)):
-        raise CheckpointError(f"HART reads one text encoder, but {len(text_encoder)} were given.")
-    with staged_folder(output_dir) as folder:
-        # Without a change of format nothing is read yet, so a wrong pair is refused at once.
-        tokenizer = load_tokenizer(tokenizer_path)
-        transformer = load_transformer(transformer_path, pixels_per_token=tokenizer.stride)
-        check_pair(transformer, tokenizer)
-        components: dict[str, tuple[str | None, str | None]] = {
-            "transformer": ("stepvar", HARTTransformer.__name__),
-            "vae": ("stepvar", HARTTokenizer.__name__),
-            "text_encoder": (None, None),
-            "tokenizer": (None, None),
-        }
-        if text_encoder is not None:
-            components |= _save_text_encoder(text_encoder, transformer, folder)
-        if dtype is not None:
-            transformer = load_transformer(transformer_path, dtype, pixels_per_token=tokenizer.stride)
-        transformer.save_pretrained(folder / "transformer")
-        tokenizer.save_pretrained(folder / "vae")
-        write_index(folder, "HARTPipeline", components)
-    return Path(output_dir).expanduser()
-
-
-def _save_text_encoder(
-    path: PathLike, transformer: HARTTransformer, folder: Path
-) -> dict[str, tuple[str, str]]:
-    """Saves language model and tokenizer beside the other components; returns their entries in the index."""
-    encoder, tokenizer = load_text_encoder(path), load_text_tokenizer(path)
-    given, wanted = encoder.config.hidden_size, transformer.config.context_channels
-    if given != wanted:
-        raise CheckpointError(
-            f"The text encoder '{path}' gives {given} channels, but the transformer reads {wanted}; "
-            "give the one it was trained with, Qwen2-VL-1.5B-Instruct for the published model."
-        )
-    return save_text_side(encoder, tokenizer, folder)
+convert = Conversion(
+    "HARTPipeline",
+    load_transformer,
+    load_tokenizer,
+    check_pair,
+    (
+        TextSide(
+            "Qwen2-VL-1.5B-Instruct",
+            load_text_encoder,
+            lambda path, config: load_text_tokenizer(path),
+            "hidden_size",
+            lambda config: config.context_channels,
+        ),
+    ),
+    told_by_tokenizer=lambda tokenizer: {"pixels_per_token": tokenizer.stride},
+)
+"""Of a published folder llm/ it takes the averaged weights."""

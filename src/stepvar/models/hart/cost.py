@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from stepvar.generation.report import ScaleCost
+from stepvar.models.cost import LayerSizes, transformer_costs
 from stepvar.models.hart.transformer import HARTTransformer, gated_width
 from stepvar.pruning.plan import GenerationPlan, ScalePlan
 
@@ -30,27 +32,23 @@ def scale_costs(
     """
     config = transformer.config
     width, hidden = config.width, config.hidden_width or gated_width(config.width)
-    item = transformer.compute_dtype.itemsize
-    last = (plan.scales[-1].scale.height, plan.scales[-1].scale.width)
-    cached = [0] * plan.depth
-    costs = []
-    for entry, count in zip(plan.scales, rows, strict=True):
-        flops = cache = 0
+    layer = LayerSizes(
+        width,
+        4 * width**2 + 3 * width * hidden,
+        transformer.compute_dtype.itemsize,
         # All context tokens run in the place of the first scale's only token.
-        context = config.context_tokens - 1 if entry.scale.index == 0 else 0
-        if not entry.skipped:
-            flops += 2 * entry.scale.tokens * width * config.codebook_size
-        for layer in range(plan.depth):
-            tokens = entry.tokens(layer) + context
-            cached[layer] += tokens
-            flops += 2 * tokens * (4 * width**2 + 3 * width * hidden)
-            flops += 4 * tokens * width * cached[layer]
-            cache += 2 * tokens * width * item
-        total = count * flops
-        if (entry.scale.height, entry.scale.width) == last and not entry.skipped:
-            total += images * residual_copies * _residual_flops(transformer, entry, residual)
-        costs.append(ScaleCost(total, count * cache, 0 if entry.skipped else count))
-    return tuple(costs)
+        prompt=config.context_tokens - 1,
+    )
+    costs = transformer_costs(plan, rows, layer, lambda scale: width * config.codebook_size)
+    sides = (plan.scales[-1].scale.height, plan.scales[-1].scale.width)
+    told = []
+    for entry, count, cost in zip(plan.scales, rows, costs, strict=True):
+        if (entry.scale.height, entry.scale.width) == sides and not entry.skipped:
+            # A scale without guidance leaves the head none either.
+            copies = min(images * residual_copies, count)
+            cost = replace(cost, flops=cost.flops + copies * _residual_flops(transformer, entry, residual))
+        told.append(cost)
+    return tuple(told)
 
 
 def _residual_flops(transformer: HARTTransformer, entry: ScalePlan, residual: str) -> int:

@@ -4,59 +4,45 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stepvar.generation.guidance import Guidance
-from stepvar.generation.loop import generate, plan_generation
-from stepvar.generation.progress import Observer, Stopwatch
-from stepvar.generation.report import Report, Summary
-from stepvar.generation.sampling import CodebookSampler, CodebookSettings
+from stepvar.generation.progress import Observer
+from stepvar.generation.report import Summary
 from stepvar.generation.schedule import ScaleSchedule
+from stepvar.models.codebook import CodebookPipeline
 from stepvar.models.hart.checkpoints import check_pair
 from stepvar.models.hart.cost import scale_costs
-from stepvar.models.hart.sampling import PerScale, make_guidance, make_sampling
+from stepvar.models.hart.sampling import make_guidance, make_sampling
 from stepvar.models.hart.session import HARTSession, ResidualDraw, draw_residual_noise
 from stepvar.models.hart.sizes import draw_orders, scale_schedule
 from stepvar.models.hart.text import ContextFeatures, encode_prompts
 from stepvar.models.hart.tokenizer import HARTTokenizer
 from stepvar.models.hart.transformer import HARTTransformer
-from stepvar.models.pipeline import (
-    OUTPUT_TYPES,
-    ImageOutput,
-    NextScalePipeline,
-    as_prompts,
-    bring_in,
-    describe,
-    make_generators,
-    reset_peak_memory,
-    rows_per_scale,
-)
+from stepvar.models.pipeline import ImageOutput, bring_in
+from stepvar.models.request import PerScale, Request, Subject
 from stepvar.pruning.base import PruningMethod
 
 RESIDUALS = ("all", "kept", "none")
 """Where the diffusion head draws residuals: everywhere, where the transformer ran, or nowhere."""
 
 
-@dataclass(frozen=True)
-class _Request:
-    """Checked inputs of one call: nothing has been computed yet."""
+@dataclass(frozen=True, kw_only=True)
+class HARTRequest(Request):
+    """A checked call.
 
-    prompts: list[str]
-    negatives: list[str] | None
-    schedule: ScaleSchedule
-    guidance: Guidance
-    sampling: CodebookSettings
+    Attributes:
+        residual: One of `RESIDUALS`.
+    """
+
     residual: str
-    method: PruningMethod | None
-    generators: list[torch.Generator]
-    seeds: list[int | None]
 
 
-class HARTPipeline(NextScalePipeline):
+class HARTPipeline(CodebookPipeline):
     """Draws pictures from prompts.
 
     Args:
@@ -149,34 +135,21 @@ class HARTPipeline(NextScalePipeline):
         Raises:
             ValueError: When an input is wrong; nothing has been computed then.
         """
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"Unknown output_type {output_type!r}; known are {', '.join(OUTPUT_TYPES)}.")
         _require_known(residual)
-        prompts = [""] * len(prompt_embeds) if prompt_embeds is not None else as_prompts(prompt or "")
-        if num_images_per_prompt < 1:
-            raise ValueError(f"num_images_per_prompt is {num_images_per_prompt}; it must be 1 or more.")
+        features = (prompt_embeds, negative_prompt_embeds)
+        subject = Subject.of_texts(prompt, negative_prompt, features, seed, generator, num_images_per_prompt)
         config, schedule = self.config, self.schedule(height, width, parts)
-        generators, seeds = make_generators(len(prompts) * num_images_per_prompt, seed, generator)
-        request = _Request(
-            prompts,
-            self._negatives(negative_prompt, len(prompts)),
+        guidance = self._guidance(guidance_scale, schedule)
+        sampling = make_sampling(
             schedule,
-            make_guidance(config.guidance_scale if guidance_scale is None else guidance_scale, schedule),
-            make_sampling(
-                schedule,
-                1.0 if temperature is None else temperature,
-                config.top_k if top_k is None else top_k,
-                config.top_p if top_p is None else top_p,
-                config.smooth if smooth is None else smooth,
-            ),
-            residual,
-            self.plan_method(pruning, schedule),
-            generators,
-            seeds,
+            1.0 if temperature is None else temperature,
+            config.top_k if top_k is None else top_k,
+            config.top_p if top_p is None else top_p,
+            config.smooth if smooth is None else smooth,
         )
-        embeds = (prompt_embeds, negative_prompt_embeds)
-        latent, report = self._generate(request, num_images_per_prompt, embeds, observer)
-        return self.decode_output(latent, report, output_type)
+        method = self.plan_method(pruning, schedule, guidance)
+        request = HARTRequest(subject, schedule, guidance, sampling, method, residual=residual)
+        return self.draw(request, output_type, observer)
 
     def summary(
         self,
@@ -199,19 +172,13 @@ class HARTPipeline(NextScalePipeline):
         """
         _require_known(residual)
         schedule = self.schedule(height, width, parts)
-        method = self.plan_method(pruning, schedule)
-        scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
-        guidance = make_guidance(scale, schedule)
-        depth, copies = len(self.transformer.blocks), 2 if guidance.active else 1
-        plan, dense = plan_generation(method, schedule, depth), plan_generation(None, schedule, depth)
-        rows, dense_rows = (rows_per_scale(guidance, images, copies, one) for one in (plan, dense))
-        head_copies = 1 if guidance.weights[-1] in (1.0, 2.0) else 2
-        everywhere = "none" if residual == "none" else "all"
-        return Summary(
-            plan,
-            scale_costs(self.transformer, plan, rows, images, residual, head_copies),
-            scale_costs(self.transformer, dense, dense_rows, images, everywhere, head_copies),
+        guidance = self._guidance(guidance_scale, schedule)
+        method = self.plan_method(pruning, schedule, guidance)
+        copies = 1 if guidance.weights[-1] in (1.0, 2.0) else 2
+        costs = partial(
+            scale_costs, self.transformer, images=images, residual=residual, residual_copies=copies
         )
+        return self.summarise(method, schedule, guidance, images, costs)
 
     def schedule(self, height: int | None = None, width: int | None = None, parts: int = 1) -> ScaleSchedule:
         """The model's one scale schedule, with the last map in so many parts.
@@ -219,149 +186,75 @@ class HARTPipeline(NextScalePipeline):
         Raises:
             ValueError: When another size, or too many parts are asked for.
         """
-        whole = self.only_schedule(height, width)
+        whole = super().schedule(height, width)
         return scale_schedule([(scale.height, scale.width) for scale in whole], parts)
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Refuses prompts when there is nothing that could encode them; long ones are cut, with a warning."""
-        self._require_text_encoder()
+        self.require_text_encoder()
 
-    def _negatives(self, negative: str | Sequence[str] | None, prompts: int) -> list[str] | None:
-        if negative is None or negative == "":
-            return None
-        negatives = as_prompts(negative, "negative prompt")
-        if len(negatives) == 1:
-            negatives *= prompts
-        if len(negatives) != prompts:
-            raise ValueError(
-                f"{prompts} prompts need one negative prompt, or {prompts}; got {len(negatives)}."
-            )
-        return negatives
+    def _guidance(self, scale: PerScale | None, schedule: ScaleSchedule) -> Guidance:
+        return make_guidance(self.config.guidance_scale if scale is None else scale, schedule)
 
-    def _generate(
-        self,
-        request: _Request,
-        repeats: int,
-        embeds: tuple[ContextFeatures | None, ContextFeatures | None],
-        observer: Observer | None,
-    ) -> tuple[Tensor, Report]:
-        device = self._execution_device
-        reset_peak_memory(device)
-        watch = Stopwatch(device)
-        watch.mark()
-        condition = self._condition(request, repeats, embeds, device)
-        watch.mark()
+    def encode(self, prompts: Sequence[str]) -> ContextFeatures:
+        self.require_text_encoder()
+        length, device = self.transformer.config.context_tokens, self._execution_device
+        return encode_prompts(self.tokenizer, self.text_encoder, prompts, length, device)
+
+    def start(self, request: HARTRequest, device: torch.device) -> HARTSession:
+        subject, final = request.subject, request.schedule.final
+        condition = self._condition(request)
         bring_in(self.transformer)
-        # Offloading moves a component when it is called, and the quantiser is used before its tokenizer is.
-        quantizer, generators = self.vae.quantizer.to(device), request.generators
-        sampler = CodebookSampler(
-            request.sampling, request.schedule, quantizer.codebook.weight, generators, device
-        )
-        session = HARTSession(
+        return HARTSession(
             self.transformer,
-            quantizer,
+            self.quantizer(device),
             condition,
-            len(generators),
+            subject.images,
             request.schedule,
             self._residual(request, device),
-            draw_orders(generators, request.schedule.final, device),
+            draw_orders(subject.generators, final, device),
         )
-        result = generate(
-            session,
-            guidance=request.guidance,
-            sampler=sampler,
-            pruning=request.method,
-            observer=observer,
-        )
-        watch.mark()
-        stages = {"text": watch.seconds(0), "scales": watch.seconds(1)}
-        report = Report(
-            result.scales,
-            stages,
-            result.cache_bytes,
-            0,
-            request.seeds,
-            self._settings(request),
-            {scale: choice.index for scale, choice in result.choices.items()},
-        )
-        return result.latent, report
 
-    def _residual(self, request: _Request, device: torch.device) -> ResidualDraw | None:
+    def _residual(self, request: HARTRequest, device: torch.device) -> ResidualDraw | None:
         """How residuals are drawn; their noise is drawn in any case, so that it moves no other noise."""
-        final = request.schedule.final
-        noise = draw_residual_noise(
-            request.generators,
-            final.height * final.width,
-            self.transformer.config.latent_channels,
-            len(self.transformer.residual_head.schedule),
-            device,
-        )
+        final, head = request.schedule.final, self.transformer.residual_head
+        tokens, channels = final.height * final.width, self.transformer.config.latent_channels
+        noise = draw_residual_noise(request.subject.generators, tokens, channels, len(head.schedule), device)
         if request.residual == "none":
             return None
         return ResidualDraw(noise, request.guidance.weights[-1] - 1.0, request.residual == "all")
 
-    def _condition(
-        self,
-        request: _Request,
-        repeats: int,
-        embeds: tuple[ContextFeatures | None, ContextFeatures | None],
-        device: torch.device,
-    ) -> ContextFeatures:
+    def _condition(self, request: HARTRequest) -> ContextFeatures:
         """Context of every row, conditional rows first."""
-        positive = embeds[0] if embeds[0] is not None else self._encode(request.prompts, device)
-        config = self.transformer.config
-        if positive.features.shape[1:] != (config.context_tokens, config.context_channels):
-            raise ValueError(
-                f"The embedded prompts are {list(positive.features.shape[1:])} each; the model reads "
-                f"{config.context_tokens} tokens of {config.context_channels} channels."
-            )
-        positive = positive.repeat(repeats)
+        positive, negative = self.features(request)
+        for given in (positive, negative):
+            self._require_shape(given)
+        positive = positive.repeat(request.subject.repeats)
         if not request.guidance.active:
             return positive
-        if embeds[1] is None and request.negatives is None:
+        if negative is None:
             return positive.joined(ContextFeatures.empty(*positive.features.shape, positive.features.device))
-        negative = embeds[1] if embeds[1] is not None else self._encode(request.negatives or [], device)
-        negative = negative.repeat(repeats)
-        if negative.features.shape != positive.features.shape:
-            raise ValueError(
-                f"The embedded negative prompts are {list(negative.features.shape)} in all, but the prompts "
-                f"{list(positive.features.shape)}."
-            )
-        return positive.joined(negative)
+        return positive.joined(negative.repeat(request.subject.repeats))
 
-    def _encode(self, prompts: Sequence[str], device: torch.device) -> ContextFeatures:
-        self._require_text_encoder()
-        return encode_prompts(
-            self.tokenizer, self.text_encoder, prompts, self.transformer.config.context_tokens, device
-        )
-
-    def _require_text_encoder(self) -> None:
-        if self.text_encoder is None or self.tokenizer is None:
+    def _require_shape(self, given: ContextFeatures | None) -> None:
+        config = self.transformer.config
+        wanted = (config.context_tokens, config.context_channels)
+        if given is not None and given.features.shape[1:] != wanted:
             raise ValueError(
-                "The model has no text encoder: pass prompt_embeds, or convert it with "
-                "'stepvar convert --text-encoder DIR'."
+                f"The embedded prompts are {list(given.features.shape[1:])} each; the model reads "
+                f"{config.context_tokens} tokens of {config.context_channels} channels."
             )
 
-    def _settings(self, request: _Request) -> dict[str, Any]:
-        side = self.transformer.config.sides[-1] * self.transformer.config.pixels_per_token
-        return describe(
-            {
-                "model": self.origin,
-                "prompts": request.prompts,
-                "negative_prompts": request.negatives,
-                "width": side,
-                "height": side,
-                "guidance_scale": [weight - 1.0 for weight in request.guidance.weights],
-                "temperature": request.sampling.temperature,
-                "top_k": request.sampling.top_k,
-                "top_p": request.sampling.top_p,
-                "smooth": request.sampling.smoothing[0] is not None,
-                "residual": request.residual,
-                "parts": sum(scale.part is not None for scale in request.schedule) or 1,
-                "pruning": request.method,
-                "dtype": str(self.transformer.compute_dtype).removeprefix("torch."),
-            }
-        )
+    def own_settings(self, request: HARTRequest) -> dict[str, Any]:
+        sampling = request.sampling
+        return {
+            **super().own_settings(request),
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k,
+            "smooth": sampling.smoothing[0] is not None,
+            "residual": request.residual,
+            "parts": sum(scale.part is not None for scale in request.schedule) or 1,
+        }
 
 
 def _require_known(residual: str) -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from stepvar.generation.guidance import Guidance, per_scale
 from stepvar.generation.sampling import CodebookSettings
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.models.hart.sizes import official_top_k, progress
-
-PerScale = float | Sequence[float]
+from stepvar.models.request import PerScale, check_filters, check_temperatures
 
 
 def make_guidance(scale: PerScale, schedule: ScaleSchedule) -> Guidance:
@@ -42,11 +39,8 @@ def make_sampling(
     """
     scales = len(schedule)
     values = per_scale(temperature, scales, "temperature")
-    for value in values:
-        if not value > 0:
-            raise ValueError(f"temperature is {value:g}; it must be positive (top_k=1 takes the best).")
-    if (top_k or 0) < 0 or not 0.0 <= top_p <= 1.0:
-        raise ValueError(f"top_k is {top_k} and top_p is {top_p:g}; use 0 or more, and 0 to 1.")
+    check_temperatures(values)
+    check_filters(top_k or 0, top_p)
     kept = official_top_k(schedule) if top_k is None else (top_k,) * scales
     mixed = tuple(progress(schedule)) if smooth else (None,) * scales
     return CodebookSettings(values, kept, top_p, mixed)

@@ -19,16 +19,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stepvar.generation.attention import KVCache, Memory
+from stepvar.generation.attention import Memory
 from stepvar.generation.sampling import CodebookChoice
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.generation.tokens import Tokens, gather_tokens
+from stepvar.models.codebook_session import CodebookSession
 from stepvar.models.hart.diffusion import DiffusionNoise
 from stepvar.models.hart.text import ContextFeatures
 from stepvar.models.hart.transformer import HARTTransformer, pool_largest, pool_mean
-from stepvar.models.vector_quantizer import VectorQuantizer, map_tokens
+from stepvar.models.vector_quantizer import VectorQuantizer
 from stepvar.pruning.base import Branch
-from stepvar.pruning.plan import GenerationPlan
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ def draw_residual_noise(
     return DiffusionNoise(noise[0], noise[1:])
 
 
-class HARTSession:
-    """Everything that lives as long as one generation; see `stepvar.generation.loop.Session`.
+class HARTSession(CodebookSession):
+    """Everything that lives as long as one generation; see `CodebookSession`.
 
     Args:
         transformer: The model.
@@ -81,17 +81,14 @@ class HARTSession:
         residual: ResidualDraw | None = None,
         orders: Tensor | None = None,
     ) -> None:
-        self.transformer, self.quantizer = transformer, quantizer
-        self.schedule = schedule
-        self.depth = len(transformer.blocks)
-        self.images, self.copies = images, len(condition) // images
+        channels, copies = transformer.config.latent_channels, len(condition) // images
+        super().__init__(transformer, quantizer, schedule, channels, images, copies)
         self.residual = residual
         self.parts = part_places(schedule, orders)
         self.levels = len(schedule) - max(len(self.parts) - 1, 0)
-        self.grid = (schedule.final.height, schedule.final.width)
         self._prepare(condition.to(transformer.device))
-        channels = transformer.config.latent_channels
-        self.latent = torch.zeros(images, channels, *self.grid, device=transformer.device)
+        # The first scale's place is taken by all context tokens.
+        self.besides = self.context.shape[1] - schedule[0].tokens
         # A map in parts reads the latent as it was before the first of them.
         self.pending = torch.zeros_like(self.latent)
 
@@ -112,14 +109,6 @@ class HARTSession:
         """Position of a step's map among the maps: the parts of one map share it."""
         return min(scale.index, self.levels - 1)
 
-    def allocate_cache(self, plan: GenerationPlan) -> KVCache:
-        model = self.transformer
-        # The first scale's place is taken by all context tokens.
-        context = self.context.shape[1] - plan[0].scale.tokens
-        lengths = [plan.cached_tokens(layer) + context for layer in range(self.depth)]
-        rows = self.images * self.copies
-        return KVCache(lengths, rows, model.config.heads, model.head_dim, model.compute_dtype, model.device)
-
     def embed(self, scale: Scale, rows: int) -> tuple[Tensor, Tokens]:
         model = self.transformer
         level = model.level_embedding(self.level(scale))
@@ -133,10 +122,6 @@ class HARTSession:
             return hidden, tokens
         places = self.places(scale).repeat(rows // self.images, 1)
         return gather_tokens(hidden, places), tokens.narrow(places)
-
-    def next_input(self, scale: Scale) -> Tensor:
-        """Accumulated codes at a scale's grid: [B, N, D]."""
-        return map_tokens(self.latent, (scale.height, scale.width))
 
     def places(self, scale: Scale) -> Tensor:
         """[B, n] positions that a part of a map draws, ascending."""
@@ -155,10 +140,6 @@ class HARTSession:
             ("feed_forward", lambda hidden, tokens: block.feed(hidden, modulation)),
         )
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        scale, shift = (part[: len(hidden)] for part in self.head_modulation)
-        return self.transformer.logits(hidden, (scale, shift))
-
     def commit(self, scale: Scale, choice: CodebookChoice, hidden: Tensor, tokens: Tokens) -> None:
         """Adds codes, and at the last map residuals, to the latent."""
         level = self.level(scale)
@@ -169,7 +150,7 @@ class HARTSession:
         if self.residual is not None:
             values = values + self._residuals(self.residual, scale, choice, hidden, tokens)
         if scale.part is None:
-            self.latent = self.latent + values.transpose(1, 2).unflatten(2, self.grid)
+            self.latent = self.latent + values.transpose(1, 2).unflatten(2, self.latent.shape[-2:])
             return
         places = self.places(scale)[:, None].expand(-1, values.shape[2], -1)
         self.pending.flatten(2).scatter_(2, places, values.transpose(1, 2))

@@ -4,56 +4,31 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
-from stepvar.generation.cascade import Cascade, generate_in_cascade
+from stepvar.generation.cascade import Cascade, cascade_costs
 from stepvar.generation.guidance import Guidance, per_scale
-from stepvar.generation.loop import generate
-from stepvar.generation.progress import Observer, Stopwatch
-from stepvar.generation.report import Report, Summary
+from stepvar.generation.progress import Observer
+from stepvar.generation.report import Summary
 from stepvar.generation.sampling import BitSampler, SamplingSettings
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.models.infinity.checkpoints import check_pair
-from stepvar.models.infinity.cost import summarise
+from stepvar.models.infinity.cost import scale_costs
 from stepvar.models.infinity.session import InfinitySession, TextCondition
 from stepvar.models.infinity.text import encode_prompts
 from stepvar.models.infinity.tokenizer import InfinityTokenizer
 from stepvar.models.infinity.transformer import InfinityTransformer
-from stepvar.models.pipeline import (
-    OUTPUT_TYPES,
-    ImageOutput,
-    NextScalePipeline,
-    as_prompts,
-    bring_in,
-    describe,
-    make_generators,
-    reset_peak_memory,
-)
+from stepvar.models.pipeline import ImageOutput, NextScalePipeline, bring_in
+from stepvar.models.request import PerScale, Request, Subject, check_filters, check_temperatures
 from stepvar.pruning.base import PruningMethod
 
 logger = logging.getLogger(__name__)
-
-PerScale = float | Sequence[float]
-
-
-@dataclass(frozen=True)
-class _Request:
-    """Checked inputs of one call: nothing has been computed yet."""
-
-    prompts: list[str]
-    negatives: list[str] | None
-    schedule: ScaleSchedule
-    guidance: Guidance
-    sampling: SamplingSettings
-    method: PruningMethod | None
-    generators: list[torch.Generator]
-    seeds: list[int | None]
-    cascade: Cascade | None = None
 
 
 class InfinityPipeline(NextScalePipeline):
@@ -150,29 +125,16 @@ class InfinityPipeline(NextScalePipeline):
         Raises:
             ValueError: When an input is wrong; nothing has been computed then.
         """
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"Unknown output_type {output_type!r}; known are {', '.join(OUTPUT_TYPES)}.")
-        prompts = [""] * len(prompt_embeds) if prompt_embeds is not None else as_prompts(prompt or "")
-        if num_images_per_prompt < 1:
-            raise ValueError(f"num_images_per_prompt is {num_images_per_prompt}; it must be 1 or more.")
+        features = (prompt_embeds, negative_prompt_embeds)
+        subject = Subject.of_texts(prompt, negative_prompt, features, seed, generator, num_images_per_prompt)
         schedule = self.schedule(height, width, aspect_ratio, pixel_budget)
-        generators, seeds = make_generators(len(prompts) * num_images_per_prompt, seed, generator)
-        request = _Request(
-            prompts,
-            self._negatives(negative_prompt, len(prompts)),
-            schedule,
-            self._guidance(guidance_scale, guidance_layers, len(schedule)),
-            self._sampling(temperature, top_k, top_p, len(schedule)),
-            self.plan_method(pruning, schedule),
-            generators,
-            seeds,
-            cascade,
-        )
+        guidance = self._guidance(guidance_scale, guidance_layers, len(schedule))
+        sampling = self._sampling(temperature, top_k, top_p, len(schedule))
+        method = self.plan_method(pruning, schedule, guidance)
         if cascade is not None:
-            cascade.check(self, schedule, request.guidance, request.method)
-        embeds = (prompt_embeds, negative_prompt_embeds)
-        latent, report = self._generate(request, num_images_per_prompt, embeds, observer)
-        return self.decode_output(latent, report, output_type)
+            cascade.check(self, schedule, guidance, method)
+        request = Request(subject, schedule, guidance, sampling, method, cascade)
+        return self.draw(request, output_type, observer)
 
     def summary(
         self,
@@ -198,11 +160,26 @@ class InfinityPipeline(NextScalePipeline):
             ValueError: As `__call__` would.
         """
         schedule = self.schedule(height, width, aspect_ratio, pixel_budget)
-        method = self.plan_method(pruning, schedule)
         guidance = self._guidance(guidance_scale, (0,), len(schedule))
-        if cascade is not None:
-            cascade.check(self, schedule, guidance, method)
-        return summarise(self.transformer, schedule, method, guidance, images, text_tokens, cascade)
+        method = self.plan_method(pruning, schedule, guidance)
+        told = self._summarise(method, schedule, guidance, images, text_tokens)
+        if cascade is None:
+            return told
+        cascade.check(self, schedule, guidance, method)
+        draft = cascade.drafter._summarise(cascade.draft, schedule, guidance, images, text_tokens)
+        costs = cascade_costs(draft.costs, told.costs, cascade.scales)
+        return replace(told, costs=costs, dense_costs=draft.dense_costs)
+
+    def _summarise(
+        self,
+        method: PruningMethod | None,
+        schedule: ScaleSchedule,
+        guidance: Guidance,
+        images: int,
+        text_tokens: int,
+    ) -> Summary:
+        costs = partial(scale_costs, self.transformer, text_tokens=text_tokens)
+        return self.summarise(method, schedule, guidance, images, costs)
 
     def schedule(
         self,
@@ -238,18 +215,6 @@ class InfinityPipeline(NextScalePipeline):
             )  # fmt: skip
         return schedule
 
-    def _negatives(self, negative: str | Sequence[str] | None, prompts: int) -> list[str] | None:
-        if negative is None or negative == "":
-            return None
-        negatives = as_prompts(negative, "negative prompt")
-        if len(negatives) == 1:
-            negatives *= prompts
-        if len(negatives) != prompts:
-            raise ValueError(
-                f"{prompts} prompts need one negative prompt, or {prompts}; got {len(negatives)}."
-            )
-        return negatives
-
     def _guidance(self, scale: PerScale | None, layers: Sequence[int], scales: int) -> Guidance:
         weights = per_scale(self.config.guidance_scale if scale is None else scale, scales, "guidance_scale")
         depth = len(self.transformer.blocks)
@@ -271,114 +236,42 @@ class InfinityPipeline(NextScalePipeline):
     ) -> SamplingSettings:
         config = self.config
         values = per_scale(config.temperature if temperature is None else temperature, scales, "temperature")
-        for value in values:
-            if not value > 0:
-                raise ValueError(f"temperature is {value:g}; it must be positive (top_k=1 takes the best).")
+        check_temperatures(values)
         top_k = config.top_k if top_k is None else top_k
         top_p = config.top_p if top_p is None else top_p
-        if top_k < 0 or not 0.0 <= top_p <= 1.0:
-            raise ValueError(f"top_k is {top_k} and top_p is {top_p:g}; use 0 or more, and 0 to 1.")
+        check_filters(top_k, top_p)
         return SamplingSettings(values, top_k, top_p)
 
-    def _generate(
-        self,
-        request: _Request,
-        repeats: int,
-        embeds: tuple[Sequence[Tensor] | None, Sequence[Tensor] | None],
-        observer: Observer | None,
-    ) -> tuple[Tensor, Report]:
-        device = self._execution_device
-        reset_peak_memory(device)
-        watch = Stopwatch(device)
-        watch.mark()
-        session = self.start(request, repeats, embeds, device)
-        draft = request.cascade and request.cascade.drafter.start(request, repeats, embeds, device)
-        watch.mark()
-        bits = self.transformer.config.bits
-        settings = {
-            "guidance": request.guidance,
-            "sampler": BitSampler(request.sampling, request.schedule, bits, request.generators, device),
-            "pruning": request.method,
-            "observer": observer,
-            "preview": self.vae.decode,
-        }
-        if request.cascade is None:
-            result = generate(session, **settings)
-        else:
-            result = generate_in_cascade(draft, session, request.cascade.scales, **settings)
-        watch.mark()
-        stages = {"text": watch.seconds(0), "scales": watch.seconds(1)}
-        report = Report(
-            result.scales,
-            stages,
-            result.cache_bytes,
-            0,
-            request.seeds,
-            self._settings(request),
-            result.choices,
-        )
-        return result.latent, report
+    def encode(self, prompts: Sequence[str]) -> list[Tensor]:
+        self.require_text_encoder()
+        length, device = self.transformer.config.text_length, self._execution_device
+        return encode_prompts(self.tokenizer, self.text_encoder, prompts, length, device)
 
-    def start(
-        self,
-        request: _Request,
-        repeats: int,
-        embeds: tuple[Sequence[Tensor] | None, Sequence[Tensor] | None],
-        device: torch.device,
-    ) -> InfinitySession:
-        """Encodes the text of a request and starts the model on it."""
-        condition = self._condition(request, repeats, embeds, device)
-        bring_in(self.transformer)
-        return InfinitySession(self.transformer, condition, request.schedule, self.vae.config.patchify)
+    def sampler(self, request: Request, device: torch.device) -> BitSampler:
+        bits, generators = self.transformer.config.bits, request.subject.generators
+        return BitSampler(request.sampling, request.schedule, bits, generators, device)
 
-    def _condition(
-        self,
-        request: _Request,
-        repeats: int,
-        embeds: tuple[Sequence[Tensor] | None, Sequence[Tensor] | None],
-        device: torch.device,
-    ) -> TextCondition:
-        positive = embeds[0] if embeds[0] is not None else self._encode(request.prompts, device)
-        positive = [text for text in positive for _ in range(repeats)]
-        if not request.guidance.active:
-            return TextCondition(tuple(positive))
-        if embeds[1] is not None or request.negatives is not None:
-            negative = embeds[1] if embeds[1] is not None else self._encode(request.negatives or [], device)
-            negative = [text for text in negative for _ in range(repeats)]
-            if len(negative) != len(positive):
-                raise ValueError(f"{len(positive)} images need as many negatives; got {len(negative)}.")
-        else:
+    def start(self, request: Request, device: torch.device) -> InfinitySession:
+        positive, negative = self.features(request)
+        if negative is None and request.guidance.active:
             negative = [self.transformer.unconditional_text[: len(text)] for text in positive]
-        return TextCondition(tuple(positive), tuple(negative))
-
-    def _encode(self, prompts: Sequence[str], device: torch.device) -> list[Tensor]:
-        if self.text_encoder is None or self.tokenizer is None:
-            raise ValueError("This pipeline has no text encoder: pass prompt_embeds, or load one.")
-        return encode_prompts(
-            self.tokenizer, self.text_encoder, prompts, self.transformer.config.text_length, device
+        texts = [
+            tuple(text for text in side or () for _ in range(request.subject.repeats))
+            for side in (positive, negative)
+        ]
+        bring_in(self.transformer)
+        return InfinitySession(
+            self.transformer, TextCondition(*texts), request.schedule, self.vae.config.patchify
         )
 
-    def _named_layers(self, guidance: Guidance) -> list[int]:
-        """Layers of a guidance as `__call__` takes them: 0 for the logits, -m for depth - m."""
-        inner = sorted(layer - len(self.transformer.blocks) for layer in guidance.layers)
-        return ([0] if guidance.at_logits else []) + inner
-
-    def _settings(self, request: _Request) -> dict[str, Any]:
-        height, width = self.transformer.size_table.pixels(request.schedule)
-        return describe(
-            {
-                "model": self.origin,
-                "prompts": request.prompts,
-                "negative_prompts": request.negatives,
-                "width": width,
-                "height": height,
-                "guidance_scale": request.guidance.weights,
-                "guidance_layers": self._named_layers(request.guidance),
-                "temperature": request.sampling.temperature,
-                "top_k": request.sampling.top_k,
-                "top_p": request.sampling.top_p,
-                "pruning": request.method,
-                "cascade": request.cascade and request.cascade.settings,
-                "dtype": str(self.transformer.compute_dtype).removeprefix("torch."),
-            }
-        )
+    def own_settings(self, request: Request) -> dict[str, Any]:
+        guidance, sampling = request.guidance, request.sampling
+        # As `__call__` takes them: 0 for the logits, -m for the layer depth - m.
+        layers = sorted(layer - len(self.transformer.blocks) for layer in guidance.layers)
+        return {
+            "guidance_layers": ([0] if guidance.at_logits else []) + layers,
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k,
+            "top_p": sampling.top_p,
+            "cascade": request.cascade and request.cascade.settings,
+        }

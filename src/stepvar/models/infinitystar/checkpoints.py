@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stepvar.models.folders import save_text_side, write_index
+from stepvar.models.conversion import Conversion, TextSide
 from stepvar.models.infinity.text import load_text_encoder, load_text_tokenizer
 from stepvar.models.infinitystar.official import (
     UNUSED,
@@ -34,7 +34,6 @@ from stepvar.models.loading import (
     fill,
     require_same_layout,
     saved_config,
-    staged_folder,
 )
 
 PathLike = str | os.PathLike[str]
@@ -193,61 +192,19 @@ def check_pair(transformer: InfinityStarTransformer, tokenizer: InfinityStarToke
         )
 
 
-def convert(
-    transformer_path: PathLike,
-    tokenizer_path: PathLike,
-    text_encoder: PathLike | None,
-    output_dir: PathLike,
-    dtype: torch.dtype | None = None,
-) -> Path:
-    """Writes a folder that `InfinityStarPipeline.from_pretrained` loads.
-
-    Nothing is half-written: the folder appears under its name when it is complete.
-
-    Args:
-        transformer_path: As for `load_transformer`.
-        tokenizer_path: As for `load_tokenizer`.
-        text_encoder: Folder of the T5 text encoder and its tokenizer, flan-t5-xl for the published weights,
-            whose encoder is stored in float16 as the official code runs it; None leaves both out.
-        output_dir: The new folder.
-        dtype: Number format of the transformer's blocks; None keeps the file's.
-
-    Returns:
-        The new folder.
-
-    Raises:
-        CheckpointError: When an input cannot be used, the inputs do not fit each other, or the folder exists.
-    """
-    with staged_folder(output_dir) as folder:
-        # Without a change of format nothing is read yet, so a wrong pair is refused at once.
-        transformer = load_transformer(transformer_path)
-        tokenizer = load_tokenizer(tokenizer_path)
-        check_pair(transformer, tokenizer)
-        components: dict[str, tuple[str | None, str | None]] = {
-            "transformer": ("stepvar", InfinityStarTransformer.__name__),
-            "vae": ("stepvar", InfinityStarTokenizer.__name__),
-            "text_encoder": (None, None),
-            "tokenizer": (None, None),
-        }
-        if text_encoder is not None:
-            components |= _save_text_encoder(text_encoder, transformer, folder)
-        if dtype is not None:
-            transformer = load_transformer(transformer_path, dtype)
-        transformer.save_pretrained(folder / "transformer")
-        tokenizer.save_pretrained(folder / "vae")
-        write_index(folder, "InfinityStarPipeline", components)
-    return Path(output_dir).expanduser()
-
-
-def _save_text_encoder(
-    path: PathLike, transformer: InfinityStarTransformer, folder: Path
-) -> dict[str, tuple[str, str]]:
-    """Saves text encoder and tokenizer beside the other components; returns their entries in the index."""
-    encoder, tokenizer = load_text_encoder(path), load_text_tokenizer(path, transformer.config.text_length)
-    given, wanted = encoder.config.d_model, transformer.config.text_channels
-    if given != wanted:
-        raise CheckpointError(
-            f"The text encoder '{path}' gives {given} channels, but the transformer reads {wanted}; "
-            "give the one it was trained with, flan-t5-xl for the published sizes."
-        )
-    return save_text_side(encoder, tokenizer, folder)
+convert = Conversion(
+    "InfinityStarPipeline",
+    load_transformer,
+    load_tokenizer,
+    check_pair,
+    (
+        TextSide(
+            "flan-t5-xl",
+            load_text_encoder,
+            lambda path, config: load_text_tokenizer(path, config.text_length),
+            "d_model",
+            lambda config: config.text_channels,
+        ),
+    ),
+)
+"""The text encoder is stored in float16, as the official code runs it; `dtype` is that of the blocks."""

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from stepvar.generation.progress import ScaleReport
 from stepvar.generation.report import Report
+from stepvar.models.infinitystar.frames import collect
 from stepvar.models.infinitystar.interactive import Continuation
+from stepvar.models.infinitystar.tokenizer import InfinityStarTokenizer
 
 
 @dataclass
@@ -38,6 +40,48 @@ class VideoOutput(BaseOutput):
     def images(self) -> list[Any]:
         """First frame of each video: the picture itself, where a picture was asked for."""
         return [video[0] for video in self.frames]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How codes become frames.
+
+    Attributes:
+        chunk: Latent frames decoded at a time.
+        tile: Side of the tiles decoded at a time, in latent cells; None decodes whole frames.
+        output_type: "pil", "np", "pt", or "latent" for no decoding.
+
+    Raises:
+        ValueError: When chunk or tile are too small.
+    """
+
+    chunk: int
+    tile: int | None
+    output_type: str
+
+    def __post_init__(self) -> None:
+        if self.chunk < 1 or (self.tile is not None and self.tile < 2):
+            raise ValueError("decode_chunk must be 1 latent frame or more, decode_tile 2 cells or more.")
+
+
+def decode_frames(
+    tokenizer: InfinityStarTokenizer, latent: Tensor, before: Continuation | None, decoding: Decoding
+) -> Tensor:
+    """Frames [F, H, W, 3] of a video as bytes, or its codes themselves.
+
+    Args:
+        latent: [1, C, T, H, W].
+        before: The clip that it goes on from, whose frames are decoded with it and not shown.
+    """
+    if decoding.output_type == "latent":
+        return latent
+    whole = latent if before is None else before.joined(latent)
+    if decoding.tile is None:
+        chunks = tokenizer.decode_stream(whole, decoding.chunk)
+    else:
+        chunks = tokenizer.decode_tiled(whole, decoding.tile, decoding.tile // 4, decoding.chunk)
+    shown = collect(chunks)
+    return shown if before is None else shown[-4 * latent.shape[2] :]
 
 
 def join_videos(videos: Sequence[Tensor], output_type: str) -> list[list[Image.Image]] | np.ndarray | Tensor:

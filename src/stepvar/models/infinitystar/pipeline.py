@@ -3,43 +3,61 @@
 # No postponed annotations here: diffusers reads the component types off the constructor.
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
-from stepvar.generation.loop import generate, plan_generation
+from stepvar.generation.loop import plan_generation
 from stepvar.generation.progress import Observer, Stopwatch
-from stepvar.generation.report import Report, Summary
-from stepvar.generation.sampling import BitSampler, SamplingSettings
+from stepvar.generation.report import Summary
+from stepvar.generation.sampling import BitSampler
 from stepvar.models.infinity.text import encode_prompts
 from stepvar.models.infinitystar.checkpoints import check_pair
 from stepvar.models.infinitystar.conditioning import Footage, Picture, begin_continuation, encode_known
 from stepvar.models.infinitystar.cost import memory_plan, scale_costs
-from stepvar.models.infinitystar.frames import collect
 from stepvar.models.infinitystar.interactive import Continuation
-from stepvar.models.infinitystar.output import VideoOutput, join_videos, merge_reports
-from stepvar.models.infinitystar.request import Request, VideoDefaults, check_clips, plan_request
+from stepvar.models.infinitystar.output import (
+    Decoding,
+    VideoOutput,
+    decode_frames,
+    join_videos,
+    merge_reports,
+)
+from stepvar.models.infinitystar.request import VideoDefaults, VideoPlan, check_clips, plan_video
 from stepvar.models.infinitystar.schedules import FRAMES_PER_LATENT, VideoScale, VideoSchedule
 from stepvar.models.infinitystar.session import InfinityStarSession, KnownClips, TextPrefix
 from stepvar.models.infinitystar.text import worded
 from stepvar.models.infinitystar.tokenizer import DECODER_CHUNK, InfinityStarTokenizer
 from stepvar.models.infinitystar.transformer import InfinityStarTransformer
 from stepvar.models.pipeline import (
-    OUTPUT_TYPES,
     NextScalePipeline,
-    as_prompts,
     bring_in,
-    check_plan,
-    make_generators,
+    check_output_type,
     peak_memory,
     reset_peak_memory,
-    rows_per_scale,
 )
+from stepvar.models.request import PerScale, Request, Subject
 from stepvar.pruning.base import PruningMethod
 
-PerStep = float | Sequence[float]
+
+@dataclass(frozen=True, kw_only=True)
+class VideoRequest(Request):
+    """A checked call, and in its course each video of it.
+
+    Attributes:
+        plan: What every video is like.
+        text: The video's prompt.
+        known: Clips that are given.
+        before: What an interactive continuation goes on from.
+    """
+
+    plan: VideoPlan
+    text: TextPrefix | None = None
+    known: KnownClips | None = None
+    before: Continuation | None = None
 
 
 class InfinityStarPipeline(NextScalePipeline):
@@ -60,6 +78,8 @@ class InfinityStarPipeline(NextScalePipeline):
     """
 
     draws_videos = True
+    draws_previews = False
+    remembers = False
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012
 
@@ -109,9 +129,9 @@ class InfinityStarPipeline(NextScalePipeline):
         width: int | None = None,
         aspect_ratio: float | None = None,
         pixel_budget: str | None = None,
-        guidance_scale: PerStep | None = None,
+        guidance_scale: PerScale | None = None,
         guidance_threshold: float | None = None,
-        temperature: PerStep | None = None,
+        temperature: PerScale | None = None,
         top_k: int = 0,
         top_p: float = 0.0,
         posterior: str = "sample",
@@ -162,12 +182,11 @@ class InfinityStarPipeline(NextScalePipeline):
         Raises:
             ValueError: When an input is wrong; nothing has been computed then.
         """
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"Unknown output_type {output_type!r}; known are {', '.join(OUTPUT_TYPES)}.")
-        if decode_chunk < 1 or (decode_tile is not None and decode_tile < 2):
-            raise ValueError("decode_chunk must be 1 latent frame or more, decode_tile 2 cells or more.")
-        prompts = [""] * len(prompt_embeds) if prompt_embeds is not None else as_prompts(prompt or "")
-        request = plan_request(
+        check_output_type(output_type)
+        decoding = Decoding(decode_chunk, decode_tile, output_type)
+        features = (prompt_embeds, negative_prompt_embeds)
+        subject = Subject.of_texts(prompt, negative_prompt, features, seed, generator)
+        plan = plan_video(
             self.transformer.sizes,
             self.defaults,
             seconds=seconds,
@@ -181,35 +200,10 @@ class InfinityStarPipeline(NextScalePipeline):
             filters=(top_k, top_p),
             posterior=posterior,
         )
-        request.require_beginning()
-        method = self._method(pruning, request.schedule)
-        negatives = self._negatives(negative_prompt, len(prompts))
-        generators, seeds = make_generators(len(prompts), seed, generator)
-        watch = Stopwatch(self._execution_device)
-        watch.mark()
-        texts = self._texts(prompts, negatives, request, prompt_embeds, negative_prompt_embeds)
-        watch.mark()
-        decoding = (decode_chunk, decode_tile)
-        drawn = [
-            self._draw(request, method, text, own, number, decoding, output_type, observer)
-            for text, own, number in zip(texts, generators, seeds, strict=True)
-        ]
-        self.maybe_free_model_hooks()
-        report = merge_reports([one.report for one in drawn])
-        report.stages["text"] += watch.seconds(0)
-        report.settings = {
-            "model": self.origin,
-            "prompts": prompts,
-            "negative_prompts": negatives,
-            **request.describe(method),
-            "dtype": str(self.transformer.compute_dtype).removeprefix("torch."),
-        }
-        return VideoOutput(
-            frames=join_videos([one.frames for one in drawn], output_type),
-            frames_per_second=self.transformer.sizes.frames_per_second,
-            report=report,
-            continuations=[after for one in drawn for after in one.continuations],
-        )
+        plan.require_beginning()
+        method = self._method(pruning, plan)
+        request = VideoRequest(subject, plan.schedule, plan.guidance, plan.sampling, method, plan=plan)
+        return self._draw_all(request, decoding, observer)
 
     def summary(
         self,
@@ -221,7 +215,7 @@ class InfinityStarPipeline(NextScalePipeline):
         width: int | None = None,
         aspect_ratio: float | None = None,
         pixel_budget: str | None = None,
-        guidance_scale: PerStep | None = None,
+        guidance_scale: PerScale | None = None,
         images: int = 1,
         text_tokens: int = 128,
     ) -> Summary:
@@ -235,7 +229,7 @@ class InfinityStarPipeline(NextScalePipeline):
         Raises:
             ValueError: As `__call__` would.
         """
-        request = plan_request(
+        plan = plan_video(
             self.transformer.sizes,
             self.defaults,
             seconds=seconds,
@@ -243,22 +237,17 @@ class InfinityStarPipeline(NextScalePipeline):
             size=(height, width, aspect_ratio, pixel_budget),
             guidance_scale=guidance_scale,
         )
-        schedule, depth = request.schedule, len(self.transformer.blocks)
-        method = self._method(pruning, schedule)
-        copies = 2 if request.guidance.active else 1
-        prefix = [text_tokens, *request.condition_tokens]
-        plan, dense = plan_generation(method, schedule, depth), plan_generation(None, schedule, depth)
-        rows, dense_rows = (
-            [images * row for row in rows_per_scale(request.guidance, 1, copies, one)]
-            for one in (plan, dense)
+        schedule, guidance, method = plan.schedule, plan.guidance, self._method(pruning, plan)
+        prefix = [text_tokens, *plan.condition_tokens]
+        told = self.summarise(
+            method,
+            schedule,
+            guidance,
+            images,
+            lambda planned, rows: scale_costs(self.transformer, schedule, planned, rows, prefix),
         )
-        parts = (self.transformer, self.vae, self.text_encoder)
-        return Summary(
-            plan,
-            scale_costs(self.transformer, schedule, plan, rows, prefix),
-            scale_costs(self.transformer, schedule, dense, dense_rows, prefix),
-            memory=memory_plan(*parts, schedule, plan, copies, prefix),
-        )
+        parts, copies = (self.transformer, self.vae, self.text_encoder), 2 if guidance.active else 1
+        return replace(told, memory=memory_plan(*parts, schedule, told.plan, copies, prefix))
 
     def schedule(
         self,
@@ -270,7 +259,7 @@ class InfinityStarPipeline(NextScalePipeline):
     ) -> VideoSchedule:
         """The scale schedule of a size or an aspect ratio, and a length; ValueError when there is none."""
         size = (height, width, aspect_ratio, pixel_budget)
-        return plan_request(self.transformer.sizes, self.defaults, seconds=seconds, size=size).schedule
+        return plan_video(self.transformer.sizes, self.defaults, seconds=seconds, size=size).schedule
 
     def frames_of(self, scale: VideoScale) -> tuple[int, ...]:
         """The frames of a video that a step's maps stand for, the last one of each latent frame."""
@@ -282,127 +271,103 @@ class InfinityStarPipeline(NextScalePipeline):
         clip = self.transformer.sizes.clip_seconds
         return 0.0 if image is not None else clip if video is not None else None
 
-    def _method(self, pruning: PruningMethod | str | None, schedule: VideoSchedule) -> PruningMethod | None:
-        method = self.resolve_pruning(pruning)
-        plan = plan_generation(method, schedule, len(self.transformer.blocks))
-        check_plan(plan, method)
-        check_clips(schedule, plan)
+    def _method(self, pruning: PruningMethod | str | None, plan: VideoPlan) -> PruningMethod | None:
+        method = self.plan_method(pruning, plan.schedule, plan.guidance)
+        check_clips(plan.schedule, plan_generation(method, plan.schedule, len(self.transformer.blocks)))
         return method
 
-    def _texts(
-        self,
-        prompts: list[str],
-        negatives: list[str] | None,
-        request: Request,
-        embeds: Sequence[Tensor] | None,
-        negative_embeds: Sequence[Tensor] | None,
-    ) -> list[TextPrefix]:
-        """Text of every video, encoded."""
-        if embeds is None:
-            style = (request.seconds, self.defaults.prompt_suffix, self.defaults.marks_duration)
-            embeds = self._encode([worded(prompt, *style) for prompt in prompts])
+    def encode(self, prompts: Sequence[str]) -> list[Tensor]:
+        self.require_text_encoder()
+        length, device = self.transformer.config.text_length, self._execution_device
+        return encode_prompts(self.tokenizer, self.text_encoder, prompts, length, device)
+
+    def _texts(self, request: VideoRequest) -> list[TextPrefix]:
+        """Text of every video, encoded as the published weights read it."""
+        defaults, seconds = self.defaults, request.plan.seconds
+        style = (seconds, defaults.prompt_suffix, defaults.marks_duration)
+        prompts = [worded(prompt, *style) for prompt in request.subject.prompts]
+        worded_request = replace(request, subject=replace(request.subject, prompts=prompts))
+        positive, negative = self.features(worded_request)
         if not request.guidance.active:
-            return [TextPrefix(text) for text in embeds]
-        if negative_embeds is None and negatives:
-            negative_embeds = self._encode(negatives)
-        if negative_embeds is None:
+            return [TextPrefix(text) for text in positive]
+        if negative is None:
             bring_in(self.transformer)
             blank, device = self.transformer.unconditional, self._execution_device
-            return [TextPrefix(text, blank(len(text), device)) for text in embeds]
-        if len(negative_embeds) != len(embeds):
-            raise ValueError(f"{len(embeds)} prompts need as many negatives; got {len(negative_embeds)}.")
-        return [TextPrefix(*pair) for pair in zip(embeds, negative_embeds, strict=True)]
+            negative = [blank(len(text), device) for text in positive]
+        return [TextPrefix(*pair) for pair in zip(positive, negative, strict=True)]
 
-    def _negatives(self, negative: str | Sequence[str] | None, prompts: int) -> list[str] | None:
-        if not negative:
-            return None
-        negatives = as_prompts(negative, "negative prompt")
-        negatives = negatives * prompts if len(negatives) == 1 else negatives
-        if len(negatives) != prompts:
-            raise ValueError(
-                f"{prompts} prompts need one negative prompt, or {prompts}; got {len(negatives)}."
-            )
-        return negatives
+    def _draw_all(self, request: VideoRequest, decoding: Decoding, observer: Observer | None) -> VideoOutput:
+        """One video after the other, and one report of them all."""
+        watch = Stopwatch(self._execution_device)
+        watch.mark()
+        texts, subject = self._texts(request), request.subject
+        watch.mark()
+        drawn = []
+        for text, generator, seed in zip(texts, subject.generators, subject.seeds, strict=True):
+            one = replace(subject, generators=[generator], seeds=[seed])
+            drawn.append(self._draw_one(replace(request, subject=one, text=text), decoding, observer))
+        self.maybe_free_model_hooks()
+        report = merge_reports([one.report for one in drawn])
+        report.stages["text"] += watch.seconds(0)
+        report.settings = self.settings(request)
+        return VideoOutput(
+            frames=join_videos([one.frames for one in drawn], decoding.output_type),
+            frames_per_second=self.transformer.sizes.frames_per_second,
+            report=report,
+            continuations=[after for one in drawn for after in one.continuations],
+        )
 
-    def _encode(self, prompts: Sequence[str]) -> list[Tensor]:
-        if self.text_encoder is None or self.tokenizer is None:
-            raise ValueError("This pipeline has no text encoder: pass prompt_embeds, or load one.")
-        length = self.transformer.config.text_length
-        return encode_prompts(self.tokenizer, self.text_encoder, prompts, length, self._execution_device)
-
-    def _draw(
-        self,
-        request: Request,
-        method: PruningMethod | None,
-        text: TextPrefix,
-        generator: torch.Generator,
-        seed: int | None,
-        decoding: tuple[int, int | None],
-        output_type: str,
-        observer: Observer | None,
-    ) -> VideoOutput:
-        """One video."""
+    def _draw_one(self, request: VideoRequest, decoding: Decoding, observer: Observer | None) -> VideoOutput:
         device = self._execution_device
         reset_peak_memory(device)
         watch = Stopwatch(device)
         watch.mark()
-        known, before = self._begin(request, generator, device)
+        known, before = self._begin(request, device)
         watch.mark()
-        bring_in(self.transformer)
-        conditions = ()
-        if before is not None:
-            conditions = before.conditions(
-                request.semantic_grid, request.first_position, request.detail_frames
-            )
-        session = InfinityStarSession(self.transformer, text, request.schedule, known, conditions, device)
-        settings = SamplingSettings(request.temperatures, *request.filters)
-        bits = [scale.bits for scale in request.schedule]
-        sampler = BitSampler(settings, request.schedule, bits, [generator], device)
-        result = generate(
-            session, guidance=request.guidance, sampler=sampler, pruning=method, observer=observer
-        )
+        session, report = self.run(replace(request, known=known, before=before), observer)
         watch.mark()
         latent = session.video()
-        frames = self._decode(latent, before, request, decoding, output_type)
+        if decoding.output_type != "latent":
+            bring_in(self.vae)
+        frames = decode_frames(self.vae, latent, before, decoding)
         watch.mark()
-        stages = {name: watch.seconds(index) for index, name in enumerate(("text", "scales", "decode"))}
-        report = Report(
-            result.scales, stages, result.cache_bytes, peak_memory(device), [seed], choices=result.choices
-        )
+        report.stages["text"] += watch.seconds(0)
+        report.stages["decode"] = watch.seconds(2)
+        report.peak_bytes = peak_memory(device)
         after = [] if before is None else [before.after(latent)]
         return VideoOutput(frames, self.transformer.sizes.frames_per_second, report, after)
 
     def _begin(
-        self, request: Request, generator: torch.Generator, device: torch.device
+        self, request: VideoRequest, device: torch.device
     ) -> tuple[KnownClips | None, Continuation | None]:
         """Encodes what the video begins with, or goes on from."""
-        source = generator if request.posterior == "sample" else None
-        if request.beginning is None:
-            return None, request.continuation
+        plan, (generator,) = request.plan, request.subject.generators
+        source = generator if plan.posterior == "sample" else None
+        if plan.beginning is None:
+            return None, plan.continuation
         bring_in(self.vae)
-        pixels = request.beginning.pixels(*request.pixels)
-        if request.known_schedule is None:
+        pixels = plan.beginning.pixels(*self.transformer.sizes.pixels(plan.schedule))
+        if plan.known_schedule is None:
             return None, begin_continuation(self.vae, pixels, source, device)
-        return encode_known(self.vae, pixels, request.known_schedule, source, device), None
+        return encode_known(self.vae, pixels, plan.known_schedule, source, device), None
 
-    def _decode(
-        self,
-        latent: Tensor,
-        before: Continuation | None,
-        request: Request,
-        decoding: tuple[int, int | None],
-        output_type: str,
-    ) -> Any:
-        """Frames [F, H, W, 3] as bytes, or the codes themselves."""
-        if output_type == "latent":
-            return latent
-        bring_in(self.vae)
-        chunk, tile = decoding
-        whole = latent if before is None else before.joined(latent)
-        if tile is None:
-            chunks = self.vae.decode_stream(whole, chunk)
-        else:
-            chunks = self.vae.decode_tiled(whole, tile, tile // 4, chunk)
-        shown = collect(chunks)
-        # Of a continuation only the frames after the clip before are new.
-        return shown if before is None else shown[-4 * latent.shape[2] :]
+    def sampler(self, request: VideoRequest, device: torch.device) -> BitSampler:
+        bits = [scale.bits for scale in request.schedule]
+        return BitSampler(request.sampling, request.schedule, bits, request.subject.generators, device)
+
+    def start(self, request: VideoRequest, device: torch.device) -> InfinityStarSession:
+        bring_in(self.transformer)
+        plan, conditions = request.plan, ()
+        if request.before is not None:
+            conditions = request.before.conditions(
+                plan.semantic_grid, plan.first_position, plan.detail_frames
+            )
+        return InfinityStarSession(
+            self.transformer, request.text, request.schedule, request.known, conditions, device
+        )
+
+    def pixels(self, schedule: VideoSchedule) -> tuple[int, int]:
+        return self.transformer.sizes.pixels(schedule)
+
+    def own_settings(self, request: VideoRequest) -> dict[str, Any]:
+        return request.plan.settings

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from stepvar.generation.guidance import Guidance, ProjectedGuidance, per_scale
+from stepvar.generation.sampling import SamplingSettings
 from stepvar.models.infinitystar.conditioning import Beginning, Footage, Picture, read_footage, read_picture
 from stepvar.models.infinitystar.interactive import Continuation
 from stepvar.models.infinitystar.schedules import (
@@ -17,11 +18,9 @@ from stepvar.models.infinitystar.schedules import (
 )
 from stepvar.models.infinitystar.sizes import VideoSizes
 from stepvar.models.infinitystar.text import SUFFIX
-from stepvar.models.pipeline import describe
-from stepvar.pruning.base import PruningMethod
+from stepvar.models.request import PerScale, check_filters, check_temperatures
 from stepvar.pruning.plan import GenerationPlan
 
-PerStep = float | Sequence[float]
 Size = tuple[int | None, int | None, float | None, str | None]
 """Height, width, aspect ratio (width / height) and pixel budget, each as it was given."""
 
@@ -63,32 +62,29 @@ class VideoDefaults:
 
 
 @dataclass(frozen=True)
-class Request:
-    """A checked call: nothing has been computed yet.
+class VideoPlan:
+    """What a checked call draws; nothing has been computed yet.
 
     Attributes:
         schedule: The steps to run.
         seconds: Length of the whole video; 0 is a picture.
-        guidance, temperatures, filters: How values are drawn; `filters` is top-k and top-p.
+        guidance, sampling: How values are drawn.
         posterior: "sample" or "mean".
         beginning: What the video begins with, as pixels of any size.
         known_schedule: The schedule of exactly that; None where nothing is known, or of an interactive one.
         continuation: What an interactive continuation goes on from, when it is there already.
         scale_grids: Rows and columns of a clip's scales.
-        pixels: Height and width of the frames.
     """
 
     schedule: VideoSchedule
     seconds: float
     guidance: Guidance
-    temperatures: tuple[float, ...]
-    filters: tuple[int, float]
+    sampling: SamplingSettings
     posterior: str
     beginning: Beginning | None
     known_schedule: VideoSchedule | None
     continuation: Continuation | None
     scale_grids: tuple[Sides, ...]
-    pixels: Sides
 
     @property
     def is_interactive(self) -> bool:
@@ -125,24 +121,18 @@ class Request:
             return None
         return "video" if self.beginning.is_video else "picture"
 
-    def describe(self, method: PruningMethod | None) -> dict[str, Any]:
-        """What the video depends on, besides model, prompt and seed, in a form that JSON can hold."""
-        height, width = self.pixels
-        return describe(
-            {
-                "width": width,
-                "height": height,
-                "seconds": self.seconds,
-                "begins_with": self.begins_with,
-                "guidance_scale": self.guidance.weights,
-                "guidance_threshold": getattr(self.guidance, "threshold", 0.0),
-                "temperature": self.temperatures,
-                "top_k": self.filters[0],
-                "top_p": self.filters[1],
-                "posterior": self.posterior,
-                "pruning": method,
-            }
-        )
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the video depends on, besides what pictures of all models do."""
+        return {
+            "seconds": self.seconds,
+            "begins_with": self.begins_with,
+            "guidance_threshold": getattr(self.guidance, "threshold", 0.0),
+            "temperature": self.sampling.temperature,
+            "top_k": self.sampling.top_k,
+            "top_p": self.sampling.top_p,
+            "posterior": self.posterior,
+        }
 
     def require_beginning(self) -> None:
         """Raises ValueError when an interactive continuation has nothing to go on from."""
@@ -153,7 +143,7 @@ class Request:
             )
 
 
-def plan_request(
+def plan_video(
     sizes: VideoSizes,
     defaults: VideoDefaults,
     *,
@@ -163,12 +153,12 @@ def plan_request(
     continuation: Continuation | None = None,
     known_seconds: float | None = None,
     size: Size = (None, None, None, None),
-    guidance_scale: PerStep | None = None,
+    guidance_scale: PerScale | None = None,
     guidance_threshold: float | None = None,
-    temperature: PerStep | None = None,
+    temperature: PerScale | None = None,
     filters: tuple[int, float] = (0, 0.0),
     posterior: str = "sample",
-) -> Request:
+) -> VideoPlan:
     """Checks a call's inputs against what a model draws.
 
     Args:
@@ -195,18 +185,16 @@ def plan_request(
     else:
         steps = _clips(sizes, template, seconds, beginning, known_seconds)
     schedule, known_schedule, length, beginning = steps
-    return Request(
+    return VideoPlan(
         schedule,
         length,
         _guidance(schedule, defaults, guidance_scale, guidance_threshold),
-        _temperatures(schedule, defaults, temperature),
-        _filters(filters),
+        _sampling(schedule, defaults, temperature, filters),
         posterior,
         beginning,
         known_schedule,
         continuation,
         tuple(sizes.templates[template]),
-        sizes.pixels(schedule),
     )
 
 
@@ -286,7 +274,7 @@ def _template(
 
 
 def _guidance(
-    schedule: VideoSchedule, defaults: VideoDefaults, scale: PerStep | None, threshold: float | None
+    schedule: VideoSchedule, defaults: VideoDefaults, scale: PerScale | None, threshold: float | None
 ) -> Guidance:
     threshold = defaults.guidance_threshold if threshold is None else threshold
     if not threshold >= 0:
@@ -296,26 +284,20 @@ def _guidance(
     return ProjectedGuidance(weights, threshold=threshold) if threshold else Guidance(weights)
 
 
-def _temperatures(
-    schedule: VideoSchedule, defaults: VideoDefaults, temperature: PerStep | None
-) -> tuple[float, ...]:
-    if temperature is None:
-        picture = defaults.picture_temperature
-        return tuple(
-            defaults.temperature if scale.clip or not schedule.continues else picture for scale in schedule
-        )
-    values = per_scale(temperature, len(schedule), "temperature")
-    for value in values:
-        if not value > 0:
-            raise ValueError(f"temperature is {value:g}; it must be positive (top_k=1 takes the best).")
-    return values
-
-
-def _filters(filters: tuple[int, float]) -> tuple[int, float]:
-    top_k, top_p = filters
-    if top_k < 0 or not 0.0 <= top_p <= 1.0:
-        raise ValueError(f"top_k is {top_k} and top_p is {top_p:g}; use 0 or more, and 0 to 1.")
-    return filters
+def _sampling(
+    schedule: VideoSchedule,
+    defaults: VideoDefaults,
+    temperature: PerScale | None,
+    filters: tuple[int, float],
+) -> SamplingSettings:
+    check_filters(*filters)
+    if temperature is not None:
+        values = per_scale(temperature, len(schedule), "temperature")
+        check_temperatures(values)
+        return SamplingSettings(values, *filters)
+    picture = defaults.picture_temperature
+    usual = (defaults.temperature if scale.clip or not schedule.continues else picture for scale in schedule)
+    return SamplingSettings(tuple(usual), *filters)
 
 
 def check_clips(schedule: VideoSchedule, plan: GenerationPlan) -> None:

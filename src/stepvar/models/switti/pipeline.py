@@ -3,30 +3,20 @@
 # No postponed annotations here: diffusers reads the component types off the constructor.
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
-from stepvar.generation.guidance import Guidance, per_scale
-from stepvar.generation.loop import generate, plan_generation
-from stepvar.generation.progress import Observer, Stopwatch
-from stepvar.generation.report import Report, Summary
-from stepvar.generation.sampling import CodebookSampler, CodebookSettings
-from stepvar.generation.schedule import ScaleSchedule
-from stepvar.models.pipeline import (
-    OUTPUT_TYPES,
-    ImageOutput,
-    NextScalePipeline,
-    as_prompts,
-    bring_in,
-    describe,
-    make_generators,
-    reset_peak_memory,
-    rows_per_scale,
-)
+from stepvar.generation.guidance import Guidance
+from stepvar.generation.progress import Observer
+from stepvar.generation.report import Summary
+from stepvar.generation.sampling import CodebookSettings
+from stepvar.models.codebook import CodebookPipeline, even_progress
+from stepvar.models.pipeline import ImageOutput, bring_in
+from stepvar.models.request import PerScale, Request, Subject, check_filters
 from stepvar.models.switti.cost import scale_costs
 from stepvar.models.switti.session import SwittiSession, TextFeatures
 from stepvar.models.switti.text import encode_prompts
@@ -35,23 +25,8 @@ from stepvar.models.switti.transformer import SwittiTransformer
 from stepvar.models.vector_checkpoints import check_pair
 from stepvar.pruning.base import PruningMethod
 
-PerScale = float | Sequence[float]
 
-
-@dataclass(frozen=True)
-class _Request:
-    """Checked inputs of one call: nothing has been computed yet."""
-
-    prompts: list[str]
-    negatives: list[str]
-    guidance: Guidance
-    sampling: CodebookSettings
-    method: PruningMethod | None
-    generators: list[torch.Generator]
-    seeds: list[int | None]
-
-
-class SwittiPipeline(NextScalePipeline):
+class SwittiPipeline(CodebookPipeline):
     """Draws pictures from prompts.
 
     Args:
@@ -111,6 +86,10 @@ class SwittiPipeline(NextScalePipeline):
             late_temperature=late_temperature,
         )
 
+    @property
+    def remembers(self) -> bool:
+        return self.transformer.config.causal
+
     @torch.no_grad()
     def __call__(
         self,
@@ -168,29 +147,16 @@ class SwittiPipeline(NextScalePipeline):
         Raises:
             ValueError: When an input is wrong; nothing has been computed then.
         """
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"Unknown output_type {output_type!r}; known are {', '.join(OUTPUT_TYPES)}.")
-        if num_images_per_prompt < 1:
-            raise ValueError(f"num_images_per_prompt is {num_images_per_prompt}; it must be 1 or more.")
-        if prompt_features is None:
-            prompts = as_prompts(prompt or "")
-        else:
-            prompts = [""] * len(prompt_features.tokens)
-        schedule = self.schedule(height, width)
-        generators, seeds = make_generators(len(prompts) * num_images_per_prompt, seed, generator)
-        start, stop = self._guided_scales(guidance_start, guidance_stop)
-        request = _Request(
-            prompts,
-            self._negatives(negative_prompt, len(prompts)),
-            self._guidance(guidance_scale, start, stop),
-            self._sampling(top_k, top_p, smooth, smooth_start, late_temperature, stop),
-            self.plan_method(pruning, schedule),
-            generators,
-            seeds,
-        )
         features = (prompt_features, negative_features)
-        latent, report = self._generate(request, num_images_per_prompt, features, observer)
-        return self.decode_output(latent, report, output_type)
+        subject = Subject.of_texts(prompt, negative_prompt, features, seed, generator, num_images_per_prompt)
+        if subject.negatives is None:
+            subject = replace(subject, negatives=[""] * len(subject.prompts))
+        schedule = self.schedule(height, width)
+        start, stop = self._guided_scales(guidance_start, guidance_stop)
+        guidance = self._guidance(guidance_scale, start, stop)
+        sampling = self._sampling(top_k, top_p, smooth, smooth_start, late_temperature, stop)
+        method = self.plan_method(pruning, schedule, guidance)
+        return self.draw(Request(subject, schedule, guidance, sampling, method), output_type, observer)
 
     def summary(
         self,
@@ -214,31 +180,10 @@ class SwittiPipeline(NextScalePipeline):
             ValueError: As `__call__` would.
         """
         schedule = self.schedule(height, width)
-        method = self.plan_method(pruning, schedule)
         guidance = self._guidance(guidance_scale, *self._guided_scales(guidance_start, guidance_stop))
-        depth, copies = len(self.transformer.blocks), 2 if guidance.active else 1
-        plan, dense = plan_generation(method, schedule, depth), plan_generation(None, schedule, depth)
-        rows, dense_rows = (rows_per_scale(guidance, images, copies, one) for one in (plan, dense))
-        costs = scale_costs(self.transformer, plan, rows, text_tokens)
-        return Summary(plan, costs, scale_costs(self.transformer, dense, dense_rows, text_tokens))
-
-    def schedule(self, height: int | None = None, width: int | None = None) -> ScaleSchedule:
-        """The model's one scale schedule.
-
-        Raises:
-            ValueError: When another size is asked for.
-        """
-        return self.only_schedule(height, width)
-
-    def _negatives(self, negative: str | Sequence[str] | None, prompts: int) -> list[str]:
-        negatives = [""] if negative is None or negative == "" else as_prompts(negative, "negative prompt")
-        if len(negatives) == 1:
-            negatives *= prompts
-        if len(negatives) != prompts:
-            raise ValueError(
-                f"{prompts} prompts need one negative prompt, or {prompts}; got {len(negatives)}."
-            )
-        return negatives
+        method = self.plan_method(pruning, schedule, guidance)
+        costs = partial(scale_costs, self.transformer, text_tokens=text_tokens)
+        return self.summarise(method, schedule, guidance, images, costs)
 
     def _guided_scales(self, start: int | None, stop: int | None) -> tuple[int, int]:
         start = self.config.guidance_start if start is None else start
@@ -248,11 +193,7 @@ class SwittiPipeline(NextScalePipeline):
         return start, stop
 
     def _guidance(self, scale: PerScale | None, start: int, stop: int) -> Guidance:
-        scales = len(self.transformer.schedule)
-        given = self.config.guidance_scale if scale is None else scale
-        strengths = per_scale(given, scales, "guidance_scale")
-        if isinstance(given, (int, float)):
-            strengths = tuple(given * index / max(scales - 1, 1) for index in range(scales))
+        strengths = self.growing_strengths(scale)
         weights = [
             1.0 + strength if start <= index < stop else 1.0 for index, strength in enumerate(strengths)
         ]
@@ -270,8 +211,7 @@ class SwittiPipeline(NextScalePipeline):
         config, scales = self.config, len(self.transformer.schedule)
         top_k = config.top_k if top_k is None else top_k
         top_p = config.top_p if top_p is None else top_p
-        if top_k < 0 or not 0.0 <= top_p <= 1.0:
-            raise ValueError(f"top_k is {top_k} and top_p is {top_p:g}; use 0 or more, and 0 to 1.")
+        check_filters(top_k, top_p)
         late = config.late_temperature if late_temperature is None else late_temperature
         if late is not None and not late > 0:
             raise ValueError(f"late_temperature is {late:g}; it must be positive (top_k=1 takes the best).")
@@ -279,88 +219,30 @@ class SwittiPipeline(NextScalePipeline):
         if config.smooth if smooth is None else smooth:
             first = config.smooth_start if smooth_start is None else smooth_start
         smoothing = tuple(
-            index / max(scales - 1, 1) if first <= index < stop else None for index in range(scales)
+            share if first <= index < stop else None for index, share in enumerate(even_progress(scales))
         )
         temperature = tuple(late if late and index >= stop else 1.0 for index in range(scales))
         return CodebookSettings(temperature, (top_k,) * scales, top_p, smoothing, filter_smoothed=False)
 
-    def _generate(
-        self,
-        request: _Request,
-        repeats: int,
-        features: tuple[TextFeatures | None, TextFeatures | None],
-        observer: Observer | None,
-    ) -> tuple[Tensor, Report]:
-        device = self._execution_device
-        reset_peak_memory(device)
-        watch = Stopwatch(device)
-        watch.mark()
-        positive, negative = self._features(request, features, device)
-        watch.mark()
+    def encode(self, prompts: Sequence[str]) -> TextFeatures:
+        self.require_text_encoder()
+        tokenizers, encoders = (self.tokenizer, self.tokenizer_2), (self.text_encoder, self.text_encoder_2)
+        length, device = self.transformer.config.text_length, self._execution_device
+        return encode_prompts(tokenizers, encoders, prompts, length, device)
+
+    def start(self, request: Request, device: torch.device) -> SwittiSession:
+        texts = [
+            None if text is None else text.repeated(request.subject.repeats)
+            for text in self.features(request)
+        ]
         bring_in(self.transformer)
-        quantizer = self.vae.quantizer.to(device)
-        negative = None if negative is None else negative.repeated(repeats)
-        session = SwittiSession(self.transformer, quantizer, positive.repeated(repeats), negative)
-        sampler = CodebookSampler(
-            request.sampling, session.schedule, quantizer.codebook.weight, request.generators, device
-        )
-        result = generate(
-            session,
-            guidance=request.guidance,
-            sampler=sampler,
-            pruning=request.method,
-            observer=observer,
-        )
-        watch.mark()
-        report = Report(
-            result.scales,
-            {"text": watch.seconds(0), "scales": watch.seconds(1)},
-            result.cache_bytes,
-            0,
-            request.seeds,
-            self._settings(request),
-            {scale: choice.index for scale, choice in result.choices.items()},
-        )
-        return result.latent, report
+        return SwittiSession(self.transformer, self.quantizer(device), *texts)
 
-    def _features(
-        self,
-        request: _Request,
-        given: tuple[TextFeatures | None, TextFeatures | None],
-        device: torch.device,
-    ) -> tuple[TextFeatures, TextFeatures | None]:
-        positive = given[0] if given[0] is not None else self._encode(request.prompts, device)
-        if not request.guidance.active:
-            return positive, None
-        negative = given[1] if given[1] is not None else self._encode(request.negatives, device)
-        if len(negative.tokens) != len(positive.tokens):
-            count = len(positive.tokens)
-            raise ValueError(f"{count} prompts need as many negatives; got {len(negative.tokens)}.")
-        return positive, negative
-
-    def _encode(self, prompts: Sequence[str], device: torch.device) -> TextFeatures:
-        tokenizers = [self.tokenizer, self.tokenizer_2]
-        encoders = [self.text_encoder, self.text_encoder_2]
-        if None in tokenizers or None in encoders:
-            raise ValueError("This pipeline has no text encoders: pass features, or load them.")
-        return encode_prompts(tokenizers, encoders, prompts, self.transformer.config.text_length, device)
-
-    def _settings(self, request: _Request) -> dict[str, Any]:
-        side = self.transformer.schedule.final.height * self.transformer.config.pixels_per_token
+    def own_settings(self, request: Request) -> dict[str, Any]:
         sampling = request.sampling
-        return describe(
-            {
-                "model": self.origin,
-                "prompts": request.prompts,
-                "negative_prompts": request.negatives,
-                "width": side,
-                "height": side,
-                "guidance_scale": [weight - 1.0 for weight in request.guidance.weights],
-                "temperature": sampling.temperature,
-                "top_k": sampling.top_k[0],
-                "top_p": sampling.top_p,
-                "smooth": [progress is not None for progress in sampling.smoothing],
-                "pruning": request.method,
-                "dtype": str(self.transformer.compute_dtype).removeprefix("torch."),
-            }
-        )
+        return {
+            **super().own_settings(request),
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k[0],
+            "smooth": [progress is not None for progress in sampling.smoothing],
+        }

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from stepvar.generation.attention import Cache, KVCache, Memory, NoCache
-from stepvar.generation.sampling import CodebookChoice
+from stepvar.generation.attention import Cache, Memory, NoCache
 from stepvar.generation.schedule import Scale
 from stepvar.generation.tokens import Tokens
+from stepvar.models.codebook_session import CodebookSession
 from stepvar.models.layers import padding_mask
 from stepvar.models.switti.transformer import SwittiTransformer
-from stepvar.models.vector_quantizer import VectorQuantizer, map_tokens
+from stepvar.models.vector_quantizer import VectorQuantizer
 from stepvar.pruning.base import Branch
 from stepvar.pruning.plan import GenerationPlan
 
@@ -32,18 +32,21 @@ class TextFeatures:
     tokens: tuple[Tensor, ...]
     pooled: Tensor
 
+    def __len__(self) -> int:
+        return len(self.tokens)
+
     def repeated(self, times: int) -> TextFeatures:
         """Every prompt several times in a row."""
         tokens = tuple(text for text in self.tokens for _ in range(times))
         return TextFeatures(tokens, self.pooled.repeat_interleave(times, dim=0))
 
 
-class SwittiSession:
-    """Everything that lives as long as one generation; see `stepvar.generation.loop.Session`.
+class SwittiSession(CodebookSession):
+    """Everything that lives as long as one generation; see `CodebookSession`.
 
     Args:
         transformer: The model.
-        quantizer: The tokenizer's quantiser: turns codes into what a scale adds to the latent.
+        quantizer: Of the visual tokenizer.
         positive: Text of every image.
         negative: Text of every image's unconditional copy; None when nothing is guided.
     """
@@ -55,20 +58,9 @@ class SwittiSession:
         positive: TextFeatures,
         negative: TextFeatures | None,
     ) -> None:
-        self.transformer = transformer
-        self.quantizer = quantizer
-        self.schedule = transformer.schedule
-        self.depth = len(transformer.blocks)
-        self.images = len(positive.tokens)
-        self.copies = 1 if negative is None else 2
+        channels, copies = transformer.config.channels, 1 if negative is None else 2
+        super().__init__(transformer, quantizer, transformer.schedule, channels, len(positive), copies)
         self._prepare_text([positive] if negative is None else [positive, negative])
-        final = self.schedule.final
-        channels = transformer.config.channels
-        self.latent = torch.zeros(self.images, channels, final.height, final.width, device=self.device)
-
-    @property
-    def device(self) -> torch.device:
-        return self.transformer.level_embedding.weight.device
 
     def _prepare_text(self, sides: Sequence[TextFeatures]) -> None:
         """Text keys and values, condition and modulations: once for all scales."""
@@ -84,18 +76,7 @@ class SwittiSession:
         self.head_modulation = model.head_modulations(self.condition)
 
     def allocate_cache(self, plan: GenerationPlan) -> Cache:
-        config = self.transformer.config
-        if not config.causal:
-            return NoCache()
-        lengths = [plan.cached_tokens(layer) for layer in range(self.depth)]
-        return KVCache(
-            lengths,
-            self.images * self.copies,
-            config.heads,
-            config.width // config.heads,
-            self.transformer.compute_dtype,
-            self.device,
-        )
+        return super().allocate_cache(plan) if self.transformer.config.causal else NoCache()
 
     def embed(self, scale: Scale, rows: int) -> tuple[Tensor, Tokens]:
         tokens = Tokens(scale, self.transformer.rotary(scale))
@@ -103,10 +84,6 @@ class SwittiSession:
             return self.transformer.embed_start(self.condition[:rows], scale), tokens
         hidden = self.transformer.embed_tokens(self.next_input(scale), scale)
         return hidden.repeat(rows // self.images, 1, 1), tokens
-
-    def next_input(self, scale: Scale) -> Tensor:
-        """Accumulated codes at a scale's token grid: [B, N, D]."""
-        return map_tokens(self.latent, (scale.height, scale.width))
 
     def branches(self, layer: int, memory: Memory, rows: int) -> Sequence[tuple[str, Branch]]:
         block, modulation = self.transformer.blocks[layer], self.modulations[layer]
@@ -119,11 +96,3 @@ class SwittiSession:
             ("cross_attention", lambda hidden, tokens: block.attend_text(hidden, key, value, mask)),
             ("feed_forward", lambda hidden, tokens: block.feed(hidden, modulation)),
         )
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        scale, shift = (part[: hidden.shape[0]] for part in self.head_modulation)
-        return self.transformer.logits(hidden, (scale, shift))
-
-    def commit(self, scale: Scale, choice: CodebookChoice, hidden: Tensor, tokens: Tokens) -> None:
-        """Adds the codes [B, N, D] of a choice to the latent."""
-        self.latent = self.quantizer.add(self.latent, choice.codes, scale, len(self.schedule))

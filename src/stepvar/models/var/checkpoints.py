@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from stepvar.models.folders import write_index
-from stepvar.models.loading import CheckpointError, staged_folder
+from stepvar.models.conversion import Conversion
+from stepvar.models.loading import CheckpointError
 from stepvar.models.official import OfficialFormat
 from stepvar.models.square_schedules import LEVELS
 from stepvar.models.var.official import DERIVED, ZERO_BIAS, infer_config, rename, to_official
@@ -47,6 +47,9 @@ def load_tokenizer(
 ) -> VARTokenizer:
     """Loads a visual tokenizer, official or our own; see `load_vector_tokenizer`."""
     return load_vector_tokenizer(VARTokenizer, path, dtype, device)
+
+
+CONVERSION = Conversion("VARPipeline", load_transformer, load_tokenizer, check_pair)
 
 
 def read_labels(path: PathLike, classes: int) -> list[str]:
@@ -86,41 +89,17 @@ def convert(
     dtype: torch.dtype | None = None,
     labels: PathLike | None = None,
 ) -> Path:
-    """Writes a folder that `VARPipeline.from_pretrained` loads.
-
-    Nothing is half-written: the folder appears under its name when it is complete.
+    """Writes a folder that `VARPipeline.from_pretrained` loads; see `Conversion`.
 
     Args:
-        transformer_path: As for `load_transformer`.
-        tokenizer_path: As for `load_tokenizer`.
         text_encoder: Must be None: VAR draws classes.
-        output_dir: The new folder.
-        dtype: Number format of the transformer; None keeps the file's. The tokenizer keeps its own.
         labels: Names of the classes, see `read_labels`; None leaves them without names.
-
-    Returns:
-        The new folder.
 
     Raises:
         CheckpointError: When an input cannot be used, the inputs do not fit each other, or the folder exists.
     """
-    if text_encoder:
-        raise CheckpointError("VAR draws classes and reads no text: leave the text encoder out.")
-    with staged_folder(output_dir) as folder:
-        # Without a change of format nothing is read yet, so a wrong pair is refused at once.
-        transformer = load_transformer(transformer_path)
-        tokenizer = load_tokenizer(tokenizer_path)
-        check_pair(transformer, tokenizer)
-        settings = {}
-        if labels is not None:
-            settings["labels"] = read_labels(labels, transformer.config.classes)
-        if dtype is not None:
-            transformer = load_transformer(transformer_path, dtype)
-        transformer.save_pretrained(folder / "transformer")
-        tokenizer.save_pretrained(folder / "vae")
-        components = {
-            "transformer": ("stepvar", VARTransformer.__name__),
-            "vae": ("stepvar", VARTokenizer.__name__),
-        }
-        write_index(folder, "VARPipeline", components, settings)
-    return Path(output_dir).expanduser()
+
+    def named(transformer: VARTransformer) -> dict[str, list[str]]:
+        return {} if labels is None else {"labels": read_labels(labels, transformer.config.classes)}
+
+    return CONVERSION.write(transformer_path, tokenizer_path, text_encoder, output_dir, dtype, named)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stepvar.generation.report import ScaleCost
+from stepvar.models.cost import LayerSizes, transformer_costs
 from stepvar.models.var.transformer import VARTransformer
 from stepvar.pruning.plan import GenerationPlan
 
@@ -21,20 +22,8 @@ def scale_costs(
     """
     config = transformer.config
     width, hidden = config.width, config.feed_forward_width or 4 * config.width
-    item = transformer.compute_dtype.itemsize
-    cached = [0] * plan.depth
-    costs = []
-    for entry, count in zip(plan.scales, rows, strict=True):
-        flops = cache = 0
-        if not entry.skipped:
-            # The first scale embeds the class, not codes.
-            embedded = config.codes + (config.channels if entry.scale.index else 0)
-            flops += 2 * entry.scale.tokens * width * embedded
-        for layer in range(plan.depth):
-            tokens = entry.tokens(layer)
-            cached[layer] += tokens
-            flops += 2 * tokens * (4 * width**2 + 2 * width * hidden)
-            flops += 4 * tokens * width * cached[layer]
-            cache += 2 * tokens * width * item
-        costs.append(ScaleCost(count * flops, count * cache, 0 if entry.skipped else count))
-    return tuple(costs)
+    layer = LayerSizes(width, 4 * width**2 + 2 * width * hidden, transformer.compute_dtype.itemsize)
+    # The first scale embeds the class, not codes.
+    return transformer_costs(
+        plan, rows, layer, lambda scale: width * (config.codes + (config.channels if scale.index else 0))
+    )

@@ -4,28 +4,18 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from stepvar.generation.guidance import Guidance, per_scale
-from stepvar.generation.loop import generate, plan_generation
-from stepvar.generation.progress import Observer, Stopwatch
-from stepvar.generation.report import Report, Summary
-from stepvar.generation.sampling import CodebookSampler, CodebookSettings
-from stepvar.generation.schedule import ScaleSchedule
-from stepvar.models.pipeline import (
-    OUTPUT_TYPES,
-    ImageOutput,
-    NextScalePipeline,
-    bring_in,
-    describe,
-    make_generators,
-    reset_peak_memory,
-    rows_per_scale,
-)
+from stepvar.generation.guidance import Guidance
+from stepvar.generation.progress import Observer
+from stepvar.generation.report import Summary
+from stepvar.generation.sampling import CodebookSettings
+from stepvar.models.codebook import CodebookPipeline, even_progress
+from stepvar.models.pipeline import ImageOutput, bring_in
+from stepvar.models.request import PerScale, Request, Subject, check_filters
 from stepvar.models.var.cost import scale_costs
 from stepvar.models.var.session import VARSession
 from stepvar.models.var.tokenizer import VARTokenizer
@@ -33,26 +23,13 @@ from stepvar.models.var.transformer import VARTransformer
 from stepvar.models.vector_checkpoints import check_pair
 from stepvar.pruning.base import PruningMethod
 
-PerScale = float | Sequence[float]
 ClassLabel = int | str
 
 UNCONDITIONAL = -1
 """The label of a picture of no class in particular."""
 
 
-@dataclass(frozen=True)
-class _Request:
-    """Checked inputs of one call: nothing has been computed yet."""
-
-    classes: list[int]
-    guidance: Guidance
-    sampling: CodebookSettings
-    method: PruningMethod | None
-    generators: list[torch.Generator]
-    seeds: list[int | None]
-
-
-class VARPipeline(NextScalePipeline):
+class VARPipeline(CodebookPipeline):
     """Draws pictures of classes.
 
     Args:
@@ -140,23 +117,12 @@ class VARPipeline(NextScalePipeline):
         Raises:
             ValueError: When an input is wrong; nothing has been computed then.
         """
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"Unknown output_type {output_type!r}; known are {', '.join(OUTPUT_TYPES)}.")
-        if num_images_per_label < 1:
-            raise ValueError(f"num_images_per_label is {num_images_per_label}; it must be 1 or more.")
-        classes = [entry for entry in self.classes(class_labels) for _ in range(num_images_per_label)]
-        schedule = self.schedule(height, width)
-        generators, seeds = make_generators(len(classes), seed, generator)
-        request = _Request(
-            classes,
-            self._guidance(guidance_scale),
-            self._sampling(top_k, top_p, smooth),
-            self.plan_method(pruning, schedule),
-            generators,
-            seeds,
-        )
-        latent, report = self._generate(request, observer)
-        return self.decode_output(latent, report, output_type)
+        classes, counted = self.classes(class_labels), "num_images_per_label"
+        subject = Subject.of(classes, seed, generator, num_images_per_label, counted=counted)
+        schedule, guidance = self.schedule(height, width), self._guidance(guidance_scale)
+        sampling = self._sampling(top_k, top_p, smooth)
+        method = self.plan_method(pruning, schedule, guidance)
+        return self.draw(Request(subject, schedule, guidance, sampling, method), output_type, observer)
 
     def summary(
         self,
@@ -175,24 +141,10 @@ class VARPipeline(NextScalePipeline):
         Raises:
             ValueError: As `__call__` would.
         """
-        schedule = self.schedule(height, width)
-        method, guidance = self.plan_method(pruning, schedule), self._guidance(guidance_scale)
-        depth, copies = len(self.transformer.blocks), 2 if guidance.active else 1
-        plan, dense = plan_generation(method, schedule, depth), plan_generation(None, schedule, depth)
-        rows, dense_rows = (rows_per_scale(guidance, images, copies, one) for one in (plan, dense))
-        return Summary(
-            plan,
-            scale_costs(self.transformer, plan, rows),
-            scale_costs(self.transformer, dense, dense_rows),
-        )
-
-    def schedule(self, height: int | None = None, width: int | None = None) -> ScaleSchedule:
-        """The model's one scale schedule.
-
-        Raises:
-            ValueError: When another size is asked for.
-        """
-        return self.only_schedule(height, width)
+        schedule, guidance = self.schedule(height, width), self._guidance(guidance_scale)
+        method = self.plan_method(pruning, schedule, guidance)
+        costs = partial(scale_costs, self.transformer)
+        return self.summarise(method, schedule, guidance, images, costs)
 
     def classes(self, labels: ClassLabel | Sequence[ClassLabel]) -> list[int]:
         """Numbers of classes that are given by number or by name.
@@ -248,72 +200,33 @@ class VARPipeline(NextScalePipeline):
         self.classes(prompts)
 
     def _guidance(self, scale: PerScale | None) -> Guidance:
-        scales = len(self.transformer.schedule)
-        given = self.config.guidance_scale if scale is None else scale
-        strengths = per_scale(given, scales, "guidance_scale")
-        if isinstance(given, (int, float)):
-            strengths = tuple(given * index / max(scales - 1, 1) for index in range(scales))
-        return Guidance(tuple(1.0 + strength for strength in strengths))
+        return Guidance(tuple(1.0 + strength for strength in self.growing_strengths(scale)))
 
     def _sampling(self, top_k: int | None, top_p: float | None, smooth: bool | None) -> CodebookSettings:
         config, scales = self.config, len(self.transformer.schedule)
         top_k = config.top_k if top_k is None else top_k
         top_p = config.top_p if top_p is None else top_p
-        if top_k < 0 or not 0.0 <= top_p <= 1.0:
-            raise ValueError(f"top_k is {top_k} and top_p is {top_p:g}; use 0 or more, and 0 to 1.")
-        smoothing: tuple[float | None, ...] = (None,) * scales
-        if config.smooth if smooth is None else smooth:
-            smoothing = tuple(index / max(scales - 1, 1) for index in range(scales))
+        check_filters(top_k, top_p)
+        smooth = config.smooth if smooth is None else smooth
+        smoothing = tuple(even_progress(scales)) if smooth else (None,) * scales
         return CodebookSettings((1.0,) * scales, (top_k,) * scales, top_p, smoothing)
 
-    def _generate(self, request: _Request, observer: Observer | None) -> tuple[Tensor, Report]:
-        device = self._execution_device
-        reset_peak_memory(device)
-        watch = Stopwatch(device)
-        watch.mark()
-        classes = torch.tensor(request.classes)
+    def start(self, request: Request, device: torch.device) -> VARSession:
+        subject = request.subject
+        classes = [number for number in subject.prompts for _ in range(subject.repeats)]
         bring_in(self.transformer)
-        quantizer = self.vae.quantizer.to(device)
-        session = VARSession(self.transformer, quantizer, classes, request.guidance.active)
-        watch.mark()
-        sampler = CodebookSampler(
-            request.sampling, session.schedule, quantizer.codebook.weight, request.generators, device
-        )
-        result = generate(
-            session,
-            guidance=request.guidance,
-            sampler=sampler,
-            pruning=request.method,
-            observer=observer,
-        )
-        watch.mark()
-        report = Report(
-            result.scales,
-            {"text": watch.seconds(0), "scales": watch.seconds(1)},
-            result.cache_bytes,
-            0,
-            request.seeds,
-            self._settings(request),
-            {scale: choice.index for scale, choice in result.choices.items()},
-        )
-        return result.latent, report
+        guided = request.guidance.active
+        return VARSession(self.transformer, self.quantizer(device), torch.tensor(classes), guided)
 
-    def _settings(self, request: _Request) -> dict[str, Any]:
-        side = self.transformer.schedule.final.height * self.transformer.config.pixels_per_token
+    def own_settings(self, request: Request) -> dict[str, Any]:
+        subject, sampling = request.subject, request.sampling
         null, names = self.transformer.unconditional_class, self.config.labels or {}
-        numbers = [UNCONDITIONAL if number == null else number for number in request.classes]
-        return describe(
-            {
-                "model": self.origin,
-                "prompts": [names.get(str(number), str(number)) for number in numbers],
-                "class_labels": numbers,
-                "width": side,
-                "height": side,
-                "guidance_scale": [weight - 1.0 for weight in request.guidance.weights],
-                "top_k": request.sampling.top_k[0],
-                "top_p": request.sampling.top_p,
-                "smooth": request.sampling.smoothing[0] is not None,
-                "pruning": request.method,
-                "dtype": str(self.transformer.compute_dtype).removeprefix("torch."),
-            }
-        )
+        numbers = [UNCONDITIONAL if number == null else number for number in subject.prompts]
+        labels = [number for number in numbers for _ in range(subject.repeats)]
+        return {
+            **super().own_settings(request),
+            "prompts": [names.get(str(number), str(number)) for number in labels],
+            "class_labels": labels,
+            "top_k": sampling.top_k[0],
+            "smooth": sampling.smoothing[0] is not None,
+        }
