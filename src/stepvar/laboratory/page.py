@@ -15,6 +15,7 @@ from stepvar.laboratory.analytic import published_costs
 from stepvar.laboratory.claims import judge
 from stepvar.laboratory.contestants import DENSE, OURS
 from stepvar.laboratory.coverage import COVERAGE
+from stepvar.laboratory.gallery import GAIN
 from stepvar.laboratory.records import Row, Versus
 from stepvar.laboratory.results import Results
 from stepvar.laboratory.verdicts import HELD, OPEN, Claim
@@ -288,7 +289,11 @@ def _gallery(entry: dict[str, Any]) -> str:
         f"<figcaption>{html.escape(EXHIBITS[name])}</figcaption>" + _strip(pictures)
         for name, pictures in entry["rows"].items()
     ]
-    rows.append("<figcaption>What ran of the last scale, by ratio</figcaption>" + _strip(entry["masks"]))
+    rows += [
+        f"<figcaption>What the last scales add (figure 1c): difference of the pictures with and without "
+        f"them, times {GAIN:g}</figcaption>" + _strip(entry["added"]),
+        "<figcaption>What ran of the last scale, by ratio (figure 6)</figcaption>" + _strip(entry["masks"]),
+    ]
     prompt = html.escape(entry["prompt"])
     return f"<figure><h3>{prompt}, seed {entry['seed']}</h3>{''.join(rows)}</figure>"
 
