@@ -144,7 +144,7 @@ def added_frequencies(results: Results) -> str:
             total = rows.sum(axis=1, keepdims=True)
             bands = [mean_interval(column) for column in (100 * rows / np.maximum(total, 1e-12)).T]
             centres = (np.arange(len(bands)) + 0.5) / (2 * len(bands))
-            name = "the dense pictures" if label == DENSE else f"added by the {_scales_left_out(label)}"
+            name = "the dense pictures" if label == DENSE else f"added by the {label}"
             axis.plot(centres, _values(bands), color=colour, marker=".", label=name)
             low, high = [band.low for band in bands], [band.high for band in bands]
             axis.fill_between(centres, low, high, color=colour, alpha=0.15, linewidth=0)
@@ -157,11 +157,6 @@ def added_frequencies(results: Results) -> str:
         axis.set_title("Energy by spatial frequency")
         axis.legend()
         return _svg(figure)
-
-
-def _scales_left_out(label: str) -> str:
-    count = label.removeprefix("last ")
-    return "last scale" if count == "1" else f"last {count} scales"
 
 
 def energy_correlation(results: Results) -> str:

@@ -47,7 +47,7 @@ def late_scales_forgive(results: Results) -> Claim | None:
 
 def late_scales_add_detail(results: Results) -> Claim | None:
     spectra = results.spectra()
-    if "last 1" not in spectra:
+    if "last scale" not in spectra:
         return None
     bands = spectra[DENSE].shape[1]
     high = int(HIGH_FREQUENCY * 2 * bands)
@@ -55,7 +55,7 @@ def late_scales_add_detail(results: Results) -> Claim | None:
     def share(rows: Any) -> Any:
         return 100 * rows[:, high:].sum(axis=1) / np.maximum(rows.sum(axis=1), 1e-12)
 
-    added, whole = share(spectra["last 1"]), share(spectra[DENSE])
+    added, whole = share(spectra["last scale"]), share(spectra[DENSE])
     difference = paired_interval(added, whole)
     return Claim(
         "What the last scales add lies in high spatial frequencies.",

@@ -206,7 +206,8 @@ class Field:
             pair = {first: PAIR_RATIO, first + 1: PAIR_RATIO}
             self.add("pairs", pair_label(self.schedule, first), StepVAR(ratios=pair))
         for count in range(1, min(LONGEST_SKIP, len(self.schedule) - 2) + 1):
-            self.add("skips", f"last {count}", StepVAR(skip=tuple(range(-count, 0))))
+            label = "last scale" if count == 1 else f"last {count} scales"
+            self.add("skips", label, StepVAR(skip=tuple(range(-count, 0))))
 
     def _enter_cascades(self) -> None:
         """CoDe: the second model draws the last scale, or the last two, or those with pruning."""

@@ -25,7 +25,7 @@ COVERAGE: tuple[Entry, ...] = (
         "figure 1a: time by scale", "time and FLOPs by scale; published models by their sizes", "figure-1a"
     ),
     Entry("figure 1b: noise at one scale", "the same, PSNR and SSIM", "figure-1b"),
-    Entry("figure 1c: what the last scales add", "its spectrum", "figure-1c"),
+    Entry("figure 1c: what the last scales add", "its spectrum; pictures of it below", "figure-1c"),
     Entry(
         "figure 3: residual energy and first component", "correlation by layer and scale, maps", "figure-3"
     ),

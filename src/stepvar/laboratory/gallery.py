@@ -1,4 +1,4 @@
-"""Pictures side by side, and masks of what ran (figures 4 to 6)."""
+"""Pictures side by side, what the last scales add, and masks of what ran (figures 1c and 4 to 6)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stepvar.evaluation.comparison import kept_mask
+from stepvar.evaluation.fidelity import amplified_difference
+from stepvar.laboratory.contestants import DENSE
 
 if TYPE_CHECKING:
     from stepvar.laboratory.contestants import Contestant
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from stepvar.laboratory.study import Study
 
 SHOWN = ("table 1", "table 2", "recovery")
+GAIN = 4.0
 _DIMMED = 0.25
 
 
@@ -39,7 +42,12 @@ def show(study: Study, index: int) -> dict[str, Any]:
     for label, member in study.field.exhibit("ratio"):
         result = once(member)
         masks[label] = png(_masked(result.pictures[0], kept_mask(result.report.scales[-1])))
-    return {**job.as_json(), "rows": rows, "masks": masks}
+    dense = once(study.field[DENSE]).pictures[0]
+    added = {
+        f"the {label}": png(amplified_difference(dense, once(member).pictures[0], GAIN))
+        for label, member in study.field.exhibit("skips")
+    }
+    return {**job.as_json(), "rows": rows, "added": added, "masks": masks}
 
 
 def png(picture: NDArray[np.uint8]) -> str:

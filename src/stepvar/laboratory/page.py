@@ -15,6 +15,7 @@ from stepvar.laboratory.analytic import published_costs
 from stepvar.laboratory.claims import judge
 from stepvar.laboratory.contestants import DENSE, OURS
 from stepvar.laboratory.coverage import COVERAGE
+from stepvar.laboratory.gallery import GAIN
 from stepvar.laboratory.records import Row, Versus
 from stepvar.laboratory.results import Results
 from stepvar.laboratory.verdicts import HELD, OPEN, Claim
@@ -183,35 +184,30 @@ def _table(results: Results, exhibit: str) -> str:
     return _html_table(caption, ["", *(name for name, _ in columns)], body, classes)
 
 
-def _versus(entries: Sequence[Versus], ours: str) -> str:
-    body = [
-        [
-            html.escape(entry.rival),
-            cell(entry.psnr),
-            cell(entry.likeness, 3),
-            cell(entry.frechet, 4),
-            cell(entry.scene, 1),
-            cell(entry.time),
-            "same method" if entry.equal_psnr is None else cell(entry.equal_psnr),
-            "nearer to dense" if entry.nearer else "farther" if entry.farther else "no clear difference",
-        ]
-        for entry in entries
-    ]
-    header = [
-        f"{ours} minus",
-        "PSNR, dB",
-        "scene distance",
-        "Fréchet to dense",
-        "scene, points",
-        "time ratio",
-        "PSNR at equal time, dB",
+_VERSUS: tuple[tuple[str, Callable[[Versus], str]], ...] = (
+    ("PSNR, dB", lambda entry: cell(entry.psnr)),
+    ("scene distance", lambda entry: cell(entry.likeness, 3)),
+    ("Fréchet to dense", lambda entry: cell(entry.frechet, 4)),
+    ("scene, points", lambda entry: cell(entry.scene, 1)),
+    ("time ratio", lambda entry: cell(entry.time)),
+    ("PSNR at equal time, dB", lambda entry: "" if entry.equal_psnr is None else cell(entry.equal_psnr)),
+    (
         "verdict",
-    ]
-    columns = [place for place in range(len(header)) if place != 6 or any(e.equal_psnr for e in entries)]
-    caption = "Paired by prompt and seed; an interval without zero is a difference."
-    return _html_table(
-        caption, [header[place] for place in columns], [[row[place] for place in columns] for row in body]
+        lambda entry: (
+            "nearer to dense" if entry.nearer else "farther" if entry.farther else "no clear difference"
+        ),
+    ),
+)
+
+
+def _versus(entries: Sequence[Versus], ours: str) -> str:
+    columns = [column for column in _VERSUS if any(column[1](entry) for entry in entries)]
+    body = [[html.escape(entry.rival), *(show(entry) for _, show in columns)] for entry in entries]
+    caption = (
+        "Paired by prompt and seed; an interval without zero is a difference. PSNR at equal time: against a "
+        "rival of another cost, where one of its plans was faster than ours and one slower."
     )
+    return _html_table(caption, [f"{ours} minus", *(name for name, _ in columns)], body)
 
 
 def _categories(results: Results, table: str) -> str:
@@ -288,7 +284,11 @@ def _gallery(entry: dict[str, Any]) -> str:
         f"<figcaption>{html.escape(EXHIBITS[name])}</figcaption>" + _strip(pictures)
         for name, pictures in entry["rows"].items()
     ]
-    rows.append("<figcaption>What ran of the last scale, by ratio</figcaption>" + _strip(entry["masks"]))
+    rows += [
+        f"<figcaption>What the last scales add (figure 1c): difference of the pictures with and without "
+        f"them, times {GAIN:g}</figcaption>" + _strip(entry["added"]),
+        "<figcaption>What ran of the last scale, by ratio (figure 6)</figcaption>" + _strip(entry["masks"]),
+    ]
     prompt = html.escape(entry["prompt"])
     return f"<figure><h3>{prompt}, seed {entry['seed']}</h3>{''.join(rows)}</figure>"
 
@@ -307,9 +307,10 @@ def _setting(results: Results) -> str:
     machine = identity["machine"]
     main = len(results.pictures[DENSE].psnr)
     short = f" of {protocol.pictures} planned" if main < protocol.pictures else ""
+    second = f" Second model of cascades: weights {identity['cascade']}." if "cascade" in identity else ""
     return html.escape(
         f"Model {identity['model']} (weights {identity['weights']}), {identity['size']} pixels, "
         f"{identity['dtype']}. {machine['device_name']} ({machine['device']}, {machine['threads']} threads), "
         f"torch {machine['torch']}, stepvar {identity['stepvar']}. {main} pictures{short} of each main "
-        f"contestant, {len(results.rounds)} interleaved rounds of timing."
+        f"contestant, {len(results.rounds)} interleaved rounds of timing.{second}"
     )
