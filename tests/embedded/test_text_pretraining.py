@@ -1,7 +1,10 @@
 """What the text encoder is taught before it sees pictures."""
 
+from functools import partial
+
 import torch
 
+from stepvar.embedded import text_pretraining
 from stepvar.embedded.architecture import build_text_encoder, build_word_tokenizer
 from stepvar.embedded.scenes import VOCABULARY, parse
 from stepvar.embedded.text_pretraining import (
@@ -10,7 +13,12 @@ from stepvar.embedded.text_pretraining import (
     TextPretraining,
     answers,
     pretrain_text_encoder,
+    pretrained_text_encoder,
 )
+from stepvar.embedded.video import grammar as video_grammar
+from stepvar.embedded.video import quiz
+from stepvar.embedded.video.model import EmbeddedVideoModel
+from stepvar.embedded.video.spec import MOTIONS
 
 
 def about(prompt):
@@ -60,3 +68,27 @@ def test_an_encoder_that_shall_stay_moves_less():
         pretrain_text_encoder(encoder, words, TextPretraining(steps=10, prompts=12, stay=stay))
         moved.append((encoder(**batch).last_hidden_state - known).square().mean().item())
     assert moved[1] < 0.5 * moved[0]
+
+
+def test_words_of_videos_know_their_own_object_and_what_the_other_does():
+    prompt = "a clip of a red star moves left and the ring stands still on the sand"
+    rows = quiz.answers(prompt, video_grammar.parse(prompt))
+    words = [dict(zip(quiz.QUESTIONS, row, strict=True)) for row in rows]
+    assert [word["index"] for word in words] == [0] * 8 + [1] * 5 + [IGNORED] * 3
+    first, second = words[0], words[-4]
+    assert (first["motion"], first["other motion"]) == (MOTIONS.index("left"), MOTIONS.index("still"))
+    assert (second["motion"], second["other motion"]) == (MOTIONS.index("still"), MOTIONS.index("left"))
+    assert first["shape"] != second["shape"] and first["background"] == second["background"]
+    assert second["colour"] == quiz.QUESTIONS["colour"] - 1, "open"
+
+
+def test_the_encoder_of_the_video_model_is_taught_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_pretraining, "TextPretraining", partial(TextPretraining, steps=2, prompts=4))
+    folder = tmp_path / "text"
+    for _ in range(2):
+        assert pretrained_text_encoder(folder, video_grammar.VOCABULARY, quiz.VIDEOS) == folder
+        monkeypatch.setattr(text_pretraining, "pretrain_text_encoder", None)
+    model = EmbeddedVideoModel()
+    before = model.text_encoder.shared.weight.clone()
+    model.take_text_encoder(folder)
+    assert not torch.equal(before, model.text_encoder.shared.weight)

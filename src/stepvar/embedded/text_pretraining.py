@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, T5EncoderModel
 
+from stepvar.embedded.architecture import build_text_encoder, build_word_tokenizer
 from stepvar.embedded.precision import mixed_precision
 from stepvar.embedded.scenes import CATEGORIES, Group, SceneSpec, sample_prompt, split_words
 from stepvar.embedded.scenes.spec import COLOURS, MAXIMUM_OBJECTS, RELATIONS, SHAPES, SIZES, TEXTURES
@@ -83,26 +85,51 @@ def answers(prompt: str, spec: SceneSpec) -> list[list[int]]:
     return labels
 
 
+@dataclass(frozen=True)
+class Quiz:
+    """Prompts to learn from.
+
+    Attributes:
+        questions: What every word is asked, and how many answers there are.
+        ask: Draws a prompt, for random numbers and its place in a batch, and the answers of each of its words
+            in the order of the questions.
+    """
+
+    questions: Mapping[str, int]
+    ask: Callable[[np.random.Generator, int], tuple[str, list[list[int]]]]
+
+
+def _ask_about_picture(random: np.random.Generator, place: int) -> tuple[str, list[list[int]]]:
+    prompt = sample_prompt(random, CATEGORIES[place % len(CATEGORIES)])
+    return prompt.text, answers(prompt.text, prompt.spec)
+
+
+PICTURES = Quiz(QUESTIONS, _ask_about_picture)
+
+
 def _about(spec: SceneSpec, index: int) -> list[int]:
     group = spec.groups[index]
     place = spec.relation if index == 0 or spec.relation is None else _OPPOSITE[spec.relation]
     others = sum(other.count for other in spec.groups) - group.count
-    return [index, _number(place, RELATIONS), *_looks(group), group.count - 1, others]
+    return [index, number(place, RELATIONS), *_looks(group), group.count - 1, others]
 
 
 def _looks(group: Group) -> list[int]:
     # Every prompt names its shapes, so their numbers need no place for an open one.
     open_ones = ((group.colour, COLOURS), (group.texture, TEXTURES), (group.size, SIZES))
-    return [SHAPES.index(group.shape), *(_number(value, values) for value, values in open_ones)]
+    return [SHAPES.index(group.shape), *(number(value, values) for value, values in open_ones)]
 
 
-def _number(value: str | None, values: Sequence[str]) -> int:
+def number(value: str | None, values: Sequence[str]) -> int:
     """Place of a value; one past the last for an open one."""
     return len(values) if value is None else values.index(value)
 
 
 def pretrain_text_encoder(
-    encoder: T5EncoderModel, words: PreTrainedTokenizerFast, settings: TextPretraining | None = None
+    encoder: T5EncoderModel,
+    words: PreTrainedTokenizerFast,
+    settings: TextPretraining | None = None,
+    quiz: Quiz = PICTURES,
 ) -> dict[str, float]:
     """Trains an encoder in place, on prompts of the training split.
 
@@ -110,6 +137,7 @@ def pretrain_text_encoder(
         encoder: The text encoder.
         words: Its tokenizer.
         settings: See `TextPretraining`.
+        quiz: What it learns.
 
     Returns:
         Share of right answers to every question over the last steps.
@@ -118,17 +146,17 @@ def pretrain_text_encoder(
     random = np.random.default_rng([settings.seed, 7])
     torch.manual_seed(settings.seed)
     before = copy.deepcopy(encoder).eval().requires_grad_(False)
-    questions = nn.Linear(encoder.config.d_model, sum(QUESTIONS.values()))
+    questions = nn.Linear(encoder.config.d_model, sum(quiz.questions.values()))
     parameters = [*encoder.parameters(), *questions.parameters()]
     optimiser = torch.optim.AdamW(_groups(encoder, questions, settings), betas=(0.9, 0.98))
     decay = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, settings.steps)
-    right = torch.zeros(len(QUESTIONS))
+    right = torch.zeros(len(quiz.questions))
     for step in range(settings.steps):
-        batch, labels = _draw(words, random, settings.prompts)
+        batch, labels = _draw(words, random, settings.prompts, quiz)
         with mixed_precision(encoder.device):
             states = encoder(**batch).last_hidden_state
             logits = questions(states)
-        loss, share = _judge(logits.float(), labels)
+        loss, share = _judge(logits.float(), labels, quiz)
         if settings.stay > 0:
             with torch.no_grad(), mixed_precision(encoder.device):
                 known = before(**batch).last_hidden_state
@@ -141,7 +169,19 @@ def pretrain_text_encoder(
         right = share if step == 0 else right.lerp(share, 0.05)
         if step % 100 == 0:
             logger.info("text step %d: loss %.3f, right answers %.3f", step, loss.item(), right.mean().item())
-    return dict(zip(QUESTIONS, right.tolist(), strict=True))
+    return dict(zip(quiz.questions, right.tolist(), strict=True))
+
+
+def pretrained_text_encoder(folder: Path, vocabulary: Sequence[str], quiz: Quiz = PICTURES) -> Path:
+    """Writes a text encoder that knows a grammar to a folder, which is made once; returns the folder."""
+    if not (folder / "config.json").exists():
+        words = build_word_tokenizer(vocabulary)
+        torch.manual_seed(0)
+        encoder = build_text_encoder(len(words))
+        shares = pretrain_text_encoder(encoder, words, quiz=quiz)
+        logger.info("right answers: %s", ", ".join(f"{name} {share:.3f}" for name, share in shares.items()))
+        encoder.save_pretrained(folder)
+    return folder
 
 
 def _groups(
@@ -160,22 +200,21 @@ def _groups(
 
 
 def _draw(
-    words: PreTrainedTokenizerFast, random: np.random.Generator, count: int
+    words: PreTrainedTokenizerFast, random: np.random.Generator, count: int, quiz: Quiz
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Prompts as the encoder takes them, and their answers [B, T, questions]."""
-    prompts = [sample_prompt(random, CATEGORIES[index % len(CATEGORIES)]) for index in range(count)]
-    batch = words([prompt.text for prompt in prompts], padding=True, return_tensors="pt")
-    labels = torch.full((*batch.input_ids.shape, len(QUESTIONS)), IGNORED)
-    for row, prompt in enumerate(prompts):
-        known = torch.tensor(answers(prompt.text, prompt.spec))
-        labels[row, : len(known)] = known
+    prompts, known = zip(*(quiz.ask(random, place) for place in range(count)), strict=True)
+    batch = words(list(prompts), padding=True, return_tensors="pt")
+    labels = torch.full((*batch.input_ids.shape, len(quiz.questions)), IGNORED)
+    for row, rows in enumerate(known):
+        labels[row, : len(rows)] = torch.tensor(rows)
     return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}, labels
 
 
-def _judge(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _judge(logits: Tensor, labels: Tensor, quiz: Quiz) -> tuple[Tensor, Tensor]:
     """Mean cross entropy, and share of right answers to every question, over the words of groups."""
     losses, shares = [], []
-    for question, each in enumerate(logits.split(list(QUESTIONS.values()), dim=-1)):
+    for question, each in enumerate(logits.split(list(quiz.questions.values()), dim=-1)):
         wanted = labels[..., question].flatten()
         losses.append(functional.cross_entropy(each.flatten(0, 1), wanted, ignore_index=IGNORED))
         asked = wanted != IGNORED

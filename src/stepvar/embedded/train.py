@@ -18,13 +18,13 @@ import typer
 from rich.logging import RichHandler
 
 from stepvar.embedded import WEIGHTS
-from stepvar.embedded.architecture import SIZES, build_text_encoder, build_word_tokenizer
+from stepvar.embedded.architecture import SIZES
 from stepvar.embedded.features import SHARD, FeatureStore, encode_scenes
 from stepvar.embedded.package import assemble, package
 from stepvar.embedded.processes import show_encoding, train_in_processes
 from stepvar.embedded.run import CHECKPOINT
 from stepvar.embedded.scenes import VOCABULARY
-from stepvar.embedded.text_pretraining import pretrain_text_encoder
+from stepvar.embedded.text_pretraining import pretrained_text_encoder
 from stepvar.embedded.train_tokenizer import TokenizerTrainer, TokenizerTraining
 from stepvar.embedded.train_transformer import (
     FROM_NOTHING,
@@ -81,7 +81,7 @@ def train(
         batch_factor=1 if place == "cpu" else GPU_BATCH_FACTOR,
         compiled=compiled,
     )
-    text = None if start is not None else _pretrain_text(output / "text_encoder")
+    text = None if start is not None else pretrained_text_encoder(output / "text_encoder", VOCABULARY)
     run = _PictureRun(output, settings, place, start, text)
     train_in_processes(run, processes if place == "cpu" else 1, output)
     written = package(assemble(tokenizer, run.folder / CHECKPOINT), weights)
@@ -95,18 +95,6 @@ def _train_tokenizer(folder: Path, minutes: float, device: str, size: str) -> Pa
         workers = max(cores - 2, 1)
         settings = replace(settings, batch=GPU_BATCH_FACTOR * settings.batch, workers=workers)
     return TokenizerTrainer(settings).run()
-
-
-def _pretrain_text(folder: Path) -> Path:
-    """A text encoder that knows the grammar; made once."""
-    if not (folder / "config.json").exists():
-        words = build_word_tokenizer(VOCABULARY)
-        torch.manual_seed(0)
-        encoder = build_text_encoder(len(words))
-        shares = pretrain_text_encoder(encoder, words)
-        logger.info("right answers: %s", ", ".join(f"{name} {share:.3f}" for name, share in shares.items()))
-        encoder.save_pretrained(folder)
-    return folder
 
 
 def _encode(visual: InfinityTokenizer, folder: Path, scenes: int, canvas: int) -> None:

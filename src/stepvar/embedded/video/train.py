@@ -21,10 +21,13 @@ from stepvar.embedded.features import SHARD
 from stepvar.embedded.package import package
 from stepvar.embedded.processes import show_encoding, train_in_processes
 from stepvar.embedded.run import CHECKPOINT
+from stepvar.embedded.text_pretraining import pretrained_text_encoder
 from stepvar.embedded.train_transformer import Batch, Phase, TransformerTrainer, TransformerTraining
 from stepvar.embedded.video.features import encode_videos, load_videos
+from stepvar.embedded.video.grammar import VOCABULARY
 from stepvar.embedded.video.model import EmbeddedVideoModel
 from stepvar.embedded.video.package import assemble
+from stepvar.embedded.video.quiz import VIDEOS
 from stepvar.embedded.video.train_tokenizer import VideoTokenizerTrainer, VideoTokenizerTraining
 from stepvar.models.infinitystar.tokenizer import InfinityStarTokenizer
 
@@ -76,7 +79,8 @@ def train(
     shards = -(-videos // SHARD)
     show_encoding(encode_videos(visual, output / "features", shards), shards)
     curriculum = FROM_NOTHING if start is None else GOING_ON
-    run = _VideoRun(output, TransformerTraining(minutes, curriculum, compiled=compiled), start)
+    text = None if start is not None else pretrained_text_encoder(output / "text_encoder", VOCABULARY, VIDEOS)
+    run = _VideoRun(output, TransformerTraining(minutes, curriculum, compiled=compiled), start, text)
     train_in_processes(run, processes, output)
     written = package(assemble(tokenizer, run.folder / CHECKPOINT), weights)
     logger.info("the model is in %s: %.1f MB", weights, written / 1e6)
@@ -89,6 +93,7 @@ class _VideoRun:
     output: Path
     settings: TransformerTraining
     start: Path | None
+    text: Path | None
 
     @property
     def folder(self) -> Path:
@@ -99,6 +104,8 @@ class _VideoRun:
         model = EmbeddedVideoModel()
         if self.start is not None:
             model.start_from(self.start)
+        if self.text is not None:
+            model.take_text_encoder(self.text)
         return TransformerTrainer(model, load_videos(self.output / "features"), self.folder, self.settings)
 
 
