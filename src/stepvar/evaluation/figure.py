@@ -276,7 +276,8 @@ def _draw_bar(
     for _, spent in drawing.stages:
         edges.append(edges[-1] + width_of(spent))
     for (name, _), (start, stop) in zip(drawing.stages, pairwise(edges), strict=True):
-        canvas.draw.rectangle((start, canvas.y, stop - 1, canvas.y + BAR), fill=colours[name])
+        # A short stage still has an edge: a pixel's width is left out between stages.
+        canvas.draw.rectangle((start, canvas.y, max(start, stop - 1), canvas.y + BAR), fill=colours[name])
         if _font(SMALL).getlength(name) + 10 <= stop - start:
             dark = sum(colours[name]) < 420
             canvas.draw.text(
