@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from stepvar.evaluation.features import (
     ClipFeatures,
@@ -16,13 +18,14 @@ from stepvar.evaluation.features import (
     load_extractor,
 )
 from stepvar.evaluation.frechet import (
-    frechet_difference,
+    FrechetReference,
     frechet_distance,
     frechet_interval,
     require_enough,
 )
 from stepvar.evaluation.memory import with_peak_memory
 from stepvar.evaluation.perceptual import load_lpips, missing_for_lpips, scene_distance
+from stepvar.evaluation.statistics import resamples, statistic_interval
 
 
 def gaussian(seed, count, mean=0.0, deviation=1.0, channels=6):
@@ -55,9 +58,25 @@ def test_frechet_intervals_tell_near_from_far():
     near, far = dense + gaussian(6, 150, 0.1, 0.2), dense + gaussian(7, 150, 0.5, 0.4)
     interval = frechet_interval(dense, far)
     assert interval.low < interval.value < interval.high and interval.above_zero
-    assert frechet_difference(dense, near, far).below_zero
-    assert frechet_difference(dense, far, near).above_zero
-    assert not frechet_difference(dense, near, near).excludes_zero
+    reference = FrechetReference(dense)
+    assert reference.difference(near, far).below_zero
+    assert reference.difference(far, near).above_zero
+    assert not reference.difference(near, near).excludes_zero
+
+
+@given(st.integers(2, 40), st.integers(1, 9), st.integers(0, 99))
+@settings(max_examples=25, deadline=None)
+def test_a_resampled_distance_is_the_distance_of_the_resample(count, channels, seed):
+    first, second = (gaussian(seed + side, count, side, channels=channels) for side in (0, 1))
+    reference = FrechetReference(first, repeats=4)
+    places = [np.arange(count), *resamples(count, 4)]
+    expected = [frechet_distance(first[rows], second[rows]) for rows in places]
+    assert np.allclose(reference.distances(second), expected, rtol=1e-6, atol=1e-6)
+    interval = frechet_interval(first, second, repeats=4)
+    plain = statistic_interval(lambda rows: frechet_distance(first[rows], second[rows]), count, 4, True)
+    assert interval.n == count and np.allclose(list(vars(interval).values()), list(vars(plain).values()))
+    with pytest.raises(ValueError, match="Features of the same pictures"):
+        reference.distances(second[:, :0])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stepvar.evaluation.statistics import Interval, statistic_interval
+from stepvar.evaluation.statistics import Interval, drawn_interval, resamples
 
 Features = NDArray[np.floating[Any]]
 
@@ -29,10 +29,7 @@ def frechet_distance(first: Features, second: Features) -> float:
             f"Features of one extractor are needed, one row a picture; got {first.shape} and {second.shape}."
         )
     for features in (first, second):
-        if len(features) < 2:
-            raise ValueError(
-                f"A Fréchet distance needs at least 2 pictures a side; got {len(features)}: draw more."
-            )
+        _require_pictures(features)
     mean = first.mean(axis=0, dtype=np.float64) - second.mean(axis=0, dtype=np.float64)
     covariances = [np.atleast_2d(np.cov(side.astype(np.float64), rowvar=False)) for side in (first, second)]
     root = _square_root(covariances[0])
@@ -42,21 +39,87 @@ def frechet_distance(first: Features, second: Features) -> float:
     return max(float(distance), 0.0)
 
 
+class FrechetReference:
+    """One set of pictures that many others are compared with, resampled once for all of them.
+
+    A resample takes the same places of both sets, so the other set must show the same prompts in the same
+    order.
+
+    Args:
+        features: [N, F] of the reference, N of at least 2.
+        repeats: Resamples.
+
+    Raises:
+        ValueError: When there are too few pictures.
+    """
+
+    def __init__(self, features: Features, repeats: int = 200) -> None:
+        _require_pictures(features)
+        self.shape = features.shape
+        count = len(features)
+        # The first row takes every picture once: the distance itself.
+        places = [np.arange(count), *resamples(count, repeats)]
+        self.counts = np.stack([np.bincount(row, minlength=count) for row in places]).astype(np.float64)
+        self.means, self.covariances = _moments(features, self.counts)
+        self.roots = _square_root(self.covariances)
+
+    def distances(self, others: Features) -> NDArray[np.float64]:
+        """Distance of the others' features [N, F], followed by those of all resamples.
+
+        Raises:
+            ValueError: When they do not fit the reference.
+        """
+        if others.shape != self.shape:
+            raise ValueError(
+                "Features of the same pictures and extractor are needed; got "
+                f"{self.shape} and {others.shape}."
+            )
+        means, covariances = _moments(others, self.counts)
+        traces = np.trace(self.covariances + covariances, axis1=1, axis2=2)
+        product = np.linalg.eigvalsh(self.roots @ covariances @ self.roots)
+        overlap = np.sqrt(np.clip(product, 0.0, None)).sum(axis=1)
+        return np.maximum(((self.means - means) ** 2).sum(axis=1) + traces - 2.0 * overlap, 0.0)
+
+    def interval(self, others: Features) -> Interval:
+        """Distance of the others with its interval."""
+        return self.told(self.distances(others))
+
+    def difference(self, ours: Features, theirs: Features) -> Interval:
+        """How much farther `ours` is than `theirs`; below 0, ours is nearer."""
+        return self.told(self.distances(ours) - self.distances(theirs))
+
+    def told(self, values: NDArray[np.float64]) -> Interval:
+        """The interval of a number made of distances, from its value and its resamples."""
+        return drawn_interval(float(values[0]), values[1:], self.shape[0], centred=True)
+
+
 def frechet_interval(dense: Features, pruned: Features, repeats: int = 200) -> Interval:
     """Fréchet distance of a method's pictures to the dense run's, on the same prompts and seeds."""
-    return statistic_interval(
-        lambda places: frechet_distance(dense[places], pruned[places]), len(dense), repeats, centred=True
-    )
+    return FrechetReference(dense, repeats).interval(pruned)
 
 
-def frechet_difference(dense: Features, ours: Features, theirs: Features, repeats: int = 200) -> Interval:
-    """How much further from the dense run's pictures `ours` is than `theirs`; below 0, ours is nearer."""
+def _moments(features: Features, counts: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Means [R, F] and covariances [R, F, F] of resamples that take each picture `counts` [R, N] times."""
+    count, width = features.shape
+    middle = features.mean(axis=0, dtype=np.float64)
+    centred = features.astype(np.float64) - middle
+    means = counts @ centred / count
+    # Products of all pairs of features, in blocks of bounded memory.
+    block = max(1, 4_000_000 // (count * width))
+    parts = [
+        counts @ (centred[:, start : start + block, None] * centred[:, None, :]).reshape(count, -1)
+        for start in range(0, width, block)
+    ]
+    products = np.concatenate(parts, axis=1).reshape(-1, width, width) / count
+    covariances = (products - means[:, :, None] * means[:, None, :]) * (count / (count - 1))
+    return means + middle, covariances
 
-    def difference(places: NDArray[np.intp]) -> float:
-        reference = dense[places]
-        return frechet_distance(reference, ours[places]) - frechet_distance(reference, theirs[places])
 
-    return statistic_interval(difference, len(dense), repeats, centred=True)
+def _require_pictures(features: Features) -> None:
+    if len(features) < 2:
+        raise ValueError(
+            f"A Fréchet distance needs at least 2 pictures a side; got {len(features)}: draw more."
+        )
 
 
 def require_enough(pictures: int, features: int, what: str) -> None:
@@ -72,6 +135,8 @@ def require_enough(pictures: int, features: int, what: str) -> None:
         )
 
 
-def _square_root(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    values, vectors = np.linalg.eigh(matrix)
-    return (vectors * np.sqrt(np.clip(values, 0.0, None))) @ vectors.T
+def _square_root(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Roots of symmetric matrices [..., F, F] without negative eigenvalues."""
+    values, vectors = np.linalg.eigh(matrices)
+    scaled = vectors * np.sqrt(np.clip(values, 0.0, None))[..., None, :]
+    return scaled @ np.swapaxes(vectors, -1, -2)

@@ -109,6 +109,11 @@ def statistic_interval(
     """
     value = statistic(np.arange(count))
     drawn = np.array([statistic(places) for places in resamples(count, repeats)])
+    return drawn_interval(value, drawn, count, centred)
+
+
+def drawn_interval(value: float, drawn: NDArray[np.float64], count: int, centred: bool = False) -> Interval:
+    """Interval of a statistic from its resamples; arguments as of `statistic_interval`."""
     low, high = _percentiles(drawn)
     shift = value - float(drawn.mean()) if centred else 0.0
     return Interval(value, low + shift, high + shift, count)

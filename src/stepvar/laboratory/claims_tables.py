@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from stepvar.evaluation.frechet import frechet_difference, frechet_distance
-from stepvar.evaluation.statistics import Interval, paired_interval, statistic_interval
+from stepvar.evaluation.statistics import Interval, paired_interval
 from stepvar.laboratory.contestants import DENSE, OURS
 from stepvar.laboratory.records import Versus
-from stepvar.laboratory.results import FRECHET_REPEATS, Results
+from stepvar.laboratory.results import Results
 from stepvar.laboratory.verdicts import LEAST_ROUNDS, Claim, tell, verdict_of
 
 WANTED_SPEEDUP, WANTED_WITHOUT_SKIPS = 2.0, 1.4
@@ -94,9 +93,9 @@ def as_fast_as_fastvar(results: Results) -> Claim | None:
 
 def real_pictures_are_as_near(results: Results) -> Claim:
     ours, dense = results.together(_both(results), DENSE)
-    real = results.real[: len(ours.psnr)]
-    own = frechet_distance(real, dense.features)
-    change = frechet_difference(real, ours.features, dense.features, FRECHET_REPEATS)
+    real = results.near_real(len(ours.psnr))
+    own = real.interval(dense.features).value
+    change = real.difference(ours.features, dense.features)
     allowed = TOLERATED_DISTANCE * own
     return Claim(
         "Pruned pictures are no farther from real ones than dense pictures are (FID 10.09 to 9.85).",
@@ -155,8 +154,7 @@ def nearest_beats_other_recoveries(results: Results) -> Claim:
 def cache_looks_real_on_paper(results: Results) -> Claim:
     members = dict(results.field.exhibit("recovery"))
     cache, nearest = results.together(members["cache"].name, members["nearest"].name)
-    real = results.real[: len(cache.psnr)]
-    change = frechet_difference(real, cache.features, nearest.features, FRECHET_REPEATS)
+    change = results.near_real(len(cache.psnr)).difference(cache.features, nearest.features)
     return Claim(
         "Filling from a cache brings the pictures nearer to real ones by the Fréchet distance (27.37 against "
         "29.84), though it shows artefacts.",
@@ -224,16 +222,10 @@ def ratio_trades_speed(results: Results) -> Claim:
 def _bend(results: Results, ratios: tuple[str, str, str]) -> Interval:
     """How much more the Fréchet distance to dense grows over the second step than over the first."""
     members = dict(results.field.exhibit("ratio"))
-    names = [members[ratio].name for ratio in ratios]
-    dense, *others = results.together(DENSE, *names)
-
-    def bend(places: object) -> float:
-        low, middle, high = (
-            frechet_distance(dense.features[places], entry.features[places]) for entry in others
-        )
-        return high - 2.0 * middle + low
-
-    return statistic_interval(bend, len(dense.psnr), FRECHET_REPEATS, centred=True)
+    pictures = results.together(*(members[ratio].name for ratio in ratios))
+    dense = results.near_dense(len(pictures[0].psnr))
+    low, middle, high = (dense.distances(entry.features) for entry in pictures)
+    return dense.told(high - 2.0 * middle + low)
 
 
 def _all_nearer(found: list[Versus]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from stepvar.embedded.scenes import CATEGORIES
-from stepvar.evaluation.frechet import frechet_difference, frechet_interval
+from stepvar.evaluation.frechet import FrechetReference
 from stepvar.evaluation.statistics import (
     Interval,
     mean_interval,
@@ -49,6 +49,7 @@ class Results:
         if not self.costs or not self.blocks or not self.rounds:
             raise ValueError(f"'{folder.path}' holds too few measurements for a report: let the run go on.")
         self._rows: dict[tuple[str, int], Row] = {}
+        self._references: dict[tuple[str, int], FrechetReference] = {}
         self._versus: dict[tuple[str, str], list[Versus]] = {}
 
     def _present(self, pattern: str, count: int) -> list[Any]:
@@ -137,12 +138,25 @@ class Results:
             lpips=None if ours.lpips is None else mean_interval(ours.lpips),
             agreement=mean_interval(ours.agreement),
             detail=mean_interval(ours.detail / np.maximum(dense.detail, 1e-9)),
-            frechet=zero if same else frechet_interval(dense.features, ours.features, FRECHET_REPEATS),
+            frechet=zero if same else self.near_dense(count).interval(ours.features),
             scene=mean_interval(ours.passed),
             scene_change=zero if same else paired_interval(100 * ours.passed, 100 * dense.passed),
             fit=mean_interval(ours.fit),
-            real=frechet_interval(self.real[:count], ours.features, FRECHET_REPEATS),
+            real=self.near_real(count).interval(ours.features),
         )
+
+    def near_dense(self, count: int) -> FrechetReference:
+        """Distances to the dense run's first pictures."""
+        if ("dense", count) not in self._references:
+            features = self.pictures[DENSE].features[:count]
+            self._references["dense", count] = FrechetReference(features, FRECHET_REPEATS)
+        return self._references["dense", count]
+
+    def near_real(self, count: int) -> FrechetReference:
+        """Distances to renders of the first prompts."""
+        if ("real", count) not in self._references:
+            self._references["real", count] = FrechetReference(self.real[:count], FRECHET_REPEATS)
+        return self._references["real", count]
 
     def versus(self, exhibit: str, ours: str) -> list[Versus]:
         """Ours against every other pruning method of an exhibit."""
@@ -155,12 +169,12 @@ class Results:
         return self._versus[exhibit, ours]
 
     def _compare(self, label: str, mine: Contestant, rival: Contestant) -> Versus:
-        left, right, dense = self.together(mine.name, rival.name, DENSE)
+        left, right = self.together(mine.name, rival.name)
         return Versus(
             label,
             paired_interval(left.psnr, right.psnr),
             paired_interval(left.likeness, right.likeness),
-            frechet_difference(dense.features, left.features, right.features, FRECHET_REPEATS),
+            self.near_dense(len(left.psnr)).difference(left.features, right.features),
             paired_interval(100 * left.passed, 100 * right.passed),
             median_ratio_interval(self.times(mine.name), self.times(rival.name)),
             self._at_equal_cost(mine, rival),
