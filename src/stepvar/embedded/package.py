@@ -13,7 +13,7 @@ from stepvar.models.infinity.pipeline import InfinityPipeline
 from stepvar.models.infinity.tokenizer import InfinityTokenizer
 from stepvar.models.pipeline import NextScalePipeline
 
-DEFAULTS = {"guidance_scale": 2.0, "temperature": 0.5, "top_k": 0, "top_p": 0.0}
+DEFAULTS = {"guidance_scale": 1.5, "temperature": 0.5, "top_k": 0, "top_p": 0.0}
 """Sampling settings of the shipped model, chosen by its scene score."""
 
 
