@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import stepvar.embedded
 from stepvar.embedded import WEIGHTS
 
 PROMPT = "two yellow stars above a striped blue ring on sand"
@@ -41,6 +42,6 @@ def test_unknown_words_come_with_known_ones(run):
 
 
 def test_an_installation_without_weights(run, monkeypatch, tmp_path):
-    monkeypatch.setattr("stepvar.embedded.WEIGHTS", tmp_path / "weights")
+    monkeypatch.setitem(stepvar.embedded.MODELS, "pictures", tmp_path / "weights")
     result = run("generate", "a red star")
     assert result.code == 2 and "--model DIR" in result.stderr

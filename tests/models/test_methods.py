@@ -160,7 +160,7 @@ EVERYWHERE = {
     "fastvar in all layers": FastVAR(ratios={-1: 0.5}, first_layer=0, dense_end=0),
     "pruned and unguided": StepVAR(ratios={-1: 0.5}, unguided=-2),
     "cached features": StepVAR(ratios={-2: 0.4, -1: 0.6}, recovery="cache"),
-    "copied values": StepVAR(ratios={-2: 0.4, -1: 0.6}, copy_values=True),
+    "copied values": StepVAR(ratios={-2: 0.4, -1: 0.6}, values="copied"),
 }
 HERE = [
     *((name, label) for name in MAKERS for label in EVERYWHERE),
