@@ -26,7 +26,7 @@ def scale_costs(
         text_tokens: Text tokens a row attends to.
     """
     config = transformer.config
-    width, hidden = config.width, feed_forward_width(config.width)
+    width, hidden = config.width, config.hidden_width or feed_forward_width(config.width)
     item = transformer.compute_dtype.itemsize
     attended = [plan.attended(layer) for layer in range(plan.depth)]
     stored, costs = [0, *plan.stored_tokens()], []
