@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from stepvar.conformance import run_case
 from stepvar.models.infinity.official import to_official
@@ -44,15 +44,21 @@ def weights(tmp_path_factory):
     return folder
 
 
-def write_case(weights, folder, forced: int = 0, **call):
-    """A case with a placeholder under every name; forced bits and inputs are real."""
+def write_case(weights, folder, forced: int = 0, given: bool = False, **call):
+    """A case with a placeholder under every name; forced bits and inputs are real.
+
+    Args:
+        forced: Scales whose bits are given.
+        given: Whether they are stored as inputs of their own.
+    """
     tensors = {f"text.{name}": torch.zeros(2) for name in TEXT}
     tensors |= {f"s{scale:02}.{name}": torch.zeros(2) for scale in range(4) for name in SCALE}
     tensors |= {f"s{scale:02}.next_input_codes": torch.zeros(2) for scale in range(3)}
     tensors |= {f"final.{name}": torch.zeros(2) for name in FINAL}
     for scale, (height, width) in enumerate(GRIDS[:forced]):
         shape = (2, 1, 2 * height, 2 * width, 14)
-        tensors[f"s{scale:02}.bits"] = torch.zeros(shape, dtype=torch.uint8)
+        name = f"input.gt_ls_Bl.{scale}" if given else f"s{scale:02}.bits"
+        tensors[name] = torch.zeros(shape, dtype=torch.uint8)
     tensors["input.kv_compact"] = torch.cat(make_text(3, 5))
     settings = {
         "B": 2,
@@ -67,6 +73,7 @@ def write_case(weights, folder, forced: int = 0, **call):
         "cfg_insertion_layer": [0],
         "vae_type": 14,
         "gt_leak": forced,
+        "g_seed": 0,
         **call,
     }
     described = {"official_repo": "FoundationVision/Infinity", "weights": str(weights), "call": settings}
@@ -98,3 +105,43 @@ def test_every_name_of_the_format_is_computed(weights, tmp_path, call):
     assert "computed [2, 48, 144, 3]" in report.tensors["final.image_uint8_bgr"].note
     rows = 4 if max(call.get("cfg_list", [3.0])) > 1 else 2
     assert f"computed [{rows}, 27, 128]" in report.tensors["s03.last_block_output"].note
+
+
+def test_bits_that_are_stored_as_inputs_are_what_the_model_goes_on_with(weights, tmp_path):
+    own = run_case(write_case(weights, tmp_path, forced=2))
+    given = run_case(write_case(weights, tmp_path, forced=2, given=True))
+    assert given.inputs == ["input.kv_compact", "input.gt_ls_Bl.0", "input.gt_ls_Bl.1"]
+    assert given.uncompared == []
+    assert "s01.bits" in given.tensors and "s01.bits" not in own.tensors
+
+
+def test_without_a_seed_random_bits_are_inputs(weights, tmp_path):
+    def draw(**call):
+        return run_case(write_case(weights, tmp_path, forced=4, gt_leak=0, **call))
+
+    bits = {f"s{scale:02}.bits" for scale in range(4)}
+    assert bits <= set(draw(top_k=0, g_seed=None).inputs)
+    assert bits <= draw(top_k=1, g_seed=None).tensors.keys(), "the likelier bit needs no seed"
+    assert bits <= draw(top_k=0, g_seed=3).tensors.keys()
+
+
+def test_a_generation_may_stop_before_its_last_scales(weights, tmp_path):
+    folder = write_case(weights, tmp_path, top_k=1, trunk_scale=2)
+    report = run_case(folder)
+    late = {f"s{scale:02}.{name}" for scale in (2, 3) for name in SCALE}
+    assert late <= set(report.uncompared)
+    assert "s01.next_input_codes" in report.tensors and "final.decoded" in report.tensors
+
+
+def test_weights_of_eight_bits_are_run_exactly(weights, tmp_path):
+    for name in ("transformer", "vae"):
+        state = load_file(weights / f"{name}.safetensors")
+        eighth = {key: value.to(torch.float8_e4m3fn) for key, value in state.items()}
+        for folder, stored in (("eight", eighth), ("whole", {key: eighth[key].float() for key in eighth})):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            save_file(stored, tmp_path / folder / f"{name}.safetensors")
+    first = run_case(write_case(tmp_path / "eight", tmp_path, top_k=1))
+    tensors = load_file(tmp_path / "tensors.safetensors")
+    again = run_case(write_case(tmp_path / "whole", tmp_path, top_k=1))
+    assert tensors.keys() == {*first.tensors, *first.inputs}
+    assert first.as_json()["tensors"] == again.as_json()["tensors"]

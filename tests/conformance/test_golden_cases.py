@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stepvar.conformance import CaseError, run_case
+from stepvar.conformance.fastvar import infinity_fork
 from stepvar.conformance.report import compare
-from stepvar.models.loading import CheckpointError
+from stepvar.models.infinity.sizes import SizeTable
 
 BATCH, NEGATIVE, TOKENIZER = "t2i_006M_1x1_b2", "t2i_006M_3x4_layercfg_neg", "vae_d16_encode_decode"
 FASTVAR = "fastvar_1M_1x1"
@@ -307,5 +308,19 @@ def test_a_missing_input_or_missing_weights_are_refused_in_words(edited, tmp_pat
     with pytest.raises(CaseError, match=r"lacks the tensor 'input\.kv_compact'"):
         run_case(edited(NEGATIVE, lambda stored: stored.pop("input.kv_compact")))
     (tmp_path / "tiny_d16").unlink()
-    with pytest.raises(CheckpointError, match=r"There is no file or folder"):
+    with pytest.raises(CaseError, match=r"safetensors' cannot be read"):
         run_case(tmp_path / NEGATIVE)
+
+
+def test_the_fork_of_a_shallow_model_leaves_scales_out_and_prunes_nothing():
+    schedule = SizeTable.published().schedule(1.0, "1M")
+    deep, shallow = (
+        infinity_fork(schedule, depth, lambda *_: None).plan(schedule, depth) for depth in (30, 3)
+    )
+    assert [entry.scale.width for entry in shallow.scales if entry.skipped] == [48, 64]
+    assert not shallow.prunes
+    assert [(e.scale.width, e.kept, e.first_layer, e.last_layer) for e in deep.scales if e.prunes] == [
+        (32, 615, 3, 28),
+        (40, 800, 3, 28),
+    ]
+    assert infinity_fork(SizeTable.published().schedule(0.571, "1M"), 6, lambda *_: None) is None

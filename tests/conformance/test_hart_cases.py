@@ -7,9 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from stepvar.conformance import CaseError, run_case
+from stepvar.conformance.fastvar import hart_fork
+from stepvar.conformance.hart import sliced
+from stepvar.models.hart.sizes import scale_schedule
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "hart"
 CASES = {
@@ -68,8 +72,8 @@ def test_one_wrong_number_fails_a_case(tmp_path, name, tensor):
     report = run_case(edited(name, tmp_path, change))
     assert not report.passed
     failed = [entry for entry in report.tensors if not report.tensors[entry].passed]
-    # A stored index is gone on with, so what follows from it is wrong too.
-    assert tensor in failed if tensor == "s01.idx" else failed == [tensor]
+    # Some of what is stored is gone on with, so what follows from it is wrong too.
+    assert tensor in failed if tensor in ("s01.idx", "last.it0.diff_cond") else failed == [tensor]
 
 
 def test_a_tensor_of_another_name_is_not_passed_over(tmp_path):
@@ -93,3 +97,62 @@ def test_damaged_cases_are_refused_in_words(tmp_path):
 
     with pytest.raises(CaseError, match=r"was made by someone/else; cases of .*mit-han-lab/hart"):
         run_case(edited("tokenizer", tmp_path, info=rename))
+
+
+def test_a_temperature_scales_the_noise_of_every_step(tmp_path):
+    def double(stored):
+        for name in stored:
+            if "noise_step" in name:
+                stored[name] *= 2.0
+
+    def halve(described):
+        described["temperature"] = 0.5
+
+    assert run_case(edited("diffusion_head", tmp_path, double, halve)).passed
+
+
+def test_noise_of_unconditional_tokens_is_left_alone(tmp_path):
+    """A guidance of exactly 1 is none in the official code, which then draws for all tokens."""
+
+    def add_rows(stored):
+        name = "last.it0.diff_noise_init"
+        stored[name] = torch.cat([stored[name], torch.full_like(stored[name], 9.0)])
+
+    def unguided(described):
+        described["call"]["cfg"] = 1.5
+
+    (tmp_path / "more").mkdir()
+    reports = [
+        run_case(edited("t2i_adaln_full", tmp_path, None, unguided)),
+        run_case(edited("t2i_adaln_full", tmp_path / "more", add_rows, unguided)),
+    ]
+    assert reports[0].as_json()["tensors"] == reports[1].as_json()["tensors"]
+
+
+def test_weights_may_lie_beside_another_case(tmp_path):
+    (tmp_path / "weights").mkdir()
+    folder = edited("t2i_adaln_full", tmp_path)
+    names = {part: f"weights_{part}.safetensors" for part in ("transformer", "tokenizer")}
+    for name in names.values():
+        (folder / name).rename(tmp_path / "weights" / name)
+    described = json.loads((folder / "case.json").read_text())
+    described["weights"] = {part: f"../weights/{name} as there" for part, name in names.items()}
+    (folder / "case.json").write_text(json.dumps(described))
+    assert run_case(folder).passed
+
+
+def test_the_fork_names_scales_that_occur_twice():
+    schedule = scale_schedule([(side, side) for side in (1, 36, 36, 48, 48, 64)])
+    method = hart_fork(schedule, lambda *_: None)
+    plan = method.plan(schedule, 2)
+    assert method.cache_index(plan) == 2
+    assert [entry.kept for entry in plan.scales] == [1, 1296, 1296, 1152, 1152, 1024]
+    assert hart_fork(scale_schedule([(1, 1), (36, 36)]), lambda *_: None) is None
+
+
+@pytest.mark.parametrize(("stride", "count"), [(61, 9), (244, 3)])
+def test_a_slice_tells_its_stride_by_its_length(stride, count):
+    tokens, maps = torch.arange(500.0).view(1, 500, 1), torch.arange(1000.0).view(1, 2, 20, 25)
+    assert torch.equal(sliced("s01.logits_raw", tokens, (1, count, 1)), tokens[:, ::stride])
+    assert torch.equal(sliced("image", maps, (1, 2, count)), maps.flatten(2)[:, :, ::stride])
+    assert torch.equal(sliced("last.it0.diff_out", tokens[0], (count, 1)), tokens[0, ::stride])

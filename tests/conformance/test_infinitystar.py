@@ -69,3 +69,45 @@ def test_fewer_repetitions_leave_rotary_positions_alone(tmp_path):
     schedule = settings.build([(1, 1), (2, 2)], 3)
     assert [step.position for step in schedule] == [512, 515, 517, 520]
     assert json.dumps([step.ends_clip for step in schedule]) == "[false, true, false, true]"
+
+
+def edited(folder, case, info=None, tensors=None):
+    shutil.copytree(GOLDEN / case, folder / case)
+    described = json.loads((folder / case / "case.json").read_text())
+    if info is not None:
+        info(described)
+    (folder / case / "case.json").write_text(json.dumps(described))
+    if tensors is not None:
+        stored = load_file(folder / case / "tensors.safetensors")
+        save_file({**stored, **tensors(stored)}, folder / case / "tensors.safetensors")
+    return run_case(folder / case)
+
+
+def test_visual_steps_are_counted_from_the_longest_text_on(tmp_path):
+    report = edited(tmp_path, "t2i_cfg_argmax", lambda info: info["transformer_ctor"].update(text_maxlen=100))
+    assert report.tensors["cond_t0.rope"].passed and not report.tensors["s00.rope"].passed
+
+
+def test_without_a_seed_random_bits_are_inputs(tmp_path):
+    report = edited(tmp_path, "t2v_apg_sampled_tokens", lambda info: info.update(g_seed=None))
+    assert report.passed
+    assert {name for name in report.inputs if name.endswith(".bits_sampled")} >= {"s00.bits_sampled"}
+
+
+def test_given_bits_take_the_place_of_drawn_ones(tmp_path):
+    def flip(stored):
+        return {"gt.00.bits": 1 - stored["s00.bits_sampled"]}
+
+    report = edited(tmp_path, "t2i_cfg_argmax", tensors=flip)
+    assert "gt.00.bits" in report.inputs
+    assert report.tensors["s00.bits_sampled"].passed and not report.tensors["s00.codes_up"].passed
+
+
+def test_encoding_goes_by_the_number_of_cells_alone(tmp_path):
+    assert edited(tmp_path, "encode_bits", lambda info: info["args"].update(semantic_scales=0)).passed
+
+
+def test_a_list_of_guidance_counts_beyond_the_schedule(tmp_path):
+    report = edited(tmp_path, "t2i_cfg_argmax", lambda info: info.update(cfg=[1, 1, 1, 1, 3]))
+    assert report.tensors["s05.x_in"].passed, "both rows are there"
+    assert not report.tensors["s05.prob1"].passed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -132,3 +133,27 @@ def test_the_three_official_spellings(arguments, path):
     names = official_quantizer_keys(*arguments)
     assert names["quantizer.refinements.0.bias"] == f"quantize.quant_resi.{path}bias"
     assert len(names) == 1 + 2 * arguments[0]
+
+
+@pytest.mark.parametrize(("refinements", "scales"), [(7, 5), (3, 6), (4, 9), (5, 5), (4, 4)])
+def test_refinements_of_another_schedule_are_taken_by_place(refinements, scales):
+    quantizer = VectorQuantizer(9, 4, refinements, refine_by_scale=True, refinement_share=1.0)
+    codes = torch.randn(1, 4, 3, 3)
+    edge = 1 / 3 / refinements if refinements == 4 else 1 / 2 / refinements
+    ticks = np.linspace(edge, 1 - edge, refinements)
+    for scale in range(scales):
+        layer = quantizer.refinements[int(np.abs(ticks - scale / (scales - 1)).argmin())]
+        torch.testing.assert_close(quantizer.refine(codes, scale, scales), layer(codes))
+
+
+def test_codes_may_be_compared_by_direction_alone():
+    generator = torch.Generator().manual_seed(0)
+    codebook, features = torch.randn(20, 4, generator=generator), torch.randn(2, 6, 4, generator=generator)
+    codebook = codebook * torch.linspace(0.1, 9.0, 20)[:, None]
+    cosine = torch.nn.functional.cosine_similarity(features[:, :, None], codebook[None, None], dim=-1)
+    assert torch.equal(nearest_codes(features, codebook, cosine=True), cosine.argmax(-1))
+    assert not torch.equal(nearest_codes(features, codebook), cosine.argmax(-1))
+    quantizer = VectorQuantizer(20, 4)
+    quantizer.codebook.weight.data.copy_(codebook)
+    code = quantizer.quantize(features.view(2, 4, 2, 3), [(1, 1), (2, 3)], cosine=True)
+    assert torch.equal(code.index[1], nearest_codes(code.remainders[1].flatten(2).mT, codebook, cosine=True))

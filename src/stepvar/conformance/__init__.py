@@ -7,6 +7,7 @@ from pathlib import Path
 
 from stepvar.conformance.case import Case, CaseError
 from stepvar.conformance.report import CaseReport
+from stepvar.models.loading import CheckpointError
 from stepvar.models.registry import MODELS
 
 FORK = "csguoh/FastVAR"
@@ -39,7 +40,9 @@ def run_case(folder: Path) -> CaseReport:
         )
     try:
         return import_module(runners[repository]).run(case)
-    except (LookupError, TypeError, RuntimeError) as error:
+    except (CaseError, CheckpointError):
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CaseError(
             f"{folder} cannot be run, its case.json and its tensors do not fit together: {error!r}."
         ) from error

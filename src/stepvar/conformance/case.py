@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as functional
-from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from stepvar.conformance.report import TOLERANCE, CaseReport, compare
 
@@ -43,11 +43,11 @@ class Case:
         """
         try:
             info = json.loads((folder / "case.json").read_text(encoding="utf-8"))
-            names = ("inputs", "outputs") if (folder / "inputs.safetensors").is_file() else ("tensors",)
-            files = [load_file(folder / f"{name}.safetensors") for name in names]
-        except (OSError, ValueError, SafetensorError) as error:
+            names = [name for name in ("inputs", "outputs") if (folder / f"{name}.safetensors").is_file()]
+            files = [read_file(folder / f"{name}.safetensors") for name in names or ["tensors"]]
+        except (OSError, ValueError, RecursionError) as error:
             raise CaseError(
-                f"{folder} is not a readable golden case (case.json and tensors.safetensors): {error}."
+                f"{folder} is not a readable golden case (case.json and tensors.safetensors): {error}"
             ) from error
         if not isinstance(info, dict):
             raise CaseError(f"{folder / 'case.json'} describes no case: it holds a {type(info).__name__}.")
@@ -58,38 +58,46 @@ class Case:
         """The official repository, owner/name; empty when the case names none."""
         official = self.info.get("official_repo") or self.info.get("official", "")
         named = official.get("repo", "") if isinstance(official, dict) else official
-        return str(named).split(" ")[0]
+        return str(named).split(" ")[0].removeprefix("https://github.com/").removesuffix(".git")
 
-    def state(self, part: str) -> dict[str, Tensor]:
-        """Official weights of a part, "transformer" for example, in float32: the stored values are exact.
+    def weights_file(self, part: str, usual: str) -> Path:
+        """The file with the official weights of a part.
 
-        Raises:
-            CaseError: When the case does not name them, or the file cannot be read.
+        Args:
+            part: "transformer" for example.
+            usual: What it is called in a folder; the case's own is the default.
         """
         weights = self.info.get("weights")
         named = weights.get(part, weights.get("file")) if isinstance(weights, dict) else weights
         named = named.get("file") if isinstance(named, dict) else named
-        if not isinstance(named, str):
-            raise CaseError(f"{self.folder / 'case.json'} does not say where the weights of {part!r} are.")
-        try:
-            state = load_file(self.folder / named)
-        except (OSError, SafetensorError) as error:
-            raise CaseError(f"The weights '{self.folder / named}' cannot be read: {error}.") from error
-        return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+        # A description may follow the name.
+        place = self.folder / (str(named or ".").split(" ")[0].rstrip(",;") or ".")
+        if not place.suffix or place.is_dir():
+            return place / usual
+        is_other = isinstance(weights, str) and part not in place.name
+        return place.with_name(usual) if is_other and place.with_name(usual).is_file() else place
 
-    @property
-    def weights(self) -> Path:
-        """Folder or file that `case.json` names as the weights; the case's own folder by default."""
-        named = str(self.info.get("weights", ".")).split(" ")[0]
-        return (self.folder / named).resolve()
+    def state(self, part: str, usual: str) -> dict[str, Tensor]:
+        """Official weights of a part in float32: the stored values are exact; see `weights_file`.
+
+        Raises:
+            CaseError: When the file is missing or damaged.
+        """
+        state = read_file(self.weights_file(part, usual))
+        return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
 
     def described(self, name: str) -> str:
         """Meaning and slicing of a stored tensor, in the words of case.json."""
-        entry = self.info.get("tensors", {}).get(name, {})
+        tensors = self.info.get("tensors")
+        entry = tensors.get(name) if isinstance(tensors, dict) else None
+        if not isinstance(entry, dict):
+            return str(entry or "")
         return f"{entry.get('meaning', '')} {entry.get('stored_slice', '')}"
 
     def sliced(self, name: str, full: Tensor) -> Tensor:
         """Cuts a full tensor down to what was stored, as its description says."""
+        if name in self.tensors and self.tensors[name].shape == full.shape:
+            return full
         words = self.described(name)
         if "flattened" in words and (match := re.search(r"every (\d+)\w\w element", words)):
             return full.flatten()[:: int(match[1])]
@@ -98,18 +106,45 @@ class Case:
             return full[(slice(None),) * dim + (slice(start, None, step),)]
         if match := re.search(r"avg_pool2d\([^,]*, ?(\d+)\)", words):
             return functional.avg_pool2d(full, int(match[1]))
-        if match := re.search(r"\[B, (\d*):(\d*), (\d*):(\d*), 3\]", words):
-            rows, columns = _slices(match.groups())
-            return full[:, rows, columns]
-        if match := re.search(r"\[\.\.\., (\d*):(\d*), (\d*):(\d*)\]", words):
-            rows, columns = _slices(match.groups())
-            return full[..., rows, columns]
+        for match in re.finditer(r"\[([^\[\]]*)\]", words):
+            if (cut := _cut(match[1])) is not None:
+                return full[cut]
         return full
 
 
-def _slices(bounds: tuple[str, ...]) -> tuple[slice, slice]:
-    numbers = [int(bound) if bound else None for bound in bounds]
-    return slice(numbers[0], numbers[1]), slice(numbers[2], numbers[3])
+def read_file(file: Path) -> dict[str, Tensor]:
+    """Reads a safetensors file.
+
+    Raises:
+        CaseError: When it is missing or damaged.
+    """
+    try:
+        return load_file(file)
+    except Exception as error:  # besides its own type, whatever a damaged header leads to
+        raise CaseError(f"'{file}' cannot be read ({error}).") from error
+
+
+def _cut(words: str) -> tuple[Any, ...] | None:
+    """What an index such as "..., 96:160, 0:64" or "B, 0:8, 0:8, 3" cuts out; None where it cuts nothing.
+
+    A letter or a number stands for all of an axis, as in a shape.
+    """
+    parts, cut = [part.strip() for part in words.split(",")], []
+    for part in parts:
+        if part == "...":
+            cut.append(Ellipsis)
+        elif re.fullmatch(r"-?\d*:-?\d*(:\d+)?", part):
+            cut.append(slice(*(int(bound) if bound else None for bound in part.split(":"))))
+        elif re.fullmatch(r"\w+", part):
+            cut.append(slice(None))
+        else:
+            return None
+    return tuple(cut) if any(isinstance(part, slice) and part != slice(None) for part in cut) else None
+
+
+def watch(module: nn.Module, use: Callable[[Tensor], None]) -> Any:
+    """Hands every output of a module on."""
+    return module.register_forward_hook(lambda _module, _inputs, output: use(output))
 
 
 class Comparison:
@@ -136,6 +171,29 @@ class Comparison:
         if name not in self.report.inputs:
             self.report.inputs.append(name)
         return self.case.tensors[name]
+
+    def replayed(self, name: str, computed: Tensor) -> Tensor:
+        """What is stored under a name, where all of it is, else what was computed: what a draw goes on with.
+
+        Rounding within the tolerance would flip a draw in a million, and low temperatures enlarge it.
+        """
+        stored = self.case.tensors.get(name)
+        if stored is None or stored.numel() != computed.numel() or not stored.isfinite().all():
+            return computed
+        return stored.to(computed.dtype).view_as(computed)
+
+    def given(self, step: int, values: int) -> Tensor | None:
+        """Bits that were given for a step, not drawn, and so are an input: "gt.05" is one, for example.
+
+        Args:
+            step: Its number, the last one in the name.
+            values: How many bits.
+        """
+        for name, stored in self.case.tensors.items():
+            numbers = re.findall(r"\d+", name) if re.search(r"(^|[._])(gt|given|forced)", name) else []
+            if numbers and int(numbers[-1]) == step and stored.numel() == values:
+                return self.take(name)
+        return None
 
     def check(self, name: str, computed: Tensor, tolerance: float = TOLERANCE) -> None:
         """Compares a full computed tensor with what is stored under a name, if anything is."""

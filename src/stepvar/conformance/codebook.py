@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from stepvar.conformance.case import Comparison
+from stepvar.conformance.case import Case, Comparison
 from stepvar.generation.sampling import (
     CodebookChoice,
     filter_logits,
@@ -16,15 +16,32 @@ from stepvar.generation.sampling import (
     smoothing_temperature,
 )
 from stepvar.generation.schedule import Scale
+from stepvar.models.square_schedules import LEVELS, levels_of
+from stepvar.models.vector_checkpoints import tokenizer_of_state
+from stepvar.models.vector_tokenizer import VectorTokenizer
+
+Tokenizer = TypeVar("Tokenizer", bound=VectorTokenizer)
 
 RELATIVE = 1e-4
 """Largest error in units of a tensor's largest value. Another order of sums gives a few 1e-6; mixtures at a
 low temperature enlarge it tenfold."""
 
 
-def watch(module: nn.Module, comparison: Comparison, name: str) -> Any:
-    """Compares the output of a module with what is stored under a name."""
-    return module.register_forward_hook(lambda _module, _inputs, output: comparison.check(name, output))
+def read_tokenizer(case: Case, kind: type[Tokenizer]) -> Tokenizer:
+    """The tokenizer that the constructor of a case's VQVAE describes, with the case's weights."""
+    share = abs(case.info["constructor"]["VQVAE"].get("quant_resi", 0.5))
+    state = case.state("vqvae", "weights.safetensors")
+    return tokenizer_of_state(kind, state, refinement_share=share).requires_grad_(False)
+
+
+def compares_directions(case: Case) -> bool:
+    """Whether the tokenizer takes the code of the nearest direction, not the nearest one."""
+    return bool(case.info["constructor"]["VQVAE"].get("using_znorm", False))
+
+
+def with_levels(state: Mapping[str, Tensor], sides: Sequence[int]) -> dict[str, Tensor]:
+    """An official state dict with the buffer that tells its schedule, also where it was left out."""
+    return {LEVELS: levels_of(sides), **state}
 
 
 class ReplaySampler:
@@ -35,7 +52,7 @@ class ReplaySampler:
     Args:
         comparison: Of the case.
         codebook: [V, D].
-        seed: Of the official generator.
+        seed: Of the official generator; without one, what was drawn at random is an input.
         top_k, top_p: Of the official call.
         smoothing: Progress of the scales whose codes are mixed, None at the others.
         filters_mixed: Whether mixed codes are filtered, and a code is drawn beside them.
@@ -59,34 +76,47 @@ class ReplaySampler:
         self.smoothing = smoothing
         self.filters_mixed = filters_mixed
         self.temperatures = temperature
-        self.generator = torch.Generator().manual_seed(int(seed or 0))
+        self.is_random = top_k != 1
+        self.generator: torch.Generator | None = torch.Generator().manual_seed(int(seed or 0))
+        if seed is None and (self.is_random or any(entry is not None for entry in smoothing)):
+            self.generator = None
 
     def temperature(self, scale: Scale) -> float:
         return 1.0 if self.temperatures is None else self.temperatures[scale.index]
 
     def sample(self, logits: Tensor, scale: Scale) -> CodebookChoice:
-        progress = self.smoothing[scale.index]
+        progress, prefix = self.smoothing[scale.index], f"s{scale.index:02}"
+        if self.is_random or progress is not None:
+            logits = self.comparison.replayed(f"{prefix}.logits_cfg", logits)
         index = torch.zeros(logits.shape[:-1], dtype=torch.long)
         if progress is None or self.filters_mixed:
             logits = filter_logits(logits, *self.filters)
-            index = self._draw(logits, f"s{scale.index:02}.tokens")
+            index = self._draw(logits, f"{prefix}.tokens")
         if progress is None:
             return CodebookChoice(index, self.codebook[index])
-        name = f"s{scale.index:02}.soft_weights"
-        sharpened = logits * (1 + progress)
-        self.comparison.check(f"s{scale.index:02}.logits_cfg_times_1_plus_ratio", sharpened)
-        noise = torch.empty_like(logits).exponential_(generator=self.generator)
-        weights = gumbel_softmax(sharpened, noise, smoothing_temperature(progress))
-        self.comparison.check(name, weights)
-        return CodebookChoice(index, self.comparison.case.tensors.get(name, weights) @ self.codebook)
+        name, sharpened = f"{prefix}.logits_cfg_times_1_plus_ratio", logits * (1 + progress)
+        self.comparison.check(name, sharpened)
+        return CodebookChoice(index, self._mix(self.comparison.replayed(name, sharpened), progress, prefix))
 
     def _draw(self, logits: Tensor, name: str) -> Tensor:
         """One multinomial call over all tokens, as the official sampler makes it."""
+        if self.generator is None and self.is_random and name in self.comparison.case.tensors:
+            return self.comparison.take(name).long()
         shares = logits.softmax(-1).flatten(0, 1)
         drawn = torch.multinomial(shares, 1, replacement=True, generator=self.generator)
         drawn = drawn.view(logits.shape[:-1])
         self.comparison.check(name, drawn)
-        return self.comparison.case.tensors.get(name, drawn)
+        return self.comparison.case.tensors.get(name, drawn).long()
+
+    def _mix(self, sharpened: Tensor, progress: float, prefix: str) -> Tensor:
+        """Mixtures of codes [B, N, D] from logits that are filtered and sharpened."""
+        name = f"{prefix}.soft_weights"
+        if self.generator is None:
+            return self.comparison.take(name) @ self.codebook
+        noise = torch.empty_like(sharpened).exponential_(generator=self.generator)
+        weights = gumbel_softmax(sharpened, noise, smoothing_temperature(progress))
+        self.comparison.check(name, weights)
+        return self.comparison.case.tensors.get(name, weights) @ self.codebook
 
 
 def check_landmark(comparison: Comparison, session: Any, name: str, scale: Scale, value: Any) -> None:

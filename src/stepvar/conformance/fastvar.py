@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from stepvar.generation.schedule import ScaleSchedule
+from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.pruning.fastvar import FastVAR, FastVARPruner
 from stepvar.pruning.plan import GenerationPlan
 from stepvar.pruning.scores import distance_to_mean
@@ -19,8 +19,10 @@ Watcher = Callable[[str, int, int, str, Tensor], None]
 INFINITY_RATIOS = {32: 0.4, 40: 0.5}
 """By width of the map, as the fork tells scales apart."""
 
-HART_RATIOS, HART_CACHE = {48: 0.5, 64: 0.75}, 36
-"""By side of the map, which HART's fork takes from the number of tokens; and the side of what fills."""
+HART_RATIOS = {48: 0.5, 64: 0.75}
+"""By side of the map, which HART's fork takes from the number of tokens."""
+
+HART_CACHE_TOKENS = 36 * 36
 
 INFINITY_SKIPPED = (48, 64)
 INFINITY_CACHE_TOKENS = 24 * 24
@@ -61,31 +63,44 @@ class _WatchedPruner(FastVARPruner):
 
 def infinity_fork(schedule: ScaleSchedule, depth: int, watcher: Watcher) -> FastVAR | None:
     """What the fork of Infinity does on a schedule; None where it prunes and skips nothing."""
-    names = {scale.index: scale.index - len(schedule) for scale in schedule}
-    ratios = {
-        names[scale.index]: INFINITY_RATIOS[scale.width]
-        for scale in schedule
-        if scale.width in INFINITY_RATIOS
-    }
-    skip = tuple(names[scale.index] for scale in schedule if scale.width in INFINITY_SKIPPED)
+    first, last = INFINITY_LAYERS
+    ratios = {} if first >= depth else _ratios(schedule, INFINITY_RATIOS)
+    skip = tuple(_name(scale, schedule) for scale in schedule if scale.width in INFINITY_SKIPPED)
     if not ratios and not skip:
         return None
-    cached = [names[scale.index] for scale in schedule if scale.tokens == INFINITY_CACHE_TOKENS]
-    first, last = INFINITY_LAYERS
     return WatchedFastVAR(
         ratios=ratios,
         skip=skip,
-        first_layer=first,
+        first_layer=first if ratios else 0,
         dense_end=max(depth - last, 0),
-        cache_scale=cached[-1] if cached else None,
+        cache_scale=_last_of(schedule, INFINITY_CACHE_TOKENS),
         watcher=watcher,
     )
 
 
 def hart_fork(schedule: ScaleSchedule, watcher: Watcher) -> FastVAR | None:
     """What the fork of HART does on a schedule; None where it prunes nothing."""
-    sides = {scale.height for scale in schedule}
-    ratios = {side: ratio for side, ratio in HART_RATIOS.items() if side in sides}
+    ratios = _ratios(schedule, HART_RATIOS)
     if not ratios:
         return None
-    return WatchedFastVAR(ratios=ratios, first_layer=0, dense_end=0, cache_scale=HART_CACHE, watcher=watcher)
+    return WatchedFastVAR(
+        ratios=ratios,
+        first_layer=0,
+        dense_end=0,
+        cache_scale=_last_of(schedule, HART_CACHE_TOKENS),
+        watcher=watcher,
+    )
+
+
+def _name(scale: Scale, schedule: ScaleSchedule) -> int:
+    """A scale's name, counted from the end: heights may occur twice."""
+    return scale.index - len(schedule)
+
+
+def _ratios(schedule: ScaleSchedule, by_width: Mapping[int, float]) -> dict[int, float]:
+    return {_name(scale, schedule): by_width[scale.width] for scale in schedule if scale.width in by_width}
+
+
+def _last_of(schedule: ScaleSchedule, tokens: int) -> int | None:
+    """Name of the last scale with so many tokens."""
+    return next((_name(scale, schedule) for scale in reversed(schedule) if scale.tokens == tokens), None)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from stepvar.conformance.case import Comparison
-from stepvar.models.hart.checkpoints import load_tokenizer
+from stepvar.conformance.case import Comparison, watch
 from stepvar.models.hart.diffusion import OUTPUT_SCALE, DiffusionHead, DiffusionNoise
 from stepvar.models.hart.official import diffusion_keys
 from stepvar.models.hart.tokenizer import HARTTokenizer
-from stepvar.models.loading import read_tensors
 from stepvar.models.resizing import Grid, resize_area
+from stepvar.models.vector_checkpoints import tokenizer_of_state
 from stepvar.models.vector_quantizer import VectorQuantizer, map_tokens, official_quantizer_keys
 from stepvar.models.vector_tokenizer import Decoder
 
@@ -30,22 +30,18 @@ _TABLES = (
 )
 
 
-def watch(module: nn.Module, use: Callable[[Tensor], None]) -> Any:
-    """Hands every output of a module on."""
-    return module.register_forward_hook(lambda _module, _inputs, output: use(output))
-
-
 def build_quantizer(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> VectorQuantizer:
-    """The quantiser that a case's tokenizer_config describes."""
-    shared = config["share_quant_resi"]
+    """The quantiser that a case's tokenizer_config and weights describe."""
+    by_scale = config.get("share_quant_resi", 4) == 0
+    convolutions = [key for key in state if re.fullmatch(r"quantize\.quant_resi\..*weight", key)]
     quantizer = VectorQuantizer(
         config["vocab_size"],
         config["z_channels"],
-        shared or len(config["v_patch_nums"]),
-        refine_by_scale=shared == 0,
-        refinement_share=abs(config["quant_resi"]),
+        len(convolutions),
+        refine_by_scale=by_scale,
+        refinement_share=abs(config.get("quant_resi", 0.5)),
     )
-    names = official_quantizer_keys(len(quantizer.refinements), quantizer.refine_by_scale)
+    names = official_quantizer_keys(len(convolutions), by_scale)
     quantizer.load_state_dict({ours.partition(".")[2]: state[theirs] for ours, theirs in names.items()})
     return quantizer
 
@@ -74,11 +70,11 @@ def run_diffusion_head(comparison: Comparison) -> None:
         sizes["z_channels"],
         sizes["width"],
         sizes["depth"],
-        sizes["num_sampling_steps"],
+        str(sizes["num_sampling_steps"]),
     )
-    state = read_tensors(case.folder / "weights_diffloss.safetensors")
+    state = case.state("diffloss", "weights_diffloss.safetensors")
     names = diffusion_keys(sizes["depth"], "net.")
-    head.load_state_dict({ours: state[theirs].float() for ours, theirs in names.items()})
+    head.load_state_dict({ours: state[theirs] for ours, theirs in names.items()})
     for table in _TABLES:
         comparison.check(f"schedule.{table}", torch.from_numpy(getattr(head.schedule, table)))
     comparison.check("schedule.timestep_map", torch.tensor(head.schedule.timesteps))
@@ -95,10 +91,15 @@ def _sample(
     comparison: Comparison, head: DiffusionHead, condition: Tensor, name: str, guidance: float
 ) -> None:
     """One sampling, twice: by our own loop, which keeps the conditional tokens only, and by its steps on all
-    tokens, as the official code keeps them."""
+    tokens, as the official code keeps them. A step goes on with what is stored, so that it does not enlarge
+    the rounding of those before."""
     initial = comparison.take(f"{name}.noise_init").float()
     schedule, count = head.schedule, len(initial)
-    steps = [comparison.take(f"{name}.noise_step{order}").float() for order in range(len(schedule))]
+    # The official temperature scales what every step adds.
+    temperature = float(comparison.case.info.get("temperature", 1.0))
+    steps = [
+        temperature * comparison.take(f"{name}.noise_step{order}").float() for order in range(len(schedule))
+    ]
     noise = DiffusionNoise(initial, torch.stack(steps)[:, :count])
     ours = head.sample(condition, noise, guidance)
     state = initial.repeat(len(condition) // count, 1)
@@ -106,8 +107,10 @@ def _sample(
     for order, step in enumerate(reversed(range(len(schedule)))):
         comparison.check(f"{name}.t_index{order}", torch.tensor([step]))
         comparison.check(f"{name}.x{order}", state)
+        state = comparison.replayed(f"{name}.x{order}", state)
         output = _output_of_all(head, state[:count], step, told, guidance)
         comparison.check(f"{name}.model_out{order}", output)
+        output = comparison.replayed(f"{name}.model_out{order}", output)
         comparison.check(f"{name}.pred_xstart{order}", schedule.estimate(step, state, output))
         state = schedule.previous(step, state, output, steps[order])
         comparison.check(f"{name}.sample{order}", state)
@@ -126,9 +129,11 @@ def _output_of_all(head: DiffusionHead, state: Tensor, step: int, told: Tensor, 
 
 def run_tokenizer(comparison: Comparison) -> None:
     """Encoding both ways, what generation makes of it, and decoding."""
-    case = comparison.case
-    tokenizer = load_tokenizer(case.folder / "weights_tokenizer.safetensors", torch.float32)
-    grids = [(side, side) for side in case.info["tokenizer_config"]["v_patch_nums"]]
+    case, config = comparison.case, comparison.case.info["tokenizer_config"]
+    state = case.state("tokenizer", "weights_tokenizer.safetensors")
+    share = abs(config.get("quant_resi", 0.5))
+    tokenizer = tokenizer_of_state(HARTTokenizer, state, refinement_share=share)
+    grids = [(side, side) if isinstance(side, int) else (side[0], side[1]) for side in config["v_patch_nums"]]
     image = comparison.take("image").float()
     handle = watch(tokenizer.encoder, lambda output: comparison.check("enc.z", output))
     features = tokenizer.encode_features(image)
@@ -151,17 +156,18 @@ def _hybrid(
         check(f"gen.next_map{scale}", resize_area(latent, grids[scale + 1]))
     check("gen.f_hat_discrete_last", code.discrete_latent)
     check("gen.f_hat_continuous_last", code.latent)
-    check("dec.image_from_discrete", tokenizer.decode(code.discrete_latent))
-    handle = watch(tokenizer.decoder, lambda output: check("dec.preclamp_from_continuous", output))
-    check("dec.image_from_continuous", tokenizer.decode(code.latent))
-    handle.remove()
+    for name, latent in (("discrete", code.discrete_latent), ("continuous", code.latent)):
+        pixels = tokenizer.decoder(tokenizer.post_quant_conv(latent))
+        check(f"dec.preclamp_from_{name}", pixels)
+        check(f"dec.image_from_{name}", pixels.clamp(-1.0, 1.0))
     check("dec.image_direct_from_f", tokenizer.decode(features))
 
 
 def _plain(comparison: Comparison, tokenizer: HARTTokenizer, features: Tensor, grids: Sequence[Grid]) -> None:
     """The path of the plain codebook tokenizer, whose last scale is refined too."""
     check, quantizer = comparison.check, tokenizer.quantizer
-    code = quantizer.quantize(features, grids)
+    cosine = bool(comparison.case.info["tokenizer_config"].get("using_znorm", False))
+    code = quantizer.quantize(features, grids, cosine)
     for scale, (index, latent) in enumerate(zip(code.index, code.partial_latents, strict=True)):
         check(f"var.idx{scale}", index)
         check(f"var.fhat{scale}", latent)

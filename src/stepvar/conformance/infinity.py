@@ -2,47 +2,41 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from stepvar.conformance.case import Case, Comparison
+from stepvar.conformance.case import Case, Comparison, watch
 from stepvar.conformance.fastvar import infinity_fork
+from stepvar.conformance.infinity_parts import draw_bits, run_sampler_units, run_tokenizer
 from stepvar.conformance.report import CaseReport
 from stepvar.generation.guidance import Guidance, per_scale
 from stepvar.generation.loop import generate
 from stepvar.generation.sampling import bit_probabilities
 from stepvar.generation.schedule import Scale, ScaleSchedule
-from stepvar.models.infinity.checkpoints import load_tokenizer, load_transformer
-from stepvar.models.infinity.quantizer import (
-    latent_bits_from_tokens,
-    latent_from_bits,
-    quantize_multiscale,
-    tokens_from_latent_bits,
-)
+from stepvar.models.infinity.checkpoints import tokenizer_of_state, transformer_of_state
+from stepvar.models.infinity.quantizer import latent_bits_from_tokens, tokens_from_latent_bits
 from stepvar.models.infinity.session import InfinitySession, TextCondition
 from stepvar.models.infinity.sizes import SizeTable
 from stepvar.models.infinity.tokenizer import InfinityTokenizer
 from stepvar.models.infinity.transformer import InfinityTransformer
 from stepvar.pruning.base import PruningMethod
+from stepvar.pruning.fastvar import FastVAR
 
 
 @torch.inference_mode()
 def run(case: Case) -> CaseReport:
     """Runs an Infinity case in float32 on the CPU and compares every stored tensor."""
     comparison = Comparison(case)
-    folder = case.weights if case.weights.is_dir() else case.weights.parent
-    tokenizer = load_tokenizer(folder / "vae.safetensors", dtype=torch.float32).eval()
+    tokenizer = tokenizer_of_state(case.state("vae", "vae.safetensors"))
     if "call" in case.info:
-        transformer = load_transformer(folder / "transformer.safetensors", dtype=torch.float32).eval()
+        transformer = transformer_of_state(case.state("transformer", "transformer.safetensors"))
         _run_generation(comparison, transformer, tokenizer)
-        _run_sampler_units(comparison)
+        run_sampler_units(comparison)
     else:
-        _run_tokenizer(comparison, tokenizer)
+        run_tokenizer(comparison, tokenizer)
     return comparison.finish()
 
 
@@ -54,36 +48,46 @@ class _ReplaySampler:
 
     def __init__(self, comparison: Comparison, call: dict[str, Any], patchify: bool) -> None:
         self.comparison = comparison
-        self.call = call
-        self.patchify = patchify
+        self.filters = (int(call.get("top_k") or 0), float(call.get("top_p") or 0.0))
+        self.forced = int(call.get("gt_leak") or 0)
+        self.patch = 2 if patchify else 1
         self.temperatures = per_scale(call["tau_list"], len(call["scale_schedule"]), "tau_list")
         seed = next((call[name] for name in ("g_seed", "seed", "generator_seed") if name in call), None)
-        self.generator = torch.Generator().manual_seed(int(seed or 0))
+        self.is_random = self.filters[0] != 1
+        # Without a seed, what was drawn at random cannot be drawn again.
+        self.generator = None if self.is_random and seed is None else torch.Generator()
+        if self.generator is not None:
+            self.generator.manual_seed(int(seed or 0))
 
     def temperature(self, scale: Scale) -> float:
         return self.temperatures[scale.index]
 
     def sample(self, logits: Tensor, scale: Scale) -> Tensor:
-        probability = bit_probabilities(logits, self.call["top_k"], self.call["top_p"])
-        bits = _draw(probability, self.generator)
-        name = f"s{scale.index:02}.bits"
+        prefix = f"s{scale.index:02}"
+        if self.is_random:
+            logits = self.comparison.replayed(f"{prefix}.logits", logits)
+        # Drawn also where bits are given: the generator goes on.
+        bits = draw_bits(bit_probabilities(logits, *self.filters), self.generator)
+        name = f"{prefix}.bits"
         stored = self.comparison.case.tensors.get(name)
-        if scale.index < self.call.get("gt_leak", 0):
+        if scale.index < self.forced:
+            given = self.comparison.given(scale.index, bits.numel())
+            if given is None:
+                return self._token_bits(self.comparison.take(name))
+            given = given.view(len(bits), 1, scale.height * self.patch, scale.width * self.patch, -1)
+            self.comparison.check(name, given)
+            return self._token_bits(given)
+        if stored is not None and stored.numel() != bits.numel():
+            stored = None
+        if self.generator is None and stored is not None:
             return self._token_bits(self.comparison.take(name))
-        shown = latent_bits_from_tokens(bits.unflatten(1, (scale.height, scale.width)), self.patchify)
+        shown = latent_bits_from_tokens(bits.unflatten(1, (scale.height, scale.width)), self.patch > 1)
         self.comparison.check(name, shown.unsqueeze(1).to(torch.uint8))
-        return bits if stored is None or stored.numel() != bits.numel() else self._token_bits(stored)
+        return bits if stored is None else self._token_bits(stored)
 
     def _token_bits(self, stored: Tensor) -> Tensor:
         """[B, 1, H, W, d] at latent resolution -> [B, N, D]."""
-        return tokens_from_latent_bits(stored.squeeze(1).bool(), self.patchify).flatten(1, 2)
-
-
-def _draw(probability: Tensor, generator: torch.Generator) -> Tensor:
-    """One multinomial call over all bits, as the official sampler makes it."""
-    pairs = torch.stack([1.0 - probability, probability], dim=-1).view(-1, 2)
-    drawn = torch.multinomial(pairs, 1, replacement=True, generator=generator)
-    return drawn.view(probability.shape).bool()
+        return tokens_from_latent_bits(stored.squeeze(1).bool(), self.patch > 1).flatten(1, 2)
 
 
 def _run_generation(
@@ -103,16 +107,19 @@ def _run_generation(
     probe = partial(_probe, comparison, session, scale_name)
     sampler = _ReplaySampler(comparison, call, patchify)
     pruning = _pruning(comparison, schedule, session.depth)
+    if (ended := int(call.get("trunk_scale", len(schedule)))) < len(schedule):
+        pruning = FastVAR(skip=tuple(range(ended - len(schedule), 0)), first_layer=0, dense_end=0)
     result = generate(session, guidance=guidance, sampler=sampler, pruning=pruning, probe=probe)
     for handle in handles:
         handle.remove()
     comparison.check("final.summed_codes", result.latent)
     image = tokenizer.decode(result.latent)
-    for suffix in ("", "_crop", "_avgpool8", "_avgpool16"):
-        comparison.check(f"final.decoded{suffix}", image)
     picture = ((image + 1) / 2 * 255).to(torch.uint8).permute(0, 2, 3, 1).flip(3)
-    for suffix in ("", "_crop"):
-        comparison.check(f"final.image_uint8_bgr{suffix}", picture)
+    for name in comparison.case.tensors:
+        if name.startswith("final.decoded"):
+            comparison.check(name, image)
+        elif name.startswith("final.image_uint8_bgr"):
+            comparison.check(name, picture)
 
 
 def _schedule(call: dict[str, Any]) -> ScaleSchedule:
@@ -164,31 +171,26 @@ def _condition(
     return TextCondition(tuple(positive), tuple(negative))
 
 
-def _watch(module: nn.Module, use: Callable[[Tensor], None]) -> Any:
-    return module.register_forward_hook(lambda _module, _inputs, output: use(output))
-
-
 def _watch_text(comparison: Comparison, model: InfinityTransformer) -> list[Any]:
     check, width = comparison.check, model.config.width
     return [
-        _watch(model.text_norm, partial(check, "text.kv_after_text_norm")),
-        _watch(model.text_pool, partial(check, "text.cond_BD")),
-        _watch(model.text_projection[2], partial(check, "text.kv_for_ca")),
-        _watch(model.shared_modulation, lambda out: check("text.shared_gss", out.view(-1, 1, 6, width))),
+        watch(model.text_norm, partial(check, "text.kv_after_text_norm")),
+        watch(model.text_pool, partial(check, "text.cond_BD")),
+        watch(model.text_projection[2], partial(check, "text.kv_for_ca")),
+        watch(model.shared_modulation, lambda out: check("text.shared_gss", out.view(-1, 1, 6, width))),
     ]
 
 
 def _watch_blocks(comparison: Comparison, model: InfinityTransformer, scale_name: list[str]) -> list[Any]:
-    def watch(module: nn.Module, name: str) -> Any:
-        return _watch(module, lambda output: comparison.check(f"{scale_name[0]}.{name}", output))
+    def watch_scale(module: nn.Module, name: str) -> Any:
+        return watch(module, lambda output: comparison.check(f"{scale_name[0]}.{name}", output))
 
-    first = model.blocks[0]
-    return [
-        watch(first.self_attention, "block0_sa_out"),
-        watch(first.cross_attention, "block0_ca_out"),
-        watch(first.feed_forward, "block0_ffn_out"),
-        watch(model.head, "head_out"),
-    ]
+    handles = [watch_scale(model.head, "head_out")]
+    for index, block in enumerate(model.blocks):
+        handles.append(watch_scale(block.self_attention, f"block{index}_sa_out"))
+        handles.append(watch_scale(block.cross_attention, f"block{index}_ca_out"))
+        handles.append(watch_scale(block.feed_forward, f"block{index}_ffn_out"))
+    return handles
 
 
 def _probe(
@@ -214,64 +216,3 @@ def _probe(
         if scale.index + 1 < len(session.schedule):
             following = session.resized_latent(session.schedule[scale.index + 1])
             comparison.check(f"{prefix}.next_input_codes", following.unsqueeze(2))
-
-
-def _run_sampler_units(comparison: Comparison) -> None:
-    """Unit data of the sampler: probabilities after filtering, and seeded draws."""
-    if "sampler.logits" not in comparison.case.tensors:
-        return
-    logits = comparison.take("sampler.logits")
-    for name in comparison.case.tensors:
-        match = re.fullmatch(r"sampler\.(probs|idx)_k(\d+)(?:_p(\d+))?(?:_seed(\d+))?", name)
-        if match is None:
-            continue
-        kind, top_k, top_p, seed = match.groups()
-        share = float(f"{top_p[0]}.{top_p[1:]}") if top_p else 0.0
-        probability = bit_probabilities(logits, int(top_k), share)
-        if kind == "probs":
-            comparison.check(name, torch.stack([1.0 - probability, probability], dim=-1))
-        else:
-            drawn = _draw(probability, torch.Generator().manual_seed(int(seed or 0)))
-            comparison.check(name, drawn.to(torch.uint8))
-
-
-def _run_tokenizer(comparison: Comparison, tokenizer: InfinityTokenizer) -> None:
-    grids = [(int(height), int(width)) for _, height, width in comparison.case.info["schedule"]]
-    handles = _watch_convolutions(comparison, tokenizer)
-    features = tokenizer.encode_features(comparison.take("input.image"))
-    code = quantize_multiscale(features, grids)
-    comparison.check("enc.h", features)
-    comparison.check("enc.z", code.latent)
-    for index, (bits, residual) in enumerate(zip(code.bits, code.residuals, strict=True)):
-        comparison.check(f"enc.bits{index}", bits.unsqueeze(1).to(torch.uint8))
-        comparison.check(f"enc.residual{index}", residual.unsqueeze(2))
-    for index, area in enumerate(code.area_inputs):
-        comparison.check(f"enc.var_input{index}", area.unsqueeze(2))
-    comparison.check("dec.recon", tokenizer.decode(code.latent))
-    for handle in handles:
-        handle.remove()
-    summed = latent_from_bits(code.bits, grids[-1])
-    comparison.check("dec.from_bits_summed_codes", summed.unsqueeze(2))
-    comparison.check("dec.from_bits_recon", tokenizer.decode(summed))
-    if "dec2.z" in comparison.case.tensors:
-        comparison.check("dec2.recon", tokenizer.decode(comparison.take("dec2.z")))
-
-
-def _watch_convolutions(comparison: Comparison, tokenizer: InfinityTokenizer) -> list[Any]:
-    """Hooks on the activations that the official names describe."""
-    handles = []
-    for side, prefix, levels, resampling in (
-        (tokenizer.encoder, "enc.encoder", tokenizer.encoder.down, "downsample"),
-        (tokenizer.decoder, "dec.decoder", tokenizer.decoder.up, "upsample"),
-    ):
-        direction = resampling.removesuffix("sample")
-        handles.append(_watch(side.conv_in, partial(comparison.check, f"{prefix}_conv_in")))
-        handles.append(_watch(side.mid.block_2, partial(comparison.check, f"{prefix}_mid")))
-        for index, level in enumerate(levels):
-            name = f"{prefix}_{direction}{index}"
-            handles.append(_watch(level.block[-1], partial(comparison.check, f"{name}_last_block")))
-            if hasattr(level, resampling):
-                handles.append(
-                    _watch(getattr(level, resampling), partial(comparison.check, f"{name}_{resampling}"))
-                )
-    return handles

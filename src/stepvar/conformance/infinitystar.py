@@ -16,11 +16,11 @@ from stepvar.conformance.report import CaseReport
 from stepvar.generation.guidance import Guidance, ProjectedGuidance, per_scale
 from stepvar.generation.loop import generate
 from stepvar.generation.sampling import bit_probabilities
-from stepvar.models.infinitystar.checkpoints import load_tokenizer, load_transformer
+from stepvar.models.infinitystar.checkpoints import tokenizer_of_state, transformer_of_state
 from stepvar.models.infinitystar.frames import to_bytes
 from stepvar.models.infinitystar.interactive import Continuation
 from stepvar.models.infinitystar.quantizer import codes_from_bits, expand, quantize
-from stepvar.models.infinitystar.schedules import PyramidSettings, VideoScale, VideoSchedule
+from stepvar.models.infinitystar.schedules import PyramidSettings, VideoScale
 from stepvar.models.infinitystar.session import InfinityStarSession, TextPrefix
 from stepvar.models.infinitystar.tokenizer import InfinityStarTokenizer
 from stepvar.models.infinitystar.transformer import InfinityStarTransformer
@@ -30,10 +30,9 @@ from stepvar.models.infinitystar.transformer import InfinityStarTransformer
 def run(case: Case) -> CaseReport:
     """Runs an InfinityStar case in float32 on the CPU and compares every stored tensor."""
     comparison = Comparison(case)
-    folder = case.weights if case.weights.is_dir() else case.weights.parent
-    tokenizer = load_tokenizer(folder / "vae.safetensors", dtype=torch.float32)
+    tokenizer = tokenizer_of_state(case.state("vae", "vae.safetensors"))
     if "transformer_ctor" in case.info:
-        transformer = load_transformer(folder / "transformer.safetensors", dtype=torch.float32)
+        transformer = transformer_of_state(case.state("transformer", "transformer.safetensors"))
         if "former_clip_features" in case.tensors:
             _run_continuation(comparison, transformer, tokenizer)
         else:
@@ -56,6 +55,7 @@ class _ReplaySampler:
         self.temperatures = temperatures
         self.step_names = step_names
         seed = comparison.case.info.get("g_seed")
+        self.is_random = "argmax" not in str(comparison.case.info.get("sampling", "argmax"))
         self.generator = None if seed is None else torch.Generator().manual_seed(int(seed))
 
     def temperature(self, scale: VideoScale) -> float:
@@ -65,24 +65,34 @@ class _ReplaySampler:
         check, name = self.comparison.check, self.step_names[scale.index]
         probability = bit_probabilities(logits)
         check(f"{name}.prob1", probability.flatten())
-        bits = self._draw(probability)
-        check(f"{name}.bits_sampled", bits.flatten().to(torch.uint8))
+        bits = self._draw(probability, f"{name}.prob1", f"{name}.bits_sampled")
         stored = self.comparison.case.tensors
+        given = self.comparison.given(int(name[1:]), bits.numel())
+        if given is not None:
+            return given.bool().view_as(bits)
         if f"{name}.codes" in stored:
             # What the official code went on with, which is not what it drew where bits were given.
             return (stored[f"{name}.codes"].flatten(2).transpose(1, 2) > 0).view_as(bits)
-        return stored[f"{name}.bits_sampled"].bool().view_as(bits)
+        return stored.get(f"{name}.bits_sampled", bits).bool().view_as(bits)
 
-    def _draw(self, probability: Tensor) -> Tensor:
-        if self.generator is None:
-            return probability > 0.5
-        pairs = torch.stack([1.0 - probability, probability], dim=-1).view(-1, 2)
-        drawn = torch.multinomial(pairs, 1, replacement=True, generator=self.generator)
-        return drawn.view(probability.shape).bool()
+    def _draw(self, probability: Tensor, name: str, sampled: str) -> Tensor:
+        """What the official sampler draws, compared; what was drawn at random without a seed is an input."""
+        if not self.is_random:
+            bits = probability > 0.5
+        elif self.generator is None:
+            return self.comparison.take(sampled).bool().view_as(probability)
+        else:
+            share = self.comparison.replayed(name, probability)
+            pairs = torch.stack([1.0 - share, share], dim=-1).view(-1, 2)
+            bits = torch.multinomial(pairs, 1, replacement=True, generator=self.generator)
+        self.comparison.check(sampled, bits.flatten().to(torch.uint8))
+        return bits.view(probability.shape).bool()
 
 
-def _settings(info: dict[str, Any], transformer: InfinityStarTransformer | None = None) -> PyramidSettings:
+def _settings(info: dict[str, Any]) -> PyramidSettings:
     args = info["args"]
+    # Visual steps count from the longest text on, whatever the rows of the learned one.
+    text_length = info.get("transformer_ctor", {}).get("text_maxlen", 512)
     return PyramidSettings(
         int(args["semantic_scales"]),
         int(args["detail_scale_min_tokens"]),
@@ -92,7 +102,7 @@ def _settings(info: dict[str, Any], transformer: InfinityStarTransformer | None 
         int(args.get("max_repeat_times", 10000)),
         int(args["semantic_scale_dim"]),
         int(args["detail_scale_dim"]),
-        512 if transformer is None else transformer.config.text_length,
+        int(text_length),
     )
 
 
@@ -102,10 +112,6 @@ def _clips(grids: Sequence[Sequence[int]]) -> tuple[list[list[tuple[int, int]]],
     length = next(index for index, grid in enumerate(grids) if tuple(grid[1:]) == final) + 1
     parts = [grids[start : start + length] for start in range(0, len(grids), length)]
     return [[(int(h), int(w)) for _, h, w in part] for part in parts], [int(part[0][0]) for part in parts]
-
-
-def _generation_schedule(info: dict[str, Any], transformer: InfinityStarTransformer) -> VideoSchedule:
-    return _settings(info, transformer).build_clips(*_clips(info["scale_schedule"]))
 
 
 def _guidance(info: dict[str, Any], weights: Sequence[float]) -> Guidance:
@@ -126,9 +132,10 @@ def _per_step(info: dict[str, Any], values: float | Sequence[float], name: str) 
     return [spread[scale] for _, scale in info["step_list"]]
 
 
-def _text(comparison: Comparison, transformer: InfinityStarTransformer, guided: bool) -> TextPrefix:
-    positive = comparison.take("text_features")
-    if not guided:
+def _text(comparison: Comparison, transformer: InfinityStarTransformer) -> TextPrefix:
+    positive, weights = comparison.take("text_features"), comparison.case.info["cfg"]
+    # The official code looks at the whole list, also at entries beyond the schedule.
+    if all(weight == 1 for weight in (weights if isinstance(weights, list) else [weights])):
         return TextPrefix(positive)
     if "negative_text_features" in comparison.case.tensors:
         return TextPrefix(positive, comparison.take("negative_text_features"))
@@ -139,14 +146,13 @@ def _run_generation(
     comparison: Comparison, transformer: InfinityStarTransformer, tokenizer: InfinityStarTokenizer
 ) -> None:
     info = comparison.case.info
-    schedule = _generation_schedule(info, transformer)
+    schedule = _settings(info).build_clips(*_clips(info["scale_schedule"]))
     weights = _per_step(info, info["cfg"], "cfg")
-    text = _text(comparison, transformer, any(weight != 1 for weight in weights))
+    text = _text(comparison, transformer)
     session = InfinityStarSession(
         transformer, text, schedule, prefix_probe=partial(_prefix_probe, comparison)
     )
-    temperatures = _per_step(info, info["tau_list"], "tau_list")
-    _sample(comparison, session, _guidance(info, weights), temperatures)
+    _sample(comparison, session, _guidance(info, weights), _per_step(info, _taus(info), "tau"))
     latent = session.video()
     comparison.check("summed_codes", latent)
     decoded = tokenizer.decode(latent)
@@ -159,19 +165,17 @@ def _run_continuation(
 ) -> None:
     info = comparison.case.info
     grids, [frames] = _clips(info["scale_schedule"])
-    settings = _settings(info, transformer)
     # Here the code book goes by the scale's place alone.
-    settings = replace(settings, detail_minimum=_first_detail(grids[0], settings.semantic_scales))
+    settings = replace(_settings(info), detail_minimum=None)
     schedule = settings.build_continuation(grids[0], frames)
     before = Continuation(comparison.take("former_clip_features"), comparison.take("first_frame_features"))
     conditions = before.conditions(
         grids[0][int(info["semantic_scale_ind"])], settings.text_length, tuple(info["detail_frame_inds"])
     )
-    weights = _per_step(info, info["cfg"], "cfg")
-    text = _text(comparison, transformer, any(weight != 1 for weight in weights))
+    weights, text = _per_step(info, info["cfg"], "cfg"), _text(comparison, transformer)
     probe = partial(_prefix_probe, comparison)
     session = InfinityStarSession(transformer, text, schedule, conditions=conditions, prefix_probe=probe)
-    _sample(comparison, session, _guidance(info, weights), _per_step(info, info["tau"], "tau"))
+    _sample(comparison, session, _guidance(info, weights), _per_step(info, _taus(info), "tau"))
     drawn = session.video()
     comparison.check("summed_codes", before.after(drawn).former)
     decoded = tokenizer.decode(before.joined(drawn))
@@ -180,9 +184,8 @@ def _run_continuation(
     comparison.check("image_uint8_bgr_frames", shown[[0, 1, 2, -1]][None].flip(-1))
 
 
-def _first_detail(grids: Sequence[tuple[int, int]], semantic_scales: int) -> int:
-    height, width = grids[semantic_scales]
-    return height * width
+def _taus(info: dict[str, Any]) -> float | Sequence[float]:
+    return info["tau"] if "tau" in info else info["tau_list"]
 
 
 def _sample(
@@ -249,10 +252,12 @@ def _cosine_sine(table: Tensor) -> Tensor:
 def _run_quantizer(comparison: Comparison, tokenizer: InfinityStarTokenizer) -> None:
     """Encoding a picture and a clip to the bits of every step."""
     info = comparison.case.info
-    for name in ("img", "vid"):
+    # Here the code book goes by the number of cells alone.
+    settings = replace(_settings(info), semantic_scales=None)
+    for name in _names(comparison.case, ".x"):
         latent = tokenizer.encode(comparison.take(f"{name}.x"), comparison.take(f"{name}.eps"))
         grids, clips = _clips(info["schedules"][str(latent.shape[2])])
-        for number, step in enumerate(quantize(latent, _settings(info).build_clips(grids, clips))):
+        for number, step in enumerate(quantize(latent, settings.build_clips(grids, clips))):
             prefix, grid = f"{name}.q{number:02}", step.scale.grid
             comparison.check(f"{prefix}.residual_in", step.residual)
             comparison.check(f"{prefix}.bits", step.bits.unflatten(1, grid).to(torch.uint8))
@@ -266,20 +271,24 @@ def _run_tokenizer(comparison: Comparison, tokenizer: InfinityStarTokenizer) -> 
         landmark = f"{side.split('.')[0]}.moments_patchified" if name == "moments" else f"{side}.{name}"
         comparison.check(landmark, tensor)
 
-    stored = comparison.case.tensors
-    for name in sorted({key.split(".")[0] for key in stored if key.endswith(".x")}):
+    for name in _names(comparison.case, ".x"):
         noise = comparison.take(f"{name}.eps")
         latent = tokenizer.encode(comparison.take(f"{name}.x"), noise, partial(probe, f"{name}.enc"))
         comparison.check(f"{name}.z", latent)
-    for name in sorted({key.split(".")[0] for key in stored if key.endswith(".decoded")}):
+    for name in _names(comparison.case, ".decoded"):
         decoded = tokenizer.decode(comparison.take(f"{name}.z"), probe=partial(probe, f"{name}.dec"))
         places = _stored_frames(comparison.case, name)
         comparison.check(f"{name}.decoded", decoded if places is None else decoded[:, :, places])
 
 
+def _names(case: Case, ending: str) -> list[str]:
+    """First parts of the names of stored tensors with an ending."""
+    return sorted({key.split(".")[0] for key in case.tensors if key.endswith(ending)})
+
+
 def _stored_frames(case: Case, name: str) -> list[int] | None:
     """Which decoded frames were stored, from a description such as "decoded = frames [0, 1, last]"."""
-    _, _, listed = case.info["decode_cases"][name].partition("frames [")
+    _, _, listed = str(case.info.get("decode_cases", {}).get(name, "")).partition("frames [")
     if not listed:
         return None
     words = listed.partition("]")[0].split(",")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -9,7 +10,13 @@ import torch
 from torch import Tensor
 
 from stepvar.conformance.case import Case, CaseError, Comparison
-from stepvar.conformance.codebook import RELATIVE, ReplaySampler, check_landmark
+from stepvar.conformance.codebook import (
+    RELATIVE,
+    ReplaySampler,
+    check_landmark,
+    read_tokenizer,
+    with_levels,
+)
 from stepvar.conformance.report import CaseReport
 from stepvar.generation.guidance import Guidance
 from stepvar.generation.loop import generate
@@ -19,7 +26,6 @@ from stepvar.models.switti.session import SwittiSession, TextFeatures
 from stepvar.models.switti.text import encode_ids
 from stepvar.models.switti.tokenizer import SwittiTokenizer
 from stepvar.models.switti.transformer import SwittiTransformer
-from stepvar.models.vector_checkpoints import tokenizer_of_state
 
 
 @torch.inference_mode()
@@ -31,15 +37,29 @@ def run(case: Case) -> CaseReport:
         return comparison.finish()
     arguments = case.info["constructor"]["Switti"]
     transformer = FORMAT.of_state(
-        case.state("transformer"),
+        with_levels(case.state("transformer", "weights.safetensors"), arguments["patch_nums"]),
         heads=arguments["num_heads"],
-        causal=arguments["use_ar"],
-        rotary_theta=arguments["rope_theta"],
-        rotary_extent=arguments["rope_size"],
-        norm_eps=arguments["norm_eps"],
+        causal=arguments.get("use_ar", False),
+        rotary_theta=arguments.get("rope_theta", 10000.0),
+        rotary_extent=arguments.get("rope_size", 128.0),
+        norm_eps=arguments.get("norm_eps", 1e-6),
     )
-    _run_generation(comparison, transformer, tokenizer_of_state(SwittiTokenizer, case.state("vqvae")))
+    _run_generation(comparison, transformer, read_tokenizer(case, SwittiTokenizer))
     return comparison.finish()
+
+
+@dataclass(frozen=True)
+class _OfficialGuidance(Guidance):
+    """Computes unconditional copies up to a scale, whether or not they are mixed there.
+
+    Attributes:
+        stop: First scale without them.
+    """
+
+    stop: int = 0
+
+    def rows(self, scale: int, images: int, copies: int) -> int:
+        return images if scale >= self.stop else images * copies
 
 
 def _run_generation(
@@ -49,23 +69,25 @@ def _run_generation(
     start, stop = call.get("turn_on_cfg_start_si", 0), call.get("turn_off_cfg_start_si", 10)
     progress = [scale / (scales - 1) for scale in range(scales)]
     weights = [
-        1.0 + call["cfg"] * ratio if start <= scale < stop else 1.0 for scale, ratio in enumerate(progress)
+        1.0 + call.get("cfg", 6.0) * ratio if start <= scale < stop else 1.0
+        for scale, ratio in enumerate(progress)
     ]
     positive, negative = _features(comparison)
     _check_constants(comparison, transformer)
     session = SwittiSession(transformer, tokenizer.quantizer, positive, negative)
     comparison.check("cond_vector", session.condition)
+    guidance = _OfficialGuidance(tuple(weights), stop=stop)
     mixes_from = call.get("smooth_start_si", 0) if call.get("more_smooth") else scales
     late = call.get("last_scale_temp")
     sampler = ReplaySampler(
         comparison,
         tokenizer.quantizer.codebook.weight,
         call.get("seed"),
-        call["top_k"],
-        call["top_p"],
+        call.get("top_k", 400),
+        call.get("top_p", 0.95),
         [ratio if mixes_from <= scale < stop else None for scale, ratio in enumerate(progress)],
         filters_mixed=False,
-        temperature=[late if late and scale >= stop else 1.0 for scale in range(scales)],
+        temperature=[late if late and scale >= max(start, stop) else 1.0 for scale in range(scales)],
     )
     scale_name: list[str] = [""]
     handles = _watch_branches(comparison, transformer, scale_name)
@@ -74,8 +96,7 @@ def _run_generation(
         scale_name[0] = f"s{scale.index:02}"
         check_landmark(comparison, session, name, scale, value)
 
-    # The official code computes unconditional rows up to the last guided scale, and so do the stored tensors.
-    result = generate(session, guidance=Guidance(tuple(weights)), sampler=sampler, probe=probe)
+    result = generate(session, guidance=guidance, sampler=sampler, probe=probe)
     for handle in handles:
         handle.remove()
     comparison.check("image", (tokenizer.decode(result.latent) + 1) / 2)
@@ -121,7 +142,7 @@ def _run_text(comparison: Comparison) -> None:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     case, names = comparison.case, ("enc1", "enc2")
-    weights, encoders = case.state("encoders"), []
+    weights, encoders = case.state("encoders", "weights.safetensors"), []
     for name in names:
         encoder = CLIPTextModel(CLIPTextConfig(**case.info["constructor"][name]["CLIPTextConfig"])).eval()
         _fill(encoder, weights, f"{name}.")

@@ -10,8 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepvar.conformance.case import Case, Comparison
-from stepvar.conformance.codebook import RELATIVE, ReplaySampler, check_landmark, watch
+from stepvar.conformance.case import Case, Comparison, watch
+from stepvar.conformance.codebook import (
+    RELATIVE,
+    ReplaySampler,
+    check_landmark,
+    compares_directions,
+    read_tokenizer,
+    with_levels,
+)
 from stepvar.conformance.report import CaseReport
 from stepvar.generation.attention import BlockCausal
 from stepvar.generation.guidance import Guidance
@@ -22,22 +29,21 @@ from stepvar.models.var.session import VARSession
 from stepvar.models.var.tokenizer import VARTokenizer
 from stepvar.models.var.training import drop_classes, teacher_forced_logits, token_losses
 from stepvar.models.var.transformer import VARTransformer
-from stepvar.models.vector_checkpoints import tokenizer_of_state
 from stepvar.models.vector_quantizer import map_tokens
 
 
 def run(case: Case) -> CaseReport:
     """Runs a VAR case in float32 on the CPU and compares every stored tensor."""
     comparison = Comparison(case, RELATIVE)
-    share = abs(case.info["constructor"]["VQVAE"].get("quant_resi", 0.5))
-    state = case.state("vqvae")
-    tokenizer = tokenizer_of_state(VARTokenizer, state, refinement_share=share).requires_grad_(False)
-    if "VAR" not in case.info["constructor"]:
+    tokenizer = read_tokenizer(case, VARTokenizer)
+    arguments = case.info["constructor"].get("VAR")
+    if arguments is None:
         _run_tokenizer(comparison, tokenizer)
         return comparison.finish()
-    arguments = case.info["constructor"]["VAR"]
     transformer = FORMAT.of_state(
-        case.state("transformer"), heads=arguments["num_heads"], norm_eps=arguments["norm_eps"]
+        with_levels(case.state("transformer", "weights.safetensors"), arguments["patch_nums"]),
+        heads=arguments["num_heads"],
+        norm_eps=arguments.get("norm_eps", 1e-6),
     )
     if "teacher_input" in case.tensors:
         _run_training(comparison, transformer, tokenizer)
@@ -50,27 +56,29 @@ def run(case: Case) -> CaseReport:
 def _run_generation(comparison: Comparison, transformer: VARTransformer, tokenizer: VARTokenizer) -> None:
     call, last = comparison.case.info["run"], len(transformer.schedule) - 1
     progress = [scale / last for scale in range(last + 1)]
-    classes = _classes(call, transformer)
     # The official code carries the unconditional rows to the end, and so do the stored tensors.
     guidance = Guidance(tuple(1.0 + call["cfg"] * ratio for ratio in progress), release=False)
-    session = VARSession(transformer, tokenizer.quantizer, classes, guided=True)
     sampler = ReplaySampler(
         comparison,
         tokenizer.quantizer.codebook.weight,
         call.get("g_seed"),
-        call["top_k"],
-        call["top_p"],
+        call.get("top_k", 0),
+        call.get("top_p", 0.0),
         progress if call.get("more_smooth") else [None] * len(progress),
     )
+    session = VARSession(transformer, tokenizer.quantizer, _classes(call, transformer, sampler), guided=True)
     probe = partial(check_landmark, comparison, session)
     result = generate(session, guidance=guidance, sampler=sampler, probe=probe)
     comparison.check("image", (tokenizer.decode(result.latent) + 1) / 2)
 
 
-def _classes(call: dict[str, Any], transformer: VARTransformer) -> Tensor:
+def _classes(call: dict[str, Any], transformer: VARTransformer, sampler: ReplaySampler) -> Tensor:
     labels = call["label_B"]
-    labels = [labels] * int(call["B"]) if isinstance(labels, int) else labels
-    classes = torch.tensor(labels)
+    if labels is None:
+        # Drawn before the first scale, with the same generator.
+        shares = torch.full((transformer.config.classes,), 1.0 / transformer.config.classes)
+        return torch.multinomial(shares, int(call["B"]), replacement=True, generator=sampler.generator)
+    classes = torch.tensor([labels] * int(call["B"]) if isinstance(labels, int) else labels)
     return classes.masked_fill(classes < 0, transformer.unconditional_class)
 
 
@@ -78,19 +86,21 @@ def _classes(call: dict[str, Any], transformer: VARTransformer) -> Tensor:
 def _run_tokenizer(comparison: Comparison, tokenizer: VARTokenizer) -> None:
     """Compares encoding, quantising, teacher inputs and decoding."""
     grids = _grids(comparison.case)
-    coarsest, check = len(tokenizer.encoder.down) - 1, comparison.check
-    handles = [
-        watch(tokenizer.encoder.down[-1].attn[-1], comparison, f"enc.down{coarsest}_out"),
-        watch(tokenizer.encoder.mid.attn_1, comparison, "enc.mid_attn_out"),
-        watch(tokenizer.encoder, comparison, "enc.out"),
-        watch(tokenizer.decoder.mid.attn_1, comparison, "dec.mid_attn_out"),
-        watch(tokenizer.decoder.up[-1].attn[-1], comparison, f"dec.up{coarsest}_out"),
-        watch(tokenizer.decoder.conv_out, comparison, "dec.conv_out_preclamp"),
-        watch(tokenizer.post_quant_conv, comparison, "dec.post_quant_conv_out"),
-    ]
+    encoder, decoder, check = tokenizer.encoder, tokenizer.decoder, comparison.check
+    coarsest = len(encoder.down) - 1
+    watched = {
+        f"enc.down{coarsest}_out": encoder.down[-1].attn[-1],
+        "enc.mid_attn_out": encoder.mid.attn_1,
+        "enc.out": encoder,
+        "dec.mid_attn_out": decoder.mid.attn_1,
+        f"dec.up{coarsest}_out": decoder.up[-1].attn[-1],
+        "dec.conv_out_preclamp": decoder.conv_out,
+        "dec.post_quant_conv_out": tokenizer.post_quant_conv,
+    }
+    handles = [watch(module, partial(check, name)) for name, module in watched.items()]
     features = tokenizer.encode_features(comparison.take("image_in").float())
     check("enc.quant_conv_out", features)
-    code = tokenizer.quantizer.quantize(features, grids)
+    code = tokenizer.quantizer.quantize(features, grids, compares_directions(comparison.case))
     for scale, (index, latent) in enumerate(zip(code.index, code.partial_latents, strict=True)):
         check(f"tokens.{scale:02}", index)
         check(f"f_hat.{scale:02}", latent)
@@ -104,12 +114,21 @@ def _run_tokenizer(comparison: Comparison, tokenizer: VARTokenizer) -> None:
 
 
 def _grids(case: Case) -> list[tuple[int, int]]:
-    """The schedule of a tokenizer's case: the pairs that it lists, else the sides of the constructor."""
+    """The schedule of a tokenizer's case: the pairs that its description lists, else the constructor's sides.
+
+    Wherever they are listed, they have as many places as the stored tokens.
+    """
+    counts = []
+    while (tokens := case.tensors.get(f"tokens.{len(counts):02}")) is not None:
+        counts.append(tokens.shape[-1])
+    told = {key: value for key, value in case.info.items() if key not in ("tensors", "constructor")}
+    for entry in told.values():
+        found = re.findall(r"[\[(](\d+), ?(\d+)[\])]", json.dumps(entry))
+        pairs = [(int(rows), int(columns)) for rows, columns in found]
+        if pairs and (not counts or [rows * columns for rows, columns in pairs] == counts):
+            return pairs
     sides = case.info["constructor"]["VQVAE"]["v_patch_nums"]
-    pairs = re.findall(r"[\[(](\d+), ?(\d+)[\])]", json.dumps(case.info.get("schedule", "")))
-    if not pairs:
-        return [(side, side) for side in sides]
-    return [(int(rows), int(columns)) for rows, columns in pairs]
+    return [(side, side) if isinstance(side, int) else (side[0], side[1]) for side in sides]
 
 
 def _teacher_inputs(latents: list[Tensor], grids: list[tuple[int, int]]) -> list[Tensor]:
@@ -121,7 +140,8 @@ def _run_training(comparison: Comparison, transformer: VARTransformer, tokenizer
     grids = [(scale.height, scale.width) for scale in schedule]
     lengths = [scale.tokens for scale in schedule]
     with torch.no_grad():
-        code = tokenizer.encode(comparison.take("image_in").float(), grids)
+        features = tokenizer.encode_features(comparison.take("image_in").float())
+        code = tokenizer.quantizer.quantize(features, grids, compares_directions(comparison.case))
     inputs = _teacher_inputs(code.partial_latents, grids)
     check("tokens", torch.cat(code.index, dim=1))
     check("teacher_input", torch.cat(inputs, dim=1))
@@ -130,8 +150,8 @@ def _run_training(comparison: Comparison, transformer: VARTransformer, tokenizer
     first = transformer.blocks[0]
     handles = [
         first.register_forward_pre_hook(lambda _module, inputs: check("x_in", inputs[0])),
-        watch(first, comparison, "block0_out"),
-        watch(transformer.blocks[-1], comparison, "blocklast_out"),
+        watch(first, partial(check, "block0_out")),
+        watch(transformer.blocks[-1], partial(check, "blocklast_out")),
     ]
     logits = teacher_forced_logits(transformer, classes, inputs)
     for handle in handles:
@@ -140,7 +160,9 @@ def _run_training(comparison: Comparison, transformer: VARTransformer, tokenizer
     losses = token_losses(logits, code.index)
     check("ce_per_token", losses)
     check("loss", losses.mean().view(1))
-    check("loss_label_smooth_0.1", token_losses(logits, code.index, 0.1).mean().view(1))
+    for name in comparison.case.tensors:
+        if match := re.fullmatch(r"loss_label_smooth_(0?\.\d+)", name):
+            check(name, token_losses(logits, code.index, float(match[1])).mean().view(1))
     _check_gradients(comparison, transformer, losses.mean())
     with torch.no_grad():
         _check_dropped(comparison, transformer, classes, inputs)
@@ -178,5 +200,6 @@ def _check_dropped(
     if "drop_uniforms" in comparison.case.tensors:
         dropped = comparison.take("drop_uniforms") < 0.5
         stored = comparison.case.tensors
-        expected = torch.where(dropped[:, None, None], stored["logits_all_labels_dropped"], stored["logits"])
+        kept, lost = stored["logits"], stored.get("logits_all_labels_dropped", every)
+        expected = torch.where(dropped[:, None, None], lost, kept)
         comparison.require("logits at rate 0.5", run(dropped), expected)

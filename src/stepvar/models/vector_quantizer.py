@@ -30,7 +30,7 @@ def refinement_index(scale: int, scales: int, refinements: int) -> int:
     Args:
         scale: Position in the schedule, counted from 0.
         scales: Length of the schedule.
-        refinements: Number of shared refinements.
+        refinements: Number of refinements.
     """
     margin = 1.0 / ((3 if refinements == 4 else 2) * refinements)
     # Several schedules have exact ties, which numpy's rounding of these centres decides.
@@ -38,13 +38,19 @@ def refinement_index(scale: int, scales: int, refinements: int) -> int:
     return int(np.argmin(np.abs(centres - scale / max(scales - 1, 1))))
 
 
-def nearest_codes(features: Tensor, codebook: Tensor) -> Tensor:
+def nearest_codes(features: Tensor, codebook: Tensor, cosine: bool = False) -> Tensor:
     """Index of the nearest code, [..., D] and [V, D] -> [...]; of several the first.
 
     Compares |z|^2 + |e|^2 - 2 z.e, so that near ties fall as in the official code.
+
+    Args:
+        cosine: Whether only directions are compared.
     """
     flat = features.float().flatten(0, -2)
     codes = codebook.float()
+    if cosine:
+        flat, codes = functional.normalize(flat, dim=1), functional.normalize(codes, dim=1)
+        return (flat @ codes.T).argmax(1).view(features.shape[:-1])
     distance = flat.square().sum(1, keepdim=True) + codes.square().sum(1)
     return torch.addmm(distance, flat, codes.T, alpha=-2.0).argmin(1).view(features.shape[:-1])
 
@@ -77,7 +83,8 @@ class VectorQuantizer(nn.Module):
         channels: D.
         refinements: Number of convolutions that the scales share. With `refine_by_scale` there is one a
             scale instead, and this is their number.
-        refine_by_scale: Whether every scale has a convolution of its own.
+        refine_by_scale: Whether every scale has a convolution of its own: a schedule of another length
+            takes those at the nearest places.
         refinement_share: How much of a refined map comes from the convolution, 0..1; 0 has none.
     """
 
@@ -103,10 +110,9 @@ class VectorQuantizer(nn.Module):
 
     def refine(self, codes: Tensor, scale: int, scales: int) -> Tensor:
         """Refines a scale's codes at the latent grid, [B, D, H, W]."""
-        if not self.refinement_share:
+        if not self.refinement_share or not self.refinements:
             return codes
-        count = len(self.refinements)
-        layer = self.refinements[scale if self.refine_by_scale else refinement_index(scale, scales, count)]
+        layer = self.refinements[refinement_index(scale, scales, len(self.refinements))]
         weight, bias = layer.weight.float(), None if layer.bias is None else layer.bias.float()
         refined = functional.conv2d(codes, weight, bias, padding=layer.padding)
         return torch.lerp(codes, refined, self.refinement_share)
@@ -131,11 +137,12 @@ class VectorQuantizer(nn.Module):
         latent_grid = (latent.shape[-2], latent.shape[-1])
         return latent + self.enlarge(codes, (scale.height, scale.width), latent_grid, scale.index, scales)
 
-    def quantize(self, features: Tensor, grids: Sequence[Grid]) -> MultiScaleIndex:
+    def quantize(self, features: Tensor, grids: Sequence[Grid], cosine: bool = False) -> MultiScaleIndex:
         """Quantises features [B, D, H, W] scale by scale, each taking the remainder of the coarser ones.
 
         Args:
             grids: (h, w) of every scale, coarse to fine; the last one must be (H, W).
+            cosine: Whether the nearest code is that of the nearest direction.
 
         Raises:
             ValueError: When it is not.
@@ -148,7 +155,7 @@ class VectorQuantizer(nn.Module):
         result = MultiScaleIndex()
         for scale, grid in enumerate(grids):
             shrunk = resize_area(remainder, grid).permute(0, 2, 3, 1).flatten(1, 2)
-            index = nearest_codes(shrunk, self.codebook.weight)
+            index = nearest_codes(shrunk, self.codebook.weight, cosine)
             addition = self.enlarge(self.lookup(index), grid, latent_grid, scale, len(grids))
             latent = latent + addition
             result.index.append(index)

@@ -83,3 +83,14 @@ def test_the_last_steps_noise_is_not_used(head):
     assert torch.equal(head.sample(condition, first), head.sample(condition, second))
     second.steps[0] += 1.0
     assert not torch.equal(head.sample(condition, first), head.sample(condition, second))
+
+
+@torch.no_grad()
+def test_the_number_of_a_step_is_embedded_once_as_if_for_every_token(head):
+    condition = head.condition_embedding(torch.randn(14, 32, generator=torch.Generator().manual_seed(1)))
+    state = torch.randn(7, 4, generator=torch.Generator().manual_seed(2))
+    numbers = torch.full((14,), float(head.schedule.timesteps[1]))
+    conditional, unconditional = head(state.repeat(2, 1), head.embed_time(numbers), condition).chunk(2)
+    noise = 3.0 * conditional[:, :4] - 2.0 * unconditional[:, :4]
+    expected = torch.cat([noise, conditional[:, 4:]], dim=1)
+    torch.testing.assert_close(head.predict(state, 1, condition, 2.0), expected, rtol=0, atol=1e-6)

@@ -15,6 +15,7 @@ from stepvar.models.infinity.checkpoints import (
     load_official,
     load_tokenizer,
     load_transformer,
+    transformer_of_state,
 )
 from stepvar.models.infinity.official import (
     PUBLISHED_SIZES,
@@ -116,6 +117,14 @@ def test_published_layouts_map_both_ways(name):
     assert sum(parameter.numel() for parameter in model.parameters()) == facts["parameter_count"]
     back = to_official(ours, config)
     assert {key: value.shape for key, value in back.items()} == {key: v.shape for key, v in state.items()}
+
+
+def test_another_feed_forward_is_read_off_the_weights():
+    model = small_transformer(hidden_width=96)
+    again = transformer_of_state(to_official(model.state_dict(), model.config))
+    assert again.config.hidden_width == 96
+    for key, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value), key
 
 
 @pytest.mark.parametrize("name", PUBLISHED_SIZES)

@@ -220,6 +220,15 @@ def test_image_to_bits_to_image(patchify, schedule):
         assert torch.equal(model.latent_bits_from_tokens(tokens), bits)
 
 
+@torch.no_grad()
+def test_features_need_no_whole_token():
+    model = small_tokenizer(patchify=True)
+    features = model.encode_features(torch.rand(1, 3, 3 * model.stride, 2 * model.stride))
+    assert features.shape[-2:] == (3, 2)
+    with pytest.raises(ValueError, match=f"multiples of {model.stride}"):
+        model.encode_features(torch.rand(1, 3, 3 * model.stride + 1, 2 * model.stride))
+
+
 def test_teacher_inputs_shrink_bilinearly_not_by_area():
     code = quantize_multiscale(torch.randn(1, 8, 8, 8), [(1, 1), (2, 2), (3, 3), (8, 8)])
     assert [tuple(latent.shape[-2:]) for latent in code.teacher_inputs] == [(2, 2), (3, 3), (8, 8)]

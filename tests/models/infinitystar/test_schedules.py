@@ -10,7 +10,7 @@ import torch
 
 from stepvar.generation.attention import Span
 from stepvar.models.infinitystar.rotary import RotaryTables
-from stepvar.models.infinitystar.schedules import PUBLISHED, published_templates
+from stepvar.models.infinitystar.schedules import PUBLISHED, PyramidSettings, published_templates
 from stepvar.models.infinitystar.session import layer_windows
 from stepvar.models.infinitystar.sizes import VideoSizes
 from stepvar.pruning.plan import GenerationPlan
@@ -140,3 +140,22 @@ def test_contradicting_settings_are_refused():
     sizes = VideoSizes.published("480p")
     with pytest.raises(ValueError, match="disagree"):
         sizes.settings.bits(11, 100)
+
+
+def test_the_interactive_clip_takes_the_repetitions_of_a_first_clip():
+    settings = PyramidSettings(1, None, (3, 1), (1, 2), clip_frames=4)
+    schedule = settings.build_continuation([(1, 1), (2, 2)], 4)
+    assert [(step.height, step.repetition) for step in schedule] == [(1, 0), (1, 1), (1, 2), (2, 0)]
+
+
+def test_frames_are_counted_in_whole_clips():
+    settings = PyramidSettings(None, 4, (1,), (1,), clip_frames=5)
+    schedule = settings.build_clips([[(2, 2)]] * 4, [1, 2, 5, 3])
+    assert [step.first_frame for step in schedule] == [0, 1, 6, 11]
+
+
+@pytest.mark.parametrize(("semantic", "minimum"), [(1, None), (None, 2)])
+def test_place_or_cells_alone_tell_the_code_book(semantic, minimum):
+    settings = PyramidSettings(semantic, minimum, (1, 1, 1), (1, 1, 1))
+    schedule = settings.build([(1, 1), (1, 2), (1, 3)], 1)
+    assert [step.bits for step in schedule] == [16, 64, 64]

@@ -114,3 +114,13 @@ def test_frames_are_spread_over_the_first_seconds():
     assert spread_frames(200, 30.0, 5.0, 81)[-1] == 149
     with pytest.raises(ValueError, match=r"lasts 2\.0 seconds, but 5 are needed"):
         spread_frames(60, 30.0, 5.0, 81)
+
+
+@torch.no_grad()
+def test_the_last_norm_is_shown_before_its_activation(tokenizer, latent):
+    shown = {}
+    decoded = tokenizer.decode(latent[:, :, :1], probe=shown.__setitem__)
+    normed = shown["norm_out.chunk0"]
+    assert (normed < -0.3).any(), "a SiLU never falls below -0.28"
+    last = tokenizer.decoder.conv_out(torch.nn.functional.silu(normed), Stream())
+    torch.testing.assert_close(last, decoded)

@@ -50,6 +50,8 @@ __all__ = [
     "load_transformer",
     "published_config",
     "to_official",
+    "tokenizer_of_state",
+    "transformer_of_state",
 ]
 
 PathLike = str | os.PathLike[str]
@@ -74,6 +76,32 @@ def from_official(state: Mapping[str, Tensor], source: str = "The state dict") -
     config = infer_config(state, source)
     names = _check_official(state, build_empty(InfinityTransformer, config, source), source)
     return _rename(names, source, state)
+
+
+def transformer_of_state(state: Mapping[str, Tensor], source: str = "The state dict") -> InfinityTransformer:
+    """A transformer with the weights of an official state dict, checked strictly.
+
+    Raises:
+        CheckpointError: As for `from_official`.
+    """
+    transformer = build_empty(InfinityTransformer, infer_config(state, source), source)
+    transformer.load_state_dict(from_official(state, source), assign=True)
+    return transformer.eval()
+
+
+def tokenizer_of_state(state: Mapping[str, Tensor], source: str = "The state dict") -> InfinityTokenizer:
+    """A tokenizer with the weights of an official state dict, checked strictly.
+
+    Raises:
+        CheckpointError: When it belongs to another architecture, or something is missing, unexpected or of
+            another shape.
+    """
+    refuse_others(state, TOKENIZERS, source)
+    part = _tokenizer_part(state)
+    tokenizer = build_empty(InfinityTokenizer, infer_tokenizer_config(part, source), source)
+    require_same_layout(part, tokenizer.state_dict(), source)
+    tokenizer.load_state_dict(part, assign=True)
+    return tokenizer.eval()
 
 
 def load_official(transformer: InfinityTransformer, state: Mapping[str, Tensor]) -> None:

@@ -22,7 +22,7 @@ def scale_costs(
         text_tokens: Text tokens a row attends to.
     """
     config = transformer.config
-    width, hidden = config.width, feed_forward_width(config.width)
+    width, hidden = config.width, config.hidden_width or feed_forward_width(config.width)
     layer = LayerSizes(
         width,
         # Self-attention has 4 C x C matrices, cross-attention 2 (keys and values are made once).

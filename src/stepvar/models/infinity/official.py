@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from stepvar.models.infinity.tokenizer import PUBLISHED_VAE_TYPES
+from stepvar.models.infinity.transformer import feed_forward_width
 from stepvar.models.loading import CheckpointError, TensorMap, name_architecture
 
 
@@ -236,6 +237,9 @@ def infer_config(state: Mapping[str, Tensor], source: str = "The state dict") ->
         "levels": _sides(state, "lvl_embed.weight", source)[0],
         "block_chunks": chunks,
     }
+    hidden = _sides(state, f"{first}.ffn.fc1.weight", source)[0]
+    if hidden != feed_forward_width(width):
+        config["hidden_width"] = hidden
     name = published_name(config)
     published = published_config(name) if name else {}
     guess = "14" if bits == 56 else str(bits) if bits in PUBLISHED_VAE_TYPES else ""

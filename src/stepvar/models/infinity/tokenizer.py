@@ -300,13 +300,13 @@ class InfinityTokenizer(ModelMixin, ConfigMixin):
         """Encode pictures ``[B, 3, H, W]`` in [-1, 1] to features ``[B, d, H/s, W/s]``, float32.
 
         Raises:
-            ValueError: the size is no multiple of the pixels per token.
+            ValueError: the size is no multiple of the stride.
         """
         if image.ndim != 4 or image.shape[1] != 3:
             raise ValueError(f"images must be [B, 3, H, W], got {tuple(image.shape)}")
-        if image.shape[2] % self.token_stride or image.shape[3] % self.token_stride:
+        if image.shape[2] % self.stride or image.shape[3] % self.stride:
             raise ValueError(
-                f"height and width must be multiples of {self.token_stride}, got {tuple(image.shape[2:])}"
+                f"height and width must be multiples of {self.stride}, got {tuple(image.shape[2:])}"
             )
         return self.encoder(image.to(self.dtype)).float()
 

@@ -177,6 +177,7 @@ class InfinityTransformer(ModelMixin, ConfigMixin):
         grids: The one schedule of a small model, [rows, columns] a scale; None for the published
             table of aspect ratios and pixel budgets.
         pixels_per_token: Side in pixels of a token of the last scale.
+        hidden_width: Hidden width of the feed-forward; None takes `feed_forward_width`.
     """
 
     # These stay in float32 whatever the rest is cast to, as in the official inference.
@@ -206,6 +207,7 @@ class InfinityTransformer(ModelMixin, ConfigMixin):
         budgets: Sequence[str] | None = None,
         grids: Sequence[Sequence[int]] | None = None,
         pixels_per_token: int = 16,
+        hidden_width: int | None = None,
     ) -> None:
         super().__init__()
         self.unconditional_text = nn.Parameter(torch.zeros(text_length, text_channels))
@@ -218,7 +220,7 @@ class InfinityTransformer(ModelMixin, ConfigMixin):
         self.level_embedding = nn.Embedding(levels, width)
         self.token_embedding = nn.Linear(bits, width)
         self.shared_modulation = nn.Linear(width, 6 * width)
-        hidden_width = feed_forward_width(width)
+        hidden_width = hidden_width or feed_forward_width(width)
         self.blocks = nn.ModuleList(InfinityBlock(width, heads, hidden_width) for _ in range(depth))
         self.head_modulation = nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, 2 * bits)

@@ -55,6 +55,37 @@ def from_official(state: Mapping[str, Tensor], source: str = "The state dict") -
     return _rename(_check_official(state, model, source), state)
 
 
+def transformer_of_state(
+    state: Mapping[str, Tensor], source: str = "The state dict"
+) -> InfinityStarTransformer:
+    """A transformer with the weights of an official state dict, checked strictly.
+
+    Raises:
+        CheckpointError: As for `from_official`.
+    """
+    transformer = build_empty(InfinityStarTransformer, infer_config(state, source), source)
+    transformer.load_state_dict(from_official(state, source), assign=True)
+    return transformer.eval()
+
+
+def tokenizer_of_state(state: Mapping[str, Tensor], source: str = "The state dict") -> InfinityStarTokenizer:
+    """A video tokenizer with the weights of an official state dict; what else it holds is left out.
+
+    Raises:
+        CheckpointError: When it belongs to another architecture, or something is missing or of another shape.
+    """
+    tokenizer = build_empty(InfinityStarTokenizer, infer_tokenizer_config(state, source), source)
+    own = _own_part(state, tokenizer.state_dict())
+    require_same_layout(own, tokenizer.state_dict(), source)
+    tokenizer.load_state_dict(own, assign=True)
+    return tokenizer.eval()
+
+
+def _own_part(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> TensorMap:
+    """What a tokenizer needs; a published file may hold more, which the official loader ignores too."""
+    return {key: value for key, value in tokenizer_part(state).items() if key in expected}
+
+
 def load_official(transformer: InfinityStarTransformer, state: Mapping[str, Tensor]) -> None:
     """Loads an official state dict into an existing transformer, strictly.
 
@@ -162,13 +193,8 @@ def load_tokenizer(
     config = config or infer_tokenizer_config(checkpoint.layout, source)
     tokenizer = build_empty(InfinityStarTokenizer, config, source)
     expected = tokenizer.state_dict()
-
-    def own(state: Mapping[str, Tensor]) -> TensorMap:
-        # The published file may hold more, of its training; the official loader ignores that too.
-        return {key: value for key, value in tokenizer_part(state).items() if key in expected}
-
-    require_same_layout(own(checkpoint.layout), expected, source)
-    fill(tokenizer, checkpoint, own, dtype, device)
+    require_same_layout(_own_part(checkpoint.layout, expected), expected, source)
+    fill(tokenizer, checkpoint, lambda state: _own_part(state, expected), dtype, device)
     return tokenizer.eval()
 
 

@@ -130,18 +130,18 @@ class PyramidSettings:
     """How the scales of a template are drawn.
 
     Attributes:
-        semantic_scales: How many scales of a clip use the coarse code book of 16 bits.
+        semantic_scales: How many scales of a clip use the coarse code book of 16 bits; None where cells tell.
         detail_minimum: Cells of a grid from which on the fine code book is used; agrees with
-            `semantic_scales` on every published template.
-        image_repetitions, video_repetitions: Steps of each scale, in clip 0 and in later clips.
+            `semantic_scales` on every published template. None where places tell.
+        image_repetitions, video_repetitions: Steps of each scale, in the first clip and in later ones.
         clip_frames: Latent frames of a later clip.
         most_repetitions: Cuts the repetitions of every scale; rotary positions stay as without.
         semantic_bits, detail_bits: Bits a token predicts.
         text_length: Rotary step number of the first visual step.
     """
 
-    semantic_scales: int
-    detail_minimum: int
+    semantic_scales: int | None
+    detail_minimum: int | None
     image_repetitions: tuple[int, ...]
     video_repetitions: tuple[int, ...]
     clip_frames: int = 20
@@ -162,22 +162,21 @@ class PyramidSettings:
 
     def build_continuation(self, grids: Sequence[Sides], latent_frames: int) -> VideoSchedule:
         """The schedule of one clip that sees only its conditions (interactive continuation)."""
-        return replace(self.build_clips([grids], [latent_frames], picture=False), continues=False)
+        return replace(self.build_clips([grids], [latent_frames]), continues=False)
 
-    def build_clips(
-        self, grids: Sequence[Sequence[Sides]], clips: Sequence[int], picture: bool = True
-    ) -> VideoSchedule:
+    def build_clips(self, grids: Sequence[Sequence[Sides]], clips: Sequence[int]) -> VideoSchedule:
         """The schedule of any clips.
 
         Args:
             grids: Rows and columns of each clip's scales.
             clips: Latent frames of each clip.
-            picture: Whether clip 0 takes the repetitions of a picture.
         """
         steps: list[VideoScale] = []
         position = self.text_length
         for clip, frames in enumerate(clips):
-            repetitions = self.image_repetitions if picture and clip == 0 else self.video_repetitions
+            repetitions = self.video_repetitions if clip else self.image_repetitions
+            # Counted in whole clips, also where one before was shorter.
+            first_frame = clips[0] + (clip - 1) * self.clip_frames if clip else 0
             if len(repetitions) < len(grids[clip]):
                 raise ValueError(f"There are {len(repetitions)} repetitions for {len(grids[clip])} scales.")
             for place, (height, width) in enumerate(grids[clip]):
@@ -192,7 +191,7 @@ class PyramidSettings:
                             clip=clip,
                             repetition=repetition,
                             position=position + repetition,
-                            first_frame=sum(clips[:clip]),
+                            first_frame=first_frame,
                             bits=bits,
                         )
                     )
@@ -206,15 +205,17 @@ class PyramidSettings:
         Raises:
             ValueError: When the head, chosen by place, and the code book, by cells, do not match.
         """
-        semantic = place < self.semantic_scales
-        if semantic == (cells >= self.detail_minimum):
+        by_place = self.semantic_scales is not None and place < self.semantic_scales
+        by_cells = self.detail_minimum is not None and cells < self.detail_minimum
+        told = None not in (self.semantic_scales, self.detail_minimum)
+        if told and by_place != by_cells:
             raise ValueError(
                 f"Scale {place} of {cells} cells a frame would be predicted with "
-                f"{self.semantic_bits if semantic else self.detail_bits} bits and stored with "
-                f"{self.detail_bits if semantic else self.semantic_bits}: "
+                f"{self.semantic_bits if by_place else self.detail_bits} bits and stored with "
+                f"{self.semantic_bits if by_cells else self.detail_bits}: "
                 "semantic_scales and detail_minimum disagree."
             )
-        return self.semantic_bits if semantic else self.detail_bits
+        return self.semantic_bits if by_place or by_cells else self.detail_bits
 
 
 @cache

@@ -125,9 +125,9 @@ class Decoder(nn.Module):
             if hasattr(stack, "upsamplers"):
                 x = stack.upsamplers[0](x, stream, first_alone=first)
             show(f"up{level}", x)
-        x = functional.silu(self.norm_out(x, latent, stream))
+        x = self.norm_out(x, latent, stream)
         show("norm_out", x)
-        return _unfold(self.conv_out(x, stream), self.pixel_block)
+        return _unfold(self.conv_out(functional.silu(x), stream), self.pixel_block)
 
 
 class LatentScale(nn.Module):

@@ -203,10 +203,9 @@ class InfinityStarTransformer(ModelMixin, ConfigMixin):
         if config.grids is None:
             return VideoSizes.published(config.resolution)
         grids = [(int(rows), int(columns)) for rows, columns in config.grids]
-        rows, columns = grids[config.semantic_scales]
         settings = PyramidSettings(
             semantic_scales=config.semantic_scales,
-            detail_minimum=rows * columns,
+            detail_minimum=None,
             image_repetitions=tuple(config.image_repetitions),
             video_repetitions=tuple(config.video_repetitions),
             clip_frames=config.clip_frames,

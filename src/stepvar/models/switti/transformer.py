@@ -34,25 +34,24 @@ CROP = (512, 512, 0, 0)
 """Height, width, top and left of the crop that every picture is drawn as, whatever its size."""
 
 
-def _normalised(inputs: Tensor, eps: float) -> Tensor:
-    """LayerNorm over the whole width, all heads together, in float32."""
-    return functional.layer_norm(inputs.float(), inputs.shape[-1:], eps=eps)
+def _normalised(inputs: Tensor) -> Tensor:
+    """LayerNorm over the whole width, all heads together, in float32; its epsilon is no setting."""
+    return functional.layer_norm(inputs.float(), inputs.shape[-1:], eps=1e-6)
 
 
 class SelfAttention(nn.Module):
     """Attention with normalised queries and keys, and rotary positions where there is a table."""
 
-    def __init__(self, width: int, heads: int, norm_eps: float) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm_eps = norm_eps
         self.qkv = nn.Linear(width, 3 * width)
         self.output = nn.Linear(width, width)
 
     def forward(self, hidden: Tensor, rotary: Tensor | None, memory: Memory) -> Tensor:
         """hidden [R, N, C] -> [R, N, C]; new keys and values go to `memory`."""
         query, key, value = linear(self.qkv, hidden).chunk(3, dim=-1)
-        directions = torch.stack([_normalised(query, self.norm_eps), _normalised(key, self.norm_eps)], dim=2)
+        directions = torch.stack([_normalised(query), _normalised(key)], dim=2)
         directions = directions.unflatten(-1, (self.heads, -1))
         if rotary is not None:
             directions = rotate(directions, rotary)
@@ -65,10 +64,9 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Attention to the text. Keys and values do not depend on the scale: `project` makes them once."""
 
-    def __init__(self, width: int, heads: int, text_channels: int, norm_eps: float) -> None:
+    def __init__(self, width: int, heads: int, text_channels: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm_eps = norm_eps
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(text_channels, 2 * width)
         self.output = nn.Linear(width, width)
@@ -76,13 +74,13 @@ class CrossAttention(nn.Module):
     def project(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """text [R, T, E] -> keys and values, each [R, H, T, c]."""
         key, value = linear(self.key_value, text).chunk(2, dim=-1)
-        key = _normalised(key, self.norm_eps).to(value.dtype)
+        key = _normalised(key).to(value.dtype)
         key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (key, value))
         return key.contiguous(), value.contiguous()
 
     def forward(self, hidden: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """hidden [R, N, C] -> [R, N, C]."""
-        query = _normalised(linear(self.query, hidden), self.norm_eps).to(key.dtype)
+        query = _normalised(linear(self.query, hidden)).to(key.dtype)
         query = query.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         attended = attention(query, key, value, mask=mask)
         return self.output(attended.transpose(1, 2).flatten(2))
@@ -108,8 +106,8 @@ class SwittiBlock(nn.Module):
         super().__init__()
         self.modulation = nn.Linear(width, 6 * width)
         self.crop_scale = nn.Parameter(torch.zeros(1, width)) if crop_condition else None
-        self.self_attention = SelfAttention(width, heads, norm_eps)
-        self.cross_attention = CrossAttention(width, heads, text_channels, norm_eps)
+        self.self_attention = SelfAttention(width, heads)
+        self.cross_attention = CrossAttention(width, heads, text_channels)
         self.feed_forward = feed_forward
         self.self_input_norm = RMSNorm(width, norm_eps)
         self.self_output_norm = RMSNorm(width, norm_eps)
@@ -163,7 +161,7 @@ class SwittiTransformer(ModelMixin, ConfigMixin):
         rotary: Rotary positions, as in every published model, or a learned embedding of every place.
         rotary_theta: Base of the rotary frequencies.
         rotary_extent: Every scale spans positions 0 to this.
-        norm_eps: Of every norm.
+        norm_eps: Of every norm but those of queries and keys.
         pixels_per_token: Side in pixels of a token of the last scale.
     """
 
