@@ -63,9 +63,34 @@ def test_the_tokenizer_trains_and_resumes(tmp_path):
     assert again.step == trainer.step and again.progress == 1.0
 
 
+def test_single_frames_come_first_and_videos_after(tmp_path):
+    settings = VideoTokenizerTraining(
+        output=str(tmp_path),
+        minutes=1.0,
+        threads=1,
+        workers=0,
+        batch=1,
+        pictures=2,
+        crop=32,
+        picture_share=0.5,
+    )
+    trainer = VideoTokenizerTrainer(settings)
+    for spent, phase in ((0.0, (32, 1)), (31.0, (32, 9)), (59.0, (112, 9))):
+        trainer.spent = spent
+        assert trainer.phase() == phase
+    trainer.spent = 0.0
+    frames = next(trainer.batches(1, 32, 0))
+    assert frames.shape == (2, 3, 1, 32, 32)
+    result = trainer.reconstruct(frames.float() / 127.5 - 1.0)
+    assert result.pictures.shape == (2, 3, 32, 32) and len(result.bits) == 8
+    losses = trainer.losses(result)
+    assert losses["change"] == 0.0 and torch.isfinite(losses["loss"])
+
+
 def test_crops_are_crops_of_videos():
-    [batch] = [next(video_batches(3, 24, 0, workers=0))]
-    assert batch.shape == (3, 3, SIZE.frames, 24, 24) and batch.dtype == torch.uint8
+    for frames in (SIZE.frames, 1):
+        batch = next(video_batches(3, 24, 0, workers=0, frames=frames))
+        assert batch.shape == (3, 3, frames, 24, 24) and batch.dtype == torch.uint8
     whole = fixed_videos(2, seed=1)
     assert whole.shape == (2, 3, SIZE.frames, SIZE.canvas, SIZE.canvas)
     assert torch.equal(whole, fixed_videos(2, seed=1))

@@ -145,12 +145,14 @@ class AutoencoderTrainer(TrainingRun, Generic[Settings, Model]):
     def run(self) -> Path:
         """Trains until the budget is spent and returns the folder of the saved tokenizer."""
         lines: list[dict[str, Tensor]] = []
-        batches, side = self._batches()
+        phase, batches = self.phase(), self._batches()
         saved, logged = self.spent, time.monotonic()
         while self.progress < 1.0:
             start = time.monotonic()
-            if side != self._side():
-                batches, side = self._batches()
+            if phase != self.phase():
+                phase, batches = self.phase(), self._batches()
+                # What is logged together must be alike.
+                lines, logged = [], time.monotonic()
             lines.append(self._train_step(to_signed(next(batches).to(self.device, non_blocking=True))))
             self.spent += time.monotonic() - start
             if self.step % self.settings.log_every == 0:
@@ -169,14 +171,18 @@ class AutoencoderTrainer(TrainingRun, Generic[Settings, Model]):
         whole = int(share)
         return whole + int((self.step * (share - whole)) % 1.0 + (share - whole) >= 1.0)
 
+    def phase(self) -> tuple[int, ...]:
+        """What batches are like at this time; new ones are made when it changes. The side comes first."""
+        return (self._side(),)
+
     def _side(self) -> int:
         return self.canvas if self.progress >= 1.0 - self.settings.full_share else self.settings.crop
 
-    def _batches(self) -> tuple[Iterator[Tensor], int]:
+    def _batches(self) -> Iterator[Tensor]:
         side = self._side()
         batch = max(1, round(self.settings.batch * self.settings.crop**2 / side**2))
         # The step is part of the seed, so that a resumed run sees new scenes.
-        return self.batches(batch, side, self.settings.seed + 1000 * self.step), side
+        return self.batches(batch, side, self.settings.seed + 1000 * self.step)
 
     def _learning_rate(self) -> float:
         warm = min(1.0, (self.step + 1) / self.settings.warmup_steps)
@@ -223,7 +229,7 @@ class AutoencoderTrainer(TrainingRun, Generic[Settings, Model]):
     def _log(self, lines: list[dict[str, Tensor]], seconds_per_step: float) -> None:
         means = {name: torch.stack([line[name] for line in lines]).mean(0).tolist() for name in lines[0]}
         record = {
-            "side": self._side(),
+            "phase": list(self.phase()),
             "learning_rate": self._learning_rate(),
             "seconds_per_step": round(seconds_per_step, 3),
             "psnr": round(psnr(means.pop("squared_error")), 2),

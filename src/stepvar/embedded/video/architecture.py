@@ -50,8 +50,8 @@ class VideoModelSize:
     def grids(self) -> list[tuple[int, int]]:
         return [(side, side) for side in self.sides]
 
-    def schedule(self, side: int | None = None) -> VideoSchedule:
-        """The steps of a video; of a crop of `side` pixels, all of them, scaled down."""
+    def schedule(self, side: int | None = None, latent_frames: int | None = None) -> VideoSchedule:
+        """The steps of a video, or of its first latent frames; of a crop of `side` pixels, scaled down."""
         from stepvar.models.infinitystar.schedules import PyramidSettings
 
         shrunk = [max(1, round(scale * (side or self.canvas) / self.canvas)) for scale in self.sides]
@@ -65,7 +65,7 @@ class VideoModelSize:
             detail_bits=BITS,
             text_length=TEXT_LENGTH,
         )
-        return settings.build([(scale, scale) for scale in shrunk], self.latent_frames)
+        return settings.build([(scale, scale) for scale in shrunk], latent_frames or self.latent_frames)
 
 
 SIZE = VideoModelSize()

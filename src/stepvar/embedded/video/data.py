@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from stepvar.embedded.data import ALIGNMENT, CROPS_AT_OBJECTS
 from stepvar.embedded.video.grammar import sample
-from stepvar.embedded.video.scenes import CANVAS, render_video
+from stepvar.embedded.video.scenes import CANVAS, FRAMES, render_video
 from stepvar.embedded.video.spec import MovingScene
 
 _CROPS_PER_SCENE = 3
@@ -25,11 +25,12 @@ class VideoCrops(IterableDataset):
         batch: Crops per batch.
         side: Pixels per side, a multiple of eight up to the canvas.
         seed: Start of the random stream; every worker gets its own.
+        frames: Of every video; 1 is a picture of any time.
     """
 
-    def __init__(self, batch: int, side: int, seed: int) -> None:
+    def __init__(self, batch: int, side: int, seed: int, frames: int = FRAMES) -> None:
         super().__init__()
-        self.batch, self.side, self.seed = batch, side, seed
+        self.batch, self.side, self.seed, self.frames = batch, side, seed, frames
 
     def __iter__(self) -> Iterator[Tensor]:
         worker = get_worker_info()
@@ -39,7 +40,10 @@ class VideoCrops(IterableDataset):
             crops: list[NDArray[np.uint8]] = []
             while len(crops) < self.batch:
                 _, scene = sample(rng)
-                video = render_video(scene, seed=int(rng.integers(2**31)))
+                if self.frames == 1:
+                    now = scene.at(float(rng.random()))
+                    scene = MovingScene(now, now)
+                video = render_video(scene, frames=self.frames, seed=int(rng.integers(2**31)))
                 crops += [self._crop(video, scene, rng) for _ in range(crops_per_scene)]
             yield to_channels(np.stack(crops[: self.batch]))
 
@@ -58,9 +62,9 @@ class VideoCrops(IterableDataset):
         return video[:, top : top + self.side, left : left + self.side]
 
 
-def video_batches(batch: int, side: int, seed: int, workers: int) -> Iterator[Tensor]:
+def video_batches(batch: int, side: int, seed: int, workers: int, frames: int = FRAMES) -> Iterator[Tensor]:
     """Batches rendered in background processes, uint8 [batch, 3, F, side, side]."""
-    return iter(DataLoader(VideoCrops(batch, side, seed), batch_size=None, num_workers=workers))
+    return iter(DataLoader(VideoCrops(batch, side, seed, frames), batch_size=None, num_workers=workers))
 
 
 def fixed_videos(count: int, seed: int = 0) -> Tensor:

@@ -3,9 +3,10 @@
 Run ``python -m stepvar.embedded.video.train_tokenizer --minutes 20 --output runs/video/tokenizer``; the same
 command resumes an interrupted run.
 
-As with pictures, a part of every batch decodes only the first scales and is compared with what these scales
-can show; so coarse scales carry layout and colour. Losses look at a third of the frames, another third at
-every step, and a term of its own compares how the frames change.
+The first part of the budget trains on single frames: a fifth of the work, and what is in a frame is learned
+there. As with pictures, a part of every batch decodes only the first scales and is compared with what these
+scales can show; so coarse scales carry layout and colour. Losses look at a third of a video's frames, another
+third at every step, and a term of its own compares how the frames change.
 """
 
 from __future__ import annotations
@@ -48,14 +49,19 @@ class VideoTokenizerTraining(AutoencoderTraining):
     Attributes:
         change_weight: Weight of the difference of what changes from frame to frame.
         frame_stride: Every how manieth frame the other losses look at.
+        picture_share: First part of the budget that trains on single frames, a fifth of the work of videos:
+            what is in a frame is learned there.
+        pictures: Crops a step while they are single frames.
     """
 
     output: str = "runs/video/tokenizer"
     minutes: float = 20.0
-    batch: int = 8
+    batch: int = 4
     crop: int = 56
     change_weight: float = 0.5
     frame_stride: int = 3
+    picture_share: float = 0.4
+    pictures: int = 16
 
 
 class VideoTokenizerTrainer(AutoencoderTrainer[VideoTokenizerTraining, InfinityStarTokenizer]):
@@ -70,19 +76,25 @@ class VideoTokenizerTrainer(AutoencoderTrainer[VideoTokenizerTraining, InfinityS
             return InfinityStarTokenizer.from_pretrained(self.settings.start, torch_dtype=torch.float32)
         return build_tokenizer()
 
+    def phase(self) -> tuple[int, ...]:
+        return (*super().phase(), 1 if self.progress < self.settings.picture_share else SIZE.frames)
+
     def batches(self, batch: int, side: int, seed: int) -> Iterator[Tensor]:
-        return video_batches(batch, side, seed, self.settings.workers)
+        _, frames = self.phase()
+        count = self.settings.pictures if frames == 1 else batch
+        return video_batches(count, side, seed, self.settings.workers, frames)
 
     def reconstruct(self, target: Tensor) -> Reconstruction:
         features = self.model.encode(target).float()
-        steps = list(quantize(features, SIZE.schedule(target.shape[-1])))
+        steps = list(quantize(features, SIZE.schedule(target.shape[-1], features.shape[2])))
         latent = straight_through(steps, features)
         whole = len(target) - self.truncated(len(target))
         if whole < len(target):
             latent, target = _truncate(steps, features, latent, target, whole)
         video = self.model.decode(latent)
         self.change = change_loss(video, target)
-        start, stride = int(torch.randint(self.settings.frame_stride, ())), self.settings.frame_stride
+        stride = min(self.settings.frame_stride, target.shape[2])
+        start = int(torch.randint(stride, ()))
         pictures, targets = (_as_pictures(part[:, :, start::stride]) for part in (video, target))
         frames = len(pictures) // len(target)
         residuals = [step.residual.flatten(2, 3) for step in steps]
@@ -113,7 +125,7 @@ def _truncate(
     per_clip = len(SIZE.sides) + sum(SIZE.repetitions) - len(SIZE.repetitions)
     last = per_clip - 1 - int(torch.randint(1, _TRUNCATIONS + 1, ()))
     coarse = []
-    for step in (steps[last], steps[per_clip + last]):
+    for step in steps[last::per_clip]:
         own = features[whole:, :, step.scale.first_frame :][:, :, : step.scale.frames]
         shown = stretch(shrink(own, step.scale.bits, step.scale.grid), own.shape[1], own.shape[-3:])
         coarse.append(shown + (step.after[whole:] - shown).detach())
@@ -124,8 +136,10 @@ def _truncate(
 
 
 def change_loss(video: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute difference of the changes from frame to frame of [B, 3, F, H, W]."""
+    """Mean absolute difference of the changes from frame to frame of [B, 3, F, H, W]; 0 of single frames."""
     error = video - target
+    if error.shape[2] == 1:
+        return error.new_zeros(())
     return (error[:, :, 1:] - error[:, :, :-1]).abs().mean()
 
 
