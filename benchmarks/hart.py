@@ -1,7 +1,7 @@
 """HART's published sizes, random weights: StepVAR and FastVAR against dense, dense against the official way.
 
     python benchmarks/hart.py                          # runs two layers, and adds up the others from them
-    python benchmarks/hart.py --dtype float32 --repeats 2
+    python benchmarks/hart.py --dtype float32
     python benchmarks/hart.py --layers 24 --device cuda --images 4
     python benchmarks/hart.py --tiny                   # seconds, to try the script
 
@@ -335,7 +335,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16")
     parser.add_argument("--images", type=int, default=1, help="pictures in the batch")
     parser.add_argument("--guidance", type=float, default=4.5, help="0 is off")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds; one more warms up")
+    parser.add_argument("--repeats", type=int, default=2, help="rounds; one more warms up")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, help="write the results to this file as well")
     return parser.parse_args()
