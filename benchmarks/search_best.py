@@ -158,8 +158,11 @@ def _stretched(pipeline: NextScalePipeline, plan: StepVAR, wanted: int) -> StepV
 
 
 def saving(pipeline: NextScalePipeline, method: StepVAR) -> float:
-    """How many times fewer FLOPs than dense."""
-    summary = pipeline.summary(method)
+    """How many times fewer FLOPs than dense; 0 for a plan that this schedule cannot run."""
+    try:
+        summary = pipeline.summary(method)
+    except ValueError:
+        return 0.0
     return summary.dense_flops / summary.flops
 
 
@@ -238,12 +241,12 @@ class Search:
     def run(self) -> dict[str, Any]:
         """The whole search; returns the document of results."""
         times = self.time_all()
-        dense = self.candidates[0]
+        medians = {name: statistics.median(seconds) for name, seconds in times.items()}
         bounds = SLOWEST * self.options.speedup, FASTEST * self.options.speedup
         members = [
             member
             for member in self.candidates
-            if member.kind != FAST or bounds[0] <= median_ratio(times, dense, member) <= bounds[1]
+            if member.kind != FAST or bounds[0] <= medians["dense"] / medians[member.name] <= bounds[1]
         ]
         print(f"{len(members)} of {len(self.candidates)} candidates are as fast as wanted", flush=True)
         blocks = 0
@@ -324,11 +327,6 @@ class Search:
             "flops_saving": summary.dense_flops / summary.flops,
             **{key: value.as_json() for key, value in values.items()},
         }
-
-
-def median_ratio(times: Mapping[str, list[float]], dense: Candidate, member: Candidate) -> float:
-    """How many times faster than dense."""
-    return statistics.median(times[dense.name]) / statistics.median(times[member.name])
 
 
 def parse() -> argparse.Namespace:
