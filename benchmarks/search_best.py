@@ -38,6 +38,9 @@ from stepvar.pruning.stepvar import StepVAR
 
 FAST, FAITHFUL, REFERENCE = "fast", "faithful", "reference"
 LATE = (-4, -3, -2, -1)
+UNGUIDED = (-2, -3, -4, -6, -8)
+"""First scales without guidance that are tried."""
+
 PRUNE = {-2: 0.5, -1: 0.75}
 SHARE_KEPT = 1 / 3
 FEWEST = 4
@@ -83,16 +86,16 @@ def references() -> list[Candidate]:
 
 
 def fast_candidates(pipeline: NextScalePipeline, speedup: float) -> Iterator[Candidate]:
-    """Plans with and without skips whose FLOPs allow the speed that is wanted."""
-    skips = ((-2, -1), (-1,), (-2,), (-3, -1), (-3, -2), ())
+    """Plans with and without skips, with and without guidance, whose FLOPs allow the speed that is wanted."""
     looks = (("nearest", "own"), ("guided", "own"), ("guided", "expected"))
-    for skip in skips:
+    for skip in ((), (-1,), (-2,), (-2, -1)):
         left = [scale for scale in LATE if scale not in skip]
-        for level, unguided in product((0.0, 0.5, 0.75, 0.9), (None, left[-1], left[-2], -5)):
+        starts = (None, *(scale for scale in UNGUIDED if scale <= left[-1]))
+        for level, unguided in product((0.0, 0.3, 0.5, 0.75, 0.9), starts):
             ratios = _falling(left[-3:], level)
+            if not (ratios or skip or unguided):
+                continue
             for recovery, values in looks if ratios else looks[:1]:
-                if not (ratios or skip or unguided):
-                    continue
                 method = StepVAR(ratios, skip, unguided, recovery=recovery, values=values)
                 if saving(pipeline, method) >= HEADROOM * speedup:
                     yield Candidate(FAST, method)
@@ -107,10 +110,15 @@ def _falling(scales: Sequence[int], level: float) -> dict[int, float]:
 def faithful_candidates(pipeline: NextScalePipeline) -> Iterator[Candidate]:
     """Plans without skips that cost what the preset "prune" does, with ratios stretched until they do."""
     patterns = (PRUNE, {-1: 0.75}, {-3: 0.33, -2: 0.5, -1: 0.75}, {-2: 0.6, -1: 0.6})
-    axes = product(("nearest", "update", "guided"), ("own", "copied", "expected"), (0, 1), patterns)
+    looks = list(product(("nearest", "guided"), ("own", "expected")))
     plans = [
         StepVAR(ratios=ratios, recovery=recovery, values=values, dense_end=dense_end)
-        for recovery, values, dense_end, ratios in axes
+        for (recovery, values), ratios, dense_end in product(looks, patterns, (0, 1))
+    ]
+    # Guidance costs half of a scale: without it on late ones, fewer tokens need to go.
+    plans += [
+        StepVAR(ratios=ratios, unguided=unguided, recovery=recovery, values=values)
+        for (recovery, values), ratios, unguided in product(looks, patterns[:2], (-1, *UNGUIDED))
     ]
     for recovery in ("nearest", "guided"):
         base = StepVAR(ratios=PRUNE, recovery=recovery)
@@ -119,7 +127,7 @@ def faithful_candidates(pipeline: NextScalePipeline) -> Iterator[Candidate]:
         plans += [replace(base, normalisation=normalisation) for normalisation in ("rank", "deviation")]
         plans += [replace(base, kernel=5), replace(base, stages=2), replace(base, anchor_stride=4)]
         plans += [replace(base, first_layer=layer) for layer in (0, 2, 3)]
-        plans += [replace(base, unguided=-1, ratios=ratios) for ratios in patterns[:2]]
+    plans += [StepVAR(ratios=PRUNE, values="copied"), StepVAR(ratios=PRUNE, recovery="update")]
     plans += [StepVAR(ratios=PRUNE, recovery=recovery) for recovery in ("anchor", "cache", "bilinear")]
     wanted = pipeline.summary(StepVAR(ratios=PRUNE)).flops
     for plan in plans:
@@ -150,8 +158,11 @@ def _stretched(pipeline: NextScalePipeline, plan: StepVAR, wanted: int) -> StepV
 
 
 def saving(pipeline: NextScalePipeline, method: StepVAR) -> float:
-    """How many times fewer FLOPs than dense."""
-    summary = pipeline.summary(method)
+    """How many times fewer FLOPs than dense; 0 for a plan that this schedule cannot run."""
+    try:
+        summary = pipeline.summary(method)
+    except ValueError:
+        return 0.0
     return summary.dense_flops / summary.flops
 
 
@@ -230,12 +241,12 @@ class Search:
     def run(self) -> dict[str, Any]:
         """The whole search; returns the document of results."""
         times = self.time_all()
-        dense = self.candidates[0]
+        medians = {name: statistics.median(seconds) for name, seconds in times.items()}
         bounds = SLOWEST * self.options.speedup, FASTEST * self.options.speedup
         members = [
             member
             for member in self.candidates
-            if member.kind != FAST or bounds[0] <= median_ratio(times, dense, member) <= bounds[1]
+            if member.kind != FAST or bounds[0] <= medians["dense"] / medians[member.name] <= bounds[1]
         ]
         print(f"{len(members)} of {len(self.candidates)} candidates are as fast as wanted", flush=True)
         blocks = 0
@@ -316,11 +327,6 @@ class Search:
             "flops_saving": summary.dense_flops / summary.flops,
             **{key: value.as_json() for key, value in values.items()},
         }
-
-
-def median_ratio(times: Mapping[str, list[float]], dense: Candidate, member: Candidate) -> float:
-    """How many times faster than dense."""
-    return statistics.median(times[dense.name]) / statistics.median(times[member.name])
 
 
 def parse() -> argparse.Namespace:

@@ -138,7 +138,10 @@ def perturbation(results: Results) -> str:
 
 def added_frequencies(results: Results) -> str:
     """Figure 1c: what the last scales add, by spatial frequency."""
-    with _figure(1, width=6.6, height=3.0) as (figure, (axis,)):
+    from matplotlib.ticker import NullLocator
+
+    lows, highs = [], []
+    with _figure(1, width=8.6, height=3.2) as (figure, (axis,)):
         colours = [DENSE_COLOUR, COLD, OURS, RIVAL]
         for (label, rows), colour in zip(results.spectra().items(), colours, strict=False):
             total = rows.sum(axis=1, keepdims=True)
@@ -148,14 +151,17 @@ def added_frequencies(results: Results) -> str:
             axis.plot(centres, _values(bands), color=colour, marker=".", label=name)
             low, high = [band.low for band in bands], [band.high for band in bands]
             axis.fill_between(centres, low, high, color=colour, alpha=0.15, linewidth=0)
+            lows.append(max(min(low), 1e-3))
+            highs.append(max(high))
         axis.set_yscale("log")
-        for set_formatter in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
-            set_formatter("{x:g}")
-        axis.tick_params(axis="y", which="minor", labelsize=7.5)
+        axis.set_yticks([0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50])
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_locator(NullLocator())
+        axis.set_ylim(0.5 * min(lows), 2.0 * max(highs))
         axis.set_xlabel("cycles a pixel")
         axis.set_ylabel("% of the energy")
         axis.set_title("Energy by spatial frequency")
-        axis.legend()
+        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         return _svg(figure)
 
 

@@ -18,7 +18,7 @@ from stepvar.laboratory.coverage import COVERAGE
 from stepvar.laboratory.gallery import GAIN
 from stepvar.laboratory.records import Row, Versus
 from stepvar.laboratory.results import Results
-from stepvar.laboratory.verdicts import HELD, OPEN, Claim
+from stepvar.laboratory.verdicts import FAILED, HELD, OPEN, Claim
 
 Cell = tuple[str, Callable[[Row], str]]
 
@@ -84,7 +84,10 @@ def render(results: Results) -> tuple[str, dict[str, Any]]:
         "title": "StepVAR, measured",
         "setting": _setting(results),
         "verdicts": _claims(claims),
-        "held": str(sum(claim.verdict == HELD for claim in claims)),
+        **{
+            name: str(sum(claim.verdict == verdict for claim in claims))
+            for name, verdict in (("held", HELD), ("failed", FAILED), ("open", OPEN))
+        },
         "claims": str(len(claims)),
         "decomposition": _table(results, "decomposition"),
         "coverage": _coverage(),
