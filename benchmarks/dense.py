@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from plain_infinity import PlainInfinity
+from stepvar.allocator import keep_freed_memory
 from stepvar.embedded.architecture import SIZES, build_transformer
 from stepvar.evaluation.timing import Samples, Spread, interleaved, machine
 from stepvar.generation.guidance import Guidance
@@ -134,6 +135,7 @@ def read_arguments() -> argparse.Namespace:
 def main() -> None:
     """Measures, prints a table, writes JSON on request."""
     arguments = read_arguments()
+    keep_freed_memory()
     results: dict[str, Any] = {}
     for dtype in arguments.dtype or DTYPES:
         transformer = build(arguments.dims, arguments.layers)

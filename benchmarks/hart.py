@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from plain_hart import PlainHART
+from stepvar.allocator import keep_freed_memory
 from stepvar.evaluation.timing import Samples, Spread, interleaved, machine
 from stepvar.generation.loop import generate, plan_generation
 from stepvar.generation.sampling import CodebookSampler
@@ -344,6 +345,7 @@ def read_arguments() -> argparse.Namespace:
 def main() -> None:
     """Measures, prints a table, writes JSON on request."""
     arguments = read_arguments()
+    keep_freed_memory()
     if arguments.layers < 2:
         raise SystemExit("--layers must be 2 or more: StepVAR leaves the first layer dense.")
     transformer = build(arguments.layers, arguments.tiny)

@@ -18,6 +18,7 @@ from dataclasses import replace
 
 import torch
 
+from stepvar.allocator import keep_freed_memory
 from stepvar.generation.guidance import Guidance, ProjectedGuidance
 from stepvar.generation.loop import generate, plan_generation
 from stepvar.generation.sampling import BitSampler, SamplingSettings
@@ -107,6 +108,7 @@ def main() -> None:
     parser.add_argument("--peak-tflops", type=float, help="Of the device, for the roofline share.")
     parser.add_argument("--tiny", action="store_true", help="Small widths and maps: tries the script itself.")
     options = parser.parse_args()
+    keep_freed_memory()
     torch.manual_seed(0)
     model = build(options)
     schedule = late_steps(options.resolution, options.steps, 6 if options.tiny else None)

@@ -18,6 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from stepvar.allocator import keep_freed_memory
 from stepvar.generation.attention import KVCache
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.generation.tokens import Tokens, gather_tokens
@@ -125,6 +126,7 @@ def fastvar_branch(work: Block, settings: argparse.Namespace, latent: Tensor) ->
 @torch.inference_mode()
 def main() -> None:
     settings = parse()
+    keep_freed_memory()
     torch.set_num_threads(settings.threads)
     device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
     work = Block(settings, device, dtype)

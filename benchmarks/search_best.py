@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from stepvar.allocator import keep_freed_memory
 from stepvar.embedded.scenes import evaluation_prompts
 from stepvar.evaluation.frechet import frechet_interval
 from stepvar.evaluation.provenance import fingerprint, versions
@@ -364,6 +365,7 @@ def open_model(folder: Path | None) -> NextScalePipeline:
 
 def main() -> None:
     options = parse()
+    keep_freed_memory()
     pipeline = open_model(options.model)
     pipeline.set_progress_bar_config(disable=True)
     fast = unique(list(fast_candidates(pipeline, options.speedup)))[: options.limit]

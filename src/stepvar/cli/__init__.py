@@ -13,8 +13,10 @@ def main() -> None:
 
     # First of all, so that Ctrl-C is quiet while the rest is still being imported.
     leave_on_interrupt()
+    from stepvar.allocator import keep_freed_memory
     from stepvar.cli.app import app
     from stepvar.cli.display import tolerate_any_text
 
+    keep_freed_memory()
     tolerate_any_text()
     app()

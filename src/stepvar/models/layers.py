@@ -6,15 +6,42 @@ Shapes: R rows, N tokens, C width, H heads, c = C / H channels of a head, T text
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
+_TOKENS_IN_CACHE = 512
+"""How many tokens a CPU's cache holds at a time, in float32."""
+
 
 def linear(layer: nn.Linear, inputs: Tensor) -> Tensor:
     """Applies a linear layer in the layer's own number format."""
     return layer(inputs.to(layer.weight.dtype))
+
+
+def by_pieces(function: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, places: Tensor) -> Tensor:
+    """A chain of element-wise steps in float32, on a CPU over pieces of the tokens that its cache holds.
+
+    Of large maps, every step of the chain otherwise goes through memory: four times slower.
+
+    Args:
+        function: Takes tokens [R, n, ...] in float32 and their places [R or 1, n, ...]; keeps the shape.
+        inputs: [R, N, ...].
+        places: [R or 1, N, ...].
+
+    Returns:
+        The results in the number format of the inputs.
+    """
+    count = inputs.shape[1]
+    if inputs.device.type != "cpu" or count <= _TOKENS_IN_CACHE or torch.compiler.is_compiling():
+        return function(inputs.float(), places).to(inputs.dtype)
+    output = torch.empty_like(inputs, memory_format=torch.contiguous_format)
+    for start in range(0, count, _TOKENS_IN_CACHE):
+        piece = slice(start, start + _TOKENS_IN_CACHE)
+        output[:, piece] = function(inputs[:, piece].float(), places[:, piece])
+    return output
 
 
 def modulated_norm(hidden: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-6) -> Tensor:

@@ -24,7 +24,7 @@ from stepvar.generation.attention import Memory
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.generation.tokens import Tokens
 from stepvar.models.hart.diffusion import SINUSOID_CHANNELS, DiffusionHead
-from stepvar.models.layers import GatedFeedForward, RMSNorm, linear, sinusoid
+from stepvar.models.layers import GatedFeedForward, RMSNorm, by_pieces, linear, sinusoid
 
 LARGEST_LOG_SCALE = math.log(100)
 """Cosine attention's learned log scale is clamped here."""
@@ -65,7 +65,11 @@ def turn_halves(inputs: Tensor, table: Tensor) -> Tensor:
     """
     view = (*table.shape[:2], *(1,) * (inputs.dim() - 3), table.shape[-1])
     cosines, sines = (part.reshape(view) for part in table.unbind(2))
-    return torch.addcmul(inputs * cosines, inputs.roll(inputs.shape[-1] // 2, -1), sines)
+    half = inputs.shape[-1] // 2
+    turned = inputs * cosines
+    turned[..., :half].addcmul_(inputs[..., half:], sines[..., :half])
+    turned[..., half:].addcmul_(inputs[..., :half], sines[..., half:])
+    return turned
 
 
 class SelfAttention(nn.Module):
@@ -102,11 +106,12 @@ class SelfAttention(nn.Module):
         bias, scales = constants
         qkv = functional.linear(hidden.to(self.qkv.weight.dtype), self.qkv.weight, bias)
         qkv = qkv.unflatten(-1, (3, self.heads, -1))
+
+        def turn(pair: Tensor, table: Tensor) -> Tensor:
+            return turn_halves(pair if scales is None else functional.normalize(pair, dim=-1) * scales, table)
+
         # Queries and keys are turned together: half the calls.
-        pair = qkv[:, :, :2].float()
-        if scales is not None:
-            pair = functional.normalize(pair, dim=-1) * scales
-        query, key = turn_halves(pair, table).to(qkv.dtype).unbind(2)
+        query, key = by_pieces(turn, qkv[:, :, :2], table).unbind(2)
         heads_first = (part.transpose(1, 2) for part in (query, key, qkv[:, :, 2]))
         attended = memory.attend(*heads_first, scale=self.softmax_scale)
         return self.output(attended.transpose(1, 2).flatten(2))

@@ -21,7 +21,15 @@ from stepvar.generation.attention import Memory, attention
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.generation.tokens import Tokens
 from stepvar.models.infinity.sizes import SizeTable
-from stepvar.models.layers import FeedForward, RMSNorm, linear, modulated_norm, rotary_table_2d, rotate
+from stepvar.models.layers import (
+    FeedForward,
+    RMSNorm,
+    by_pieces,
+    linear,
+    modulated_norm,
+    rotary_table_2d,
+    rotate,
+)
 
 LARGEST_LOG_SCALE = math.log(100)
 """Cosine attention's learned log scale is clamped here."""
@@ -84,9 +92,12 @@ class SelfAttention(nn.Module):
         bias, scales = constants
         qkv = functional.linear(hidden.to(self.qkv.weight.dtype), self.qkv.weight, bias)
         qkv = qkv.unflatten(-1, (3, self.heads, -1))
+
+        def turn(pair: Tensor, rotary: Tensor) -> Tensor:
+            return rotate(functional.normalize(pair, dim=-1) * scales, rotary)
+
         # Queries and keys go through norm, scale and rotation together: half the calls.
-        directions = functional.normalize(qkv[:, :, :2].float(), dim=-1) * scales
-        query, key = rotate(directions, rotary).to(qkv.dtype).unbind(2)
+        query, key = by_pieces(turn, qkv[:, :, :2], rotary).unbind(2)
         heads_first = (part.transpose(1, 2) for part in (query, key, qkv[:, :, 2]))
         attended = memory.attend(*heads_first, scale=1.0)
         return self.output(attended.transpose(1, 2).flatten(2))

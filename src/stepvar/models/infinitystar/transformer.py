@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as functional
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from stepvar.generation.attention import Memory
 from stepvar.models.infinitystar.rotary import RotaryTables
 from stepvar.models.infinitystar.schedules import PIXELS_PER_CELL, PyramidSettings
 from stepvar.models.infinitystar.sizes import VideoSizes
-from stepvar.models.layers import RMSNorm, linear, rotate
+from stepvar.models.layers import GatedFeedForward, RMSNorm, by_pieces, linear, rotate
 
 TOKENS_AT_ONCE = 8192
 """Tokens that one matrix product works on: keeps the wide feed-forward and float32 copies small."""
@@ -46,24 +45,9 @@ class SelfAttention(nn.Module):
             linear(layer, normed).unflatten(-1, (-1, head_dim))
             for layer in (self.query, self.key, self.value)
         )
-        rotated = (
-            rotate(norm(part), rotary).to(value.dtype)
-            for norm, part in ((self.query_norm, query), (self.key_norm, key))
-        )
-        return *rotated, value
-
-
-class FeedForward(nn.Module):
-    """SwiGLU: down(silu(gate(x)) x up(x)), without biases."""
-
-    def __init__(self, width: int, hidden_width: int) -> None:
-        super().__init__()
-        self.gate = nn.Linear(width, hidden_width, bias=False)
-        self.up = nn.Linear(width, hidden_width, bias=False)
-        self.down = nn.Linear(hidden_width, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(functional.silu(linear(self.gate, x)) * linear(self.up, x))
+        query = by_pieces(lambda part, rotary: rotate(self.query_norm(part), rotary), query, rotary)
+        key = by_pieces(lambda part, rotary: rotate(self.key_norm(part), rotary), key, rotary)
+        return query, key, value
 
 
 class InfinityStarBlock(nn.Module):
@@ -74,7 +58,7 @@ class InfinityStarBlock(nn.Module):
         self.attention_norm = RMSNorm(width)
         self.attention = SelfAttention(width, heads, key_heads)
         self.feed_forward_norm = RMSNorm(width)
-        self.feed_forward = FeedForward(width, hidden_width)
+        self.feed_forward = GatedFeedForward(width, hidden_width)
 
     def attend(self, hidden: Tensor, rotary: Tensor, memory: Memory) -> Tensor:
         """hidden [R, N, C], rotary [R or 1, N, c / 2] -> what is added, [R, N, C]."""

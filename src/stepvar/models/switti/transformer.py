@@ -24,6 +24,7 @@ from stepvar.models.layers import (
     FeedForward,
     GatedFeedForward,
     RMSNorm,
+    by_pieces,
     linear,
     modulated_norm,
     rotary_table_2d,
@@ -54,7 +55,7 @@ class SelfAttention(nn.Module):
         directions = torch.stack([_normalised(query), _normalised(key)], dim=2)
         directions = directions.unflatten(-1, (self.heads, -1))
         if rotary is not None:
-            directions = rotate(directions, rotary)
+            directions = by_pieces(rotate, directions, rotary)
         query, key = directions.to(value.dtype).unbind(2)
         heads_first = (part.transpose(1, 2) for part in (query, key, value.unflatten(-1, (self.heads, -1))))
         attended = memory.attend(*heads_first, scale=None)
