@@ -138,6 +138,17 @@ def test_training_goes_on_from_a_packaged_model(run, store, tmp_path):
         assert torch.allclose(trainer.average.state_dict()[name], value, atol=1e-2, rtol=1e-2), name
 
 
+def test_a_larger_model_starts_from_a_smaller_one(run, tmp_path):
+    build_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    package(assemble(tmp_path / "tokenizer", run.checkpoint), tmp_path / "weights")
+    larger = EmbeddedModel(SIZES["256"])
+    larger.start_from(tmp_path / "weights")
+    before = run.average.transformer.level_embedding.weight
+    after = larger.transformer.level_embedding.weight
+    assert torch.allclose(after[: len(before)], before, atol=1e-2)
+    assert torch.equal(after[len(before) - 1], after[-1])
+
+
 def test_the_word_tokenizer_knows_the_whole_grammar():
     words = EmbeddedModel(SIZE).words
     ids = words("Two YELLOW stars, above a striped blue ring on sand.").input_ids

@@ -60,7 +60,11 @@ class PromptedModel(nn.Module, Generic[Transformer]):
         transformer = type(self.transformer).from_pretrained(
             folder / "transformer", torch_dtype=torch.float32
         )
-        self.transformer.load_state_dict(transformer.state_dict())
+        self.transformer.load_state_dict(self.fit(transformer.state_dict()))
+
+    def fit(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A transformer's weights as this one takes them, which may be of another size."""
+        return state
 
     def take_text_encoder(self, folder: Path) -> None:
         """Takes the weights of a text encoder that was trained before.
@@ -94,7 +98,7 @@ class PromptedModel(nn.Module, Generic[Transformer]):
         weights: Tensor,
         prompts: Sequence[str],
         dropped: Sequence[bool],
-        scales: int,
+        scales: int | None,
         flip: Tensor,
         share: float = 1.0,
         compiled: bool = False,
@@ -106,7 +110,7 @@ class PromptedModel(nn.Module, Generic[Transformer]):
             weights: [B, ...] weight of every token of the last scale.
             prompts: B prompts.
             dropped: Which examples are trained without their text.
-            scales: Scales to run.
+            scales: Scales to run, None for all.
             flip: [B] share of flipped bits of each example.
             share: Of the tokens of fine scales to run, drawn by weight.
             compiled: Whether torch.compile fuses the blocks.

@@ -38,12 +38,12 @@ class Batch:
     """What one step trains on.
 
     Attributes:
-        scales: How many are run, coarse ones first.
+        scales: How many are run, coarse ones first; None for all.
         pictures: Of every process.
         share: Of the tokens of a fine scale that are run.
     """
 
-    scales: int
+    scales: int | None
     pictures: int
     share: float = 1.0
 
@@ -61,7 +61,7 @@ class Phase:
     batches: tuple[Batch, ...]
 
 
-COARSE, FINE, WHOLE = Batch(7, 24), Batch(9, 10, share=0.4), Batch(9, 6)
+COARSE, FINE, WHOLE = Batch(7, 24), Batch(None, 10, share=0.4), Batch(None, 6)
 """Coarse scales settle what stands where, which takes many pictures, and a third of the time a picture."""
 
 FROM_NOTHING = (
@@ -70,8 +70,8 @@ FROM_NOTHING = (
     Phase(0.5, (FINE, COARSE)),
     Phase(0.15, (WHOLE, COARSE)),
 )
-GOING_ON = (Phase(0.25, (COARSE,)), Phase(0.6, (FINE, COARSE)), Phase(0.15, (WHOLE, COARSE)))
-"""For a model that knows the coarse scales already."""
+GOING_ON = (Phase(0.85, (Batch(None, 10, share=0.3), COARSE)), Phase(0.15, (WHOLE, COARSE)))
+"""For a model that knows its scales already, or all but the finest."""
 
 
 @dataclass(frozen=True)
@@ -128,13 +128,19 @@ class EmbeddedModel(PromptedModel[InfinityTransformer]):
     def unconditional(self, tokens: int) -> Tensor:
         return self.transformer.unconditional_text[:tokens]
 
+    def fit(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        # Scales that a model of smaller pictures lacks begin as its last one.
+        levels = state["level_embedding.weight"]
+        rows = [min(level, len(levels) - 1) for level in range(len(self.grids))]
+        return {**state, "level_embedding.weight": levels[rows]}
+
     def losses(
         self,
         features: Tensor,
         weights: Tensor,
         prompts: Sequence[str],
         dropped: Sequence[bool],
-        scales: int,
+        scales: int | None,
         flip: Tensor,
         share: float = 1.0,
         compiled: bool = False,
@@ -145,7 +151,7 @@ class EmbeddedModel(PromptedModel[InfinityTransformer]):
         shrunk = [resize_area(weights[:, None], grid).flatten(1) for grid in self.grids[:scales]]
         kept = [draw_tokens(weight, share) for weight in shrunk]
         schedule = ScaleSchedule.from_grids(self.grids)
-        inputs = code.teacher_inputs[: scales - 1]
+        inputs = code.teacher_inputs[: len(shrunk) - 1]
         logits = teacher_forced_logits(self.transformer, text, inputs, schedule, kept, compiled)
         bits = [take_tokens(bit.flatten(1, 2), chosen) for bit, chosen in zip(code.bits, kept, strict=False)]
         return bit_losses(logits, bits, weigh_kept(shrunk, kept))

@@ -38,14 +38,15 @@ class EmbeddedVideoModel(PromptedModel[InfinityStarTransformer]):
         weights: Tensor,
         prompts: Sequence[str],
         dropped: Sequence[bool],
-        scales: int,
+        scales: int | None,
         flip: Tensor,
         share: float = 1.0,
         compiled: bool = False,
     ) -> Tensor:
         with torch.no_grad():
             steps = list(quantize(features.float(), self.schedule, flip))
-        steps = [step for step in steps if step.scale.height <= self.sides[scales - 1]]
+        finest = self.sides[:scales][-1]
+        steps = [step for step in steps if step.scale.height <= finest]
         text = self.encode_text(prompts, dropped)
         step_weights = [_weights_at(weights, step.scale) for step in steps]
         kept = [draw_tokens(weight, share) for weight in step_weights]
