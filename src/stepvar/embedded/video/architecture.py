@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stepvar.embedded.architecture import BITS, PIXELS_PER_TOKEN, TEXT_CHANNELS, TEXT_LENGTH
+from stepvar.embedded.architecture import PIXELS_PER_TOKEN, TEXT_CHANNELS, TEXT_LENGTH
 from stepvar.embedded.video.scenes import CANVAS, FRAMES
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from stepvar.models.infinitystar.tokenizer import InfinityStarTokenizer
     from stepvar.models.infinitystar.transformer import InfinityStarTransformer
 
-SEMANTIC_BITS = 8
+SEMANTIC_BITS, DETAIL_BITS = 8, 32
 LATENTS_PER_SECOND = 2
 RESOLUTION = "scenes"
 
@@ -62,7 +62,7 @@ class VideoModelSize:
             video_repetitions=self.repetitions,
             clip_frames=self.latent_frames - 1,
             semantic_bits=SEMANTIC_BITS,
-            detail_bits=BITS,
+            detail_bits=DETAIL_BITS,
             text_length=TEXT_LENGTH,
         )
         return settings.build([(scale, scale) for scale in shrunk], latent_frames or self.latent_frames)
@@ -84,7 +84,7 @@ def build_transformer(size: VideoModelSize = SIZE) -> InfinityStarTransformer:
         key_heads=size.key_heads,
         hidden_width=size.hidden_width,
         semantic_bits=SEMANTIC_BITS,
-        detail_bits=BITS,
+        detail_bits=DETAIL_BITS,
         text_channels=TEXT_CHANNELS,
         text_length=TEXT_LENGTH,
         resolution=RESOLUTION,
@@ -102,7 +102,7 @@ def build_transformer(size: VideoModelSize = SIZE) -> InfinityStarTransformer:
 
 
 def build_tokenizer() -> InfinityStarTokenizer:
-    """The video tokenizer with fresh weights: 8 x 8 pixels and four frames a cell, 16 bits."""
+    """The video tokenizer with fresh weights: 8 x 8 pixels and four frames a cell, 32 bits."""
     from torch import nn
 
     from stepvar.embedded.autoencoder import keep_variance
@@ -110,7 +110,7 @@ def build_tokenizer() -> InfinityStarTokenizer:
     from stepvar.models.infinitystar.tokenizer import InfinityStarTokenizer
 
     tokenizer = InfinityStarTokenizer(
-        channels=(32, 64, 64, 64), latent_channels=BITS, blocks=1, patch=1, pixel_block=2
+        channels=(32, 64, 64, 64), latent_channels=DETAIL_BITS, blocks=1, patch=1, pixel_block=2
     )
     keep_variance(tokenizer)
     for module in tokenizer.modules():

@@ -17,13 +17,13 @@ from stepvar.embedded.video.spec import DIRECTIONS, SCALINGS, Mover, VideoSpec
 _LOOKED_AT = 5
 """Frames that are looked at, the last one and others evenly before it."""
 
-_LEAST_TRAVEL = 0.13
-"""In sides of the frame: what moves goes at least so far; rendered objects go twice as far."""
+_LEAST_TRAVEL = 0.09
+"""In sides of the frame: what moves goes at least so far; rendered objects go nearly twice as far."""
 
 _MOST_SLANT = 0.5
 """Way across the direction of a motion, in ways along it."""
 
-_MOST_DRIFT = 0.08
+_MOST_DRIFT = 0.06
 """In sides of the frame: how far something may drift that stays in its place."""
 
 _LEAST_GROWTH = math.log(1.17)

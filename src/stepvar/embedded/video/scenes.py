@@ -21,7 +21,9 @@ _SMALLEST, _LARGEST = 0.158, 0.172
 and texture can still be told at 112 pixels."""
 
 _LEAST_GROWTH, _MOST_GROWTH = 1.35, 1.45
-_LEAST_TRAVEL, _MOST_TRAVEL = 0.22, 0.32
+_LEAST_TRAVEL, _MOST_TRAVEL = 0.15, 0.2
+"""In sides of the canvas: a token in the time that one stands for, which a small tokenizer can follow."""
+
 _GAP = 0.05
 """In sides of the canvas: more than five pixels, which the checker does not bridge."""
 

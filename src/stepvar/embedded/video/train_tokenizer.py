@@ -60,7 +60,7 @@ class VideoTokenizerTraining(AutoencoderTraining):
     crop: int = 56
     change_weight: float = 0.5
     frame_stride: int = 3
-    picture_share: float = 0.4
+    picture_share: float = 0.3
     pictures: int = 16
 
 

@@ -67,7 +67,8 @@ class ChannelNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(channels, 1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.normalize(x, dim=1) * (x.shape[1] ** 0.5 * self.gamma)
+        # In the number format of x: under mixed precision, a float32 factor would make all that follows float32.
+        return functional.normalize(x, dim=1) * (x.shape[1] ** 0.5 * self.gamma).to(x.dtype)
 
 
 class LatentNorm(nn.Module):
