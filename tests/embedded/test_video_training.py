@@ -20,6 +20,7 @@ from stepvar.embedded.video.package import assemble
 from stepvar.embedded.video.train_tokenizer import (
     VideoTokenizerTrainer,
     VideoTokenizerTraining,
+    motion_loss,
     straight_through,
 )
 from stepvar.models.infinitystar.pipeline import InfinityStarPipeline
@@ -84,7 +85,24 @@ def test_single_frames_come_first_and_videos_after(tmp_path):
     result = trainer.reconstruct(frames.float() / 127.5 - 1.0)
     assert result.pictures.shape == (2, 3, 32, 32) and len(result.bits) == 8
     losses = trainer.losses(result)
-    assert losses["change"] == 0.0 and torch.isfinite(losses["loss"])
+    assert losses["motion"] == 0.0 and torch.isfinite(losses["loss"])
+
+
+def test_what_moves_counts_whatever_its_share_of_the_pixels():
+    still = torch.zeros(1, 3, 5, 16, 16)
+    moving = still.clone()
+    for frame in range(5):
+        moving[..., frame, 4:8, frame : frame + 4] = 1.0
+    wide = torch.nn.functional.pad(moving, (0, 48))
+    assert motion_loss(moving, moving) == 0.0
+    assert motion_loss(still + 0.3, still) == 0.0, "nothing moves"
+    torch.testing.assert_close(
+        motion_loss(still, moving), motion_loss(torch.nn.functional.pad(still, (0, 48)), wide)
+    )
+    shaded = moving.clone()
+    shaded[:, :, :, 8:] += 0.3
+    assert motion_loss(shaded, moving) == 0.0, "the background is for the other losses"
+    assert motion_loss(0.5 * moving, moving) < motion_loss(still, moving)
 
 
 def test_crops_are_crops_of_videos():

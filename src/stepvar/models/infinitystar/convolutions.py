@@ -67,7 +67,7 @@ class ChannelNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(channels, 1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        # In the number format of x: under mixed precision, a float32 factor would make all that follows float32.
+        # In the format of x: under mixed precision, a float32 factor makes all that follows float32.
         return functional.normalize(x, dim=1) * (x.shape[1] ** 0.5 * self.gamma).to(x.dtype)
 
 
