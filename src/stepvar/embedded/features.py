@@ -172,7 +172,7 @@ def _encode_shard(
     lines = [json.dumps(asdict(spec)) for spec in scenes.specs]
     file.with_suffix(".jsonl").write_text("\n".join(lines))
     unfinished = file.with_suffix(".partial")
-    save_file({"features": torch.cat(parts), "objects": scenes.objects}, unfinished)
+    save_file({"features": torch.cat(parts).contiguous(), "objects": scenes.objects}, unfinished)
     unfinished.replace(file)
 
 
