@@ -31,7 +31,6 @@ from stepvar.models.infinitystar.transformer import InfinityStarTransformer
 from stepvar.pruning.stepvar import StepVAR
 
 TINY = {"width": 64, "heads": 4, "key_heads": 2, "hidden_width": 128, "text_channels": 32}
-LAYERS = 36
 
 
 def late_steps(resolution: str, steps: int, grids: int | None) -> VideoSchedule:

@@ -12,7 +12,7 @@ import torch
 import stepvar
 from stepvar.embedded import WEIGHTS
 from stepvar.embedded.scenes import check, evaluation_prompts
-from stepvar.models.infinity.text import UnknownWordError
+from stepvar.models.t5 import UnknownWordError
 
 PROMPT = "two yellow stars above a striped blue ring on sand"
 

@@ -13,7 +13,13 @@ from stepvar.cli import display
 from stepvar.cli.errors import InputError, explain_errors
 from stepvar.cli.groups import with_option_groups
 from stepvar.cli.interrupts import Unwinding
-from stepvar.cli.models import check_prompts, note_other_aspect, open_pipeline, quiet_libraries
+from stepvar.cli.models import (
+    check_options,
+    check_prompts,
+    note_other_aspect,
+    open_pipeline,
+    quiet_libraries,
+)
 from stepvar.cli.options import FixedSeed, Json, ModelChoice, PlanChoice, SamplingChoice, SizeChoice
 
 if TYPE_CHECKING:
@@ -159,6 +165,7 @@ def _draw(
         benchmark.load(prompts)
         pipeline = open_pipeline(model)
         everything = {**dimensions, **settings}
+        check_options(pipeline, everything)
         run = Run(
             pipeline,
             benchmark,

@@ -10,7 +10,7 @@ import typer
 from stepvar.cli import display
 from stepvar.cli.errors import InputError, explain_errors
 from stepvar.cli.groups import with_option_groups
-from stepvar.cli.models import check_prompts, open_pipeline, quiet_libraries
+from stepvar.cli.models import check_options, check_prompts, open_pipeline, quiet_libraries
 from stepvar.cli.options import Json, ModelChoice, SamplingChoice, SizeChoice
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def calibrate(
     texts = _prompts(prompts, number)
     with quiet_libraries():
         pipeline = open_pipeline(model)
+        check_options(pipeline, {**dimensions, **settings})
         check_prompts(pipeline, sampling.texts(texts))
         from stepvar.evaluation.calibration import calibrate as run
 

@@ -9,7 +9,7 @@ import typer
 from stepvar.cli import display
 from stepvar.cli.errors import InputError, explain_errors
 from stepvar.cli.groups import with_option_groups
-from stepvar.cli.models import open_pipeline, quiet_libraries
+from stepvar.cli.models import check_options, open_pipeline, quiet_libraries
 from stepvar.cli.options import FixedSeed, Json, ModelChoice, PlanChoice, SamplingChoice, SizeChoice
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def scenes(
         raise InputError(f"The seed {seed} is out of range: use 0 or more.")
     with quiet_libraries():
         pipeline = open_pipeline(model)
+        check_options(pipeline, {**dimensions, **settings})
         from stepvar.evaluation.scenes import MOVING, STILL, evaluate_generation, evaluate_reconstructions
 
         kind = MOVING if pipeline.draws_videos else STILL
@@ -83,7 +84,7 @@ def scenes(
 def _plan_name(plan: PlanChoice) -> str:
     if plan.ratios is None and plan.skip is None:
         return plan.pruning or "none"
-    parts = {"ratios": plan.ratios, "skip": plan.skip}
+    parts = {"method": plan.method_name, "ratios": plan.ratios, "skip": plan.skip}
     return " ".join(f"{name} {value}" for name, value in parts.items() if value is not None)
 
 

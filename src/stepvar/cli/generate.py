@@ -82,7 +82,7 @@ def generate(
     require_prompts(prompt)
     dimensions = size.arguments()
     settings = {**dimensions, **sampling.arguments(), **video.arguments(), "pruning": plan.method()}
-    wanted = Destination.parse(output, _suffixes(video, output))
+    wanted = Destination.parse(output, _suffixes(video))
     first = secrets.randbelow(_FRESH_SEEDS) if seed is None else seed
     prompts = [entry for entry in prompt for _ in range(number)]
     jobs = [(entry, first + index) for index, entry in enumerate(prompts)]
@@ -104,7 +104,7 @@ def generate(
         typer.echo(drawn.describe())
 
 
-def _suffixes(video: VideoChoice, output: Path | None) -> tuple[str, ...]:
+def _suffixes(video: VideoChoice) -> tuple[str, ...]:
     """Endings that -o may have, the usual one first; which model draws is not known yet."""
     if video.given:
         return video.suffixes
@@ -271,7 +271,7 @@ def summary(
         str | None,
         typer.Option(metavar="X[,X...]", help="Guidance, one number or one a scale."),
     ] = None,
-    number: Annotated[int, typer.Option("-n", "--number", min=1, help="Pictures in a batch.")] = 1,
+    number: Annotated[int, typer.Option("-n", "--number", min=1, max=4096, help="Pictures in a batch.")] = 1,
     json: Json = False,
 ) -> None:
     """Tell what a plan would run, without running it.

@@ -57,7 +57,7 @@ Seed = Annotated[
     int | None, typer.Option(help="Seed of the first picture; the others count on. Default: a fresh one.")
 ]
 FixedSeed = Annotated[int, typer.Option(help="Seed of the first picture; the others count on.")]
-Number = Annotated[int, typer.Option("-n", "--number", min=1, help="Pictures of each prompt.")]
+Number = Annotated[int, typer.Option("-n", "--number", min=1, max=1_000_000, help="Pictures of each prompt.")]
 
 
 @dataclass(frozen=True)

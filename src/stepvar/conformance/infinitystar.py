@@ -197,7 +197,7 @@ def _sample(
         session,
         guidance=guidance,
         sampler=sampler,
-        probe=partial(_probe, comparison, session, names, guidance),
+        probe=partial(_probe, comparison, session, names),
     )
 
 
@@ -218,7 +218,6 @@ def _probe(
     comparison: Comparison,
     session: InfinityStarSession,
     names: Sequence[str],
-    guidance: Guidance,
     name: str,
     scale: VideoScale,
     tensor: Tensor,

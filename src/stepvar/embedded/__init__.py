@@ -57,6 +57,8 @@ def load_embedded(
     kind = InfinityStarPipeline if name == "video" else InfinityPipeline
     with _without_progress_bars():
         pipeline = kind.from_pretrained(MODELS[name], torch_dtype=dtype or torch.float32)
+    # Where an installation lies is nothing that pictures should tell.
+    pipeline.register_to_config(_name_or_path="embedded" if name == "pictures" else f"embedded {name}")
     if name == "video":
         pipeline.example_prompt = "a red star moves to the left on grass"
     return pipeline

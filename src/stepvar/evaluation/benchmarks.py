@@ -195,8 +195,18 @@ class Run:
             advance: Hears of every file that is done, those found included.
         """
         shard = shard or Shard()
+        fresh = not (self.folder / SETTINGS).exists()
         self._claim_folder()
         manifest = self.folder / shard.manifest
+        try:
+            return self._draw_missing(shard, manifest, batch, advance)
+        except ValueError:
+            # A call that cannot be drawn claims no folder: the corrected one shall find it free.
+            if fresh and not manifest.read_bytes():
+                self._leave_folder(manifest)
+            raise
+
+    def _draw_missing(self, shard: Shard, manifest: Path, batch: int, advance: Advance | None) -> Drawing:
         done = _read_manifest(manifest, self.folder)
         _write_atomically(manifest, "".join(json.dumps(entry) + "\n" for entry in done.values()).encode())
         found = drawn = 0
@@ -214,6 +224,15 @@ class Run:
                     if advance is not None:
                         advance(len(entries))
         return Drawing(self.folder, drawn, found, self._merge())
+
+    def _leave_folder(self, manifest: Path) -> None:
+        manifest.unlink()
+        (self.folder / SETTINGS).unlink()
+        for folder in sorted(self.folder.rglob("*"), reverse=True):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
 
     def _claim_folder(self) -> None:
         """Makes the folder this run's, unless it is another's.

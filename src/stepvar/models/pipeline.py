@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import resource
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,9 +23,13 @@ from stepvar.generation.report import Report, ScaleCost, Summary
 from stepvar.generation.sampling import CodebookChoice
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.models.request import Request, check_guidance, check_plan
+from stepvar.models.t5 import refuse_unknown_words
 from stepvar.presets import resolve_pruning
 from stepvar.pruning.base import PruningMethod
 from stepvar.pruning.plan import GenerationPlan
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -56,11 +60,13 @@ class NextScalePipeline(DiffusionPipeline):
         draws_videos: Whether results have `.frames`, and calls take `seconds`.
         draws_previews: Whether a picture can be looked at before it is finished.
         remembers: Whether every scale sees all earlier ones, by keys and values that could also be forgotten.
+        streams_layers: Whether it can run with layers that come to the device one by one.
     """
 
     draws_videos = False
     draws_previews = True
     remembers = True
+    streams_layers = False
     example_prompt = "two yellow stars above a striped blue ring on sand"
     """Something that this kind of pipeline draws."""
 
@@ -75,6 +81,42 @@ class NextScalePipeline(DiffusionPipeline):
     def sampler(self, request: Request, device: torch.device) -> Sampler:
         """Draws the values of a request."""
         raise NotImplementedError
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """As in diffusers, but parts that a model keeps in float32 stay exact in every number format."""
+        exact = [entry for part in self.components.values() for entry in _exact_tensors(part)]
+        moved = super().to(*args, **kwargs)
+        for owner, name, values in exact:
+            tensor = getattr(owner, name)
+            if tensor.dtype != values.dtype:
+                tensor.data = values.to(tensor.device)
+        return moved
+
+    def enable_sequential_cpu_offload(self, *args: Any, **kwargs: Any) -> None:
+        """Moves layer by layer to the device, where a model can run like that.
+
+        Raises:
+            ValueError: When it cannot.
+        """
+        if not self.streams_layers:
+            raise ValueError(
+                f"{type(self).__name__} cannot move layer by layer: use enable_model_cpu_offload(), which "
+                "moves part by part."
+            )
+        super().enable_sequential_cpu_offload(*args, **kwargs)
+
+    def bring_in(self, part: nn.Module) -> None:
+        """Moves a part onto its device, and the others away, where offloading does so at their `forward`.
+
+        The loop calls the layers of a transformer one by one, so nobody else would.
+        """
+        hook = getattr(part, "_hf_hook", None)
+        if hook is None:
+            return
+        for other in getattr(self, "_all_hooks", []):
+            if other.model is not part:
+                other.offload()
+        hook.pre_forward(part)
 
     @property
     def origin(self) -> str:
@@ -141,7 +183,9 @@ class NextScalePipeline(DiffusionPipeline):
         self.require_text_encoder()
         longest = self.transformer.config.text_length
         for prompt in prompts:
-            length = len(self.tokenizer(prompt, verbose=False).input_ids)
+            ids = self.tokenizer(prompt, verbose=False).input_ids
+            length = len(ids)
+            refuse_unknown_words(self.tokenizer, prompt, ids)
             if length > longest:
                 raise ValueError(
                     f"The prompt has {length} tokens, but the model reads at most {longest}: shorten it by "
@@ -160,7 +204,7 @@ class NextScalePipeline(DiffusionPipeline):
         """Encoded prompts, and encoded negatives where guidance needs them and they are the caller's.
 
         Raises:
-            ValueError: When they cannot be encoded, or are not as many.
+            ValueError: When they cannot be encoded.
         """
         positive, negative = request.subject.features
         if positive is None:
@@ -169,8 +213,6 @@ class NextScalePipeline(DiffusionPipeline):
             return positive, None
         if negative is None and request.subject.negatives is not None:
             negative = self.encode(request.subject.negatives)
-        if negative is not None and len(negative) != len(positive):
-            raise ValueError(f"{len(positive)} prompts need as many negatives; got {len(negative)}.")
         return positive, negative
 
     def draw(self, request: Request, output_type: str, observer: Observer | None) -> ImageOutput:
@@ -211,6 +253,7 @@ class NextScalePipeline(DiffusionPipeline):
             result = generate(session, **settings)
         else:
             result = generate_in_cascade(draft, session, cascade.scales, **settings)
+            cascade.drafter.maybe_free_model_hooks()
         watch.mark()
         stages = {"text": watch.seconds(1), "scales": watch.seconds(0) + watch.seconds(2)}
         choices = {
@@ -249,9 +292,9 @@ class NextScalePipeline(DiffusionPipeline):
 
     def preview(self, codes: Tensor) -> Tensor:
         """Draws codes [B, d, h, w] of any size as pixels in -1..1, in the middle of a generation."""
-        bring_in(self.vae)
+        self.bring_in(self.vae)
         pixels = self.vae.decode(codes)
-        bring_in(self.transformer)
+        self.bring_in(self.transformer)
         return pixels
 
     def decode_output(self, latent: Tensor, report: Report, output_type: str) -> ImageOutput:
@@ -260,7 +303,7 @@ class NextScalePipeline(DiffusionPipeline):
         watch = Stopwatch(device)
         watch.mark()
         if output_type != "latent":
-            bring_in(self.vae)
+            self.bring_in(self.vae)
         images = latent if output_type == "latent" else to_output(self.vae.decode(latent), output_type)
         watch.mark()
         report.stages["decode"] = watch.seconds(0)
@@ -269,20 +312,21 @@ class NextScalePipeline(DiffusionPipeline):
         return ImageOutput(images=images, report=report)
 
 
+def _exact_tensors(part: Any) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    """Owner, name and values of what stays in float32 whatever the rest of a part is cast to."""
+    names = set(getattr(part, "_keep_in_fp32_modules", None) or ()) if isinstance(part, nn.Module) else set()
+    if not names:
+        return
+    for name, tensor in chain(part.named_parameters(), part.named_buffers()):
+        if names & set(name.split(".")) and tensor.dtype == torch.float32:
+            owner, _, leaf = name.rpartition(".")
+            yield part.get_submodule(owner), leaf, tensor.data
+
+
 def check_output_type(output_type: str) -> None:
     """Raises ValueError when there is no such form of pictures."""
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"Unknown output_type {output_type!r}; known are {', '.join(OUTPUT_TYPES)}.")
-
-
-def bring_in(part: nn.Module) -> None:
-    """Moves a part onto its device where offloading moves it at the call of its `forward`.
-
-    The loop calls the layers of a transformer one by one, so nobody else would.
-    """
-    hook = getattr(part, "_hf_hook", None)
-    if hook is not None:
-        hook.pre_forward(part)
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -292,9 +336,13 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Peak memory in bytes: of the device on CUDA, of this process elsewhere."""
+    """Peak memory in bytes: of the device on CUDA, of this process elsewhere; 0 where nothing tells."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return 0
+    import resource
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

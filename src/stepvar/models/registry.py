@@ -77,7 +77,7 @@ TEXT_ENCODERS = {
     "CLIPTextModel": "stepvar.models.switti.text",
     "Qwen2Model": "stepvar.models.hart.text",
     "Qwen2VLTextModel": "stepvar.models.hart.text",
-    "T5EncoderModel": "stepvar.models.infinity.text",
+    "T5EncoderModel": "stepvar.models.t5",
 }
 """Module whose `load_text_encoder` loads a text encoder strictly, by its class."""
 

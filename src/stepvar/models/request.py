@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -78,8 +79,18 @@ class Subject:
         Raises:
             ValueError: When a prompt is missing or empty, or the numbers do not fit.
         """
+        for text, given, name in (
+            (prompt, features[0], "prompt"),
+            (negative, features[1], "negative_prompt"),
+        ):
+            if text and given is not None:
+                raise ValueError(f"{name} and {name}_embeds were both given: give one of them.")
         prompts = as_prompts(prompt or "") if features[0] is None else [""] * len(features[0])
+        if not prompts:
+            raise ValueError("prompt_embeds is empty: give one entry a prompt.")
         negatives = as_negatives(negative, len(prompts))
+        if features[1] is not None and len(features[1]) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts need as many negatives; got {len(features[1])}.")
         return cls.of(prompts, seed, generator, repeats, negatives, features)
 
     @property
@@ -158,10 +169,11 @@ def make_generators(
             raise ValueError(f"{images} images need {images} generators; got {len(given)}.")
         return given, [None] * images
     if seed is None:
-        first = int(torch.seed() % 2**31)
+        # A generator of its own: the program's stays as it was.
+        first = torch.Generator().seed() % 2**31
         seeds = [first + index for index in range(images)]
-    elif isinstance(seed, int):
-        seeds = [seed + index for index in range(images)]
+    elif isinstance(seed, Integral):
+        seeds = [int(seed) + index for index in range(images)]
     else:
         seeds = [int(value) for value in seed]
     if len(seeds) != images:

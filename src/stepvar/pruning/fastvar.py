@@ -21,7 +21,7 @@ from stepvar.generation.schedule import ScaleSchedule
 from stepvar.generation.tokens import Tokens, gather_tokens
 from stepvar.pruning.base import Branch, LateScales, Pruner
 from stepvar.pruning.plan import GenerationPlan, ScalePlan, find_scale
-from stepvar.pruning.recovery import area_resized
+from stepvar.pruning.recovery import area_resized, rows_of
 from stepvar.pruning.scores import distance_to_mean
 from stepvar.pruning.selection import keep_highest
 
@@ -75,6 +75,11 @@ class FastVAR(LateScales):
         first = next((entry.scale.index for entry in plan.scales if entry.prunes), len(plan.scales))
         full = [entry.scale.index for entry in plan.scales[:first] if not entry.skipped]
         if self.cache_scale is None:
+            if not full and first < len(plan.scales):
+                raise ValueError(
+                    f"Scale {plan[first].scale} cannot be pruned: no scale before it runs in full, from "
+                    "which FastVAR could fill."
+                )
             return full[-1] if full else 0
         schedule = ScaleSchedule(tuple(entry.scale for entry in plan.scales))
         index = find_scale(schedule, self.cache_scale)
@@ -138,6 +143,6 @@ class FastVARPruner(Pruner):
     def filled(self, cached: Tensor, index: Tensor, output: Tensor) -> Tensor:
         """All positions of a branch: computed ones [R, K, C] at `index`, the others from the cache."""
         rows, channels = output.shape[0], output.shape[2]
-        filled = area_resized(cached[:rows], self.cache_entry.scale.grid, self.entry.scale.grid)
+        filled = area_resized(rows_of(cached, rows), self.cache_entry.scale.grid, self.entry.scale.grid)
         filled = filled.to(output.dtype).contiguous()
         return filled.scatter_(1, index.unsqueeze(-1).expand(-1, -1, channels), output)

@@ -118,6 +118,13 @@ def _binomial(values: Tensor, grid: Grid) -> Tensor:
     return maps.flatten(1, 3)
 
 
+def rows_of(values: Tensor, rows: int) -> Tensor:
+    """The first rows of [R, N, C]; those again where there are fewer, as of a scale without guidance."""
+    if len(values) < rows:
+        values = values.repeat(rows // len(values), 1, 1)
+    return values[:rows]
+
+
 def area_resized(values: Tensor, grid: Grid, target: Grid) -> Tensor:
     """Token values resized from one grid to another by averaging areas (FastVAR's interpolation).
 

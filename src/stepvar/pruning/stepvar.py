@@ -18,7 +18,14 @@ from stepvar.generation.tokens import Tokens, gather_choice, gather_tokens, put_
 from stepvar.pruning.base import Expect, LateScales, Pruner
 from stepvar.pruning.guided import guided_gains
 from stepvar.pruning.plan import GenerationPlan, ScalePlan, in_stages
-from stepvar.pruning.recovery import anchor_positions, area_resized, bilinear, nearest_anchor, nearest_kept
+from stepvar.pruning.recovery import (
+    anchor_positions,
+    area_resized,
+    bilinear,
+    nearest_anchor,
+    nearest_kept,
+    rows_of,
+)
 from stepvar.pruning.scores import NORMALISATIONS, SCORERS, ScoringInput, make_scorer
 from stepvar.pruning.selection import keep_highest
 
@@ -128,6 +135,12 @@ class StepVAR(LateScales):
                 f"dense_end may be 0 to {max(depth - first - 1, 0)}."
             )
         plan = in_stages(self.resolve(schedule, depth, first, depth - self.dense_end), self.stages)
+        running = next((entry for entry in plan.scales if not entry.skipped), None)
+        if self.recovery == "cache" and running is not None and running.prunes:
+            raise ValueError(
+                f"Scale {running.scale} cannot be pruned with recovery='cache': no scale before it runs in "
+                "full."
+            )
         for entry in plan.scales:
             if self.anchor_stride is None or not entry.prunes:
                 continue
@@ -246,7 +259,7 @@ class StepVARPruner(Pruner):
     def from_cache(self, index: Tensor, hidden: Tensor) -> Tensor:
         """Hidden states [R, N, C]: the kept ones, and those of the last full scale elsewhere."""
         entry, cached = self.cached
-        dense = area_resized(cached[: hidden.shape[0]], entry.scale.grid, self.entry.scale.grid)
+        dense = area_resized(rows_of(cached, len(hidden)), entry.scale.grid, self.entry.scale.grid)
         dense = dense.contiguous()
         return dense.scatter_(1, index.unsqueeze(-1).expand_as(hidden), hidden)
 

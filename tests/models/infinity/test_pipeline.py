@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from stepvar import InfinityPipeline, InfinityTokenizer, StepVAR
-from stepvar.models.infinity.text import encode_prompts
+from stepvar.models.t5 import encode_prompts
 from tiny_models import SMALL, make_transformer
 
 GRIDS = [[scale.height, scale.width] for scale in SMALL]

@@ -133,6 +133,10 @@ def test_the_summary_tells_the_cache_that_is_allocated(pipeline):
     embeds = [torch.randn(13, 32, generator=torch.Generator().manual_seed(0))]
     result = pipeline(prompt_embeds=embeds, seconds=2, seed=1, output_type="latent")
     assert told.memory.cache == result.report.cache_bytes
+    pruned = pipeline.summary("prune", seconds=2, text_tokens=13)
+    assert told.cache_bytes == told.memory.cache
+    assert 0 < pruned.cache_bytes == pruned.memory.cache <= told.cache_bytes
+    assert all(cost.cache_bytes >= 0 for cost in told.costs)
     memory = told.as_json()["memory"]
     assert memory["peak"]["one part at a time"] <= memory["peak"]["all parts on the device"]
     assert "one layer at a time" in str(told)

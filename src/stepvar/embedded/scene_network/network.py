@@ -108,7 +108,7 @@ class SceneNetwork(nn.Module):
         Raises:
             ValueError: When a prompt is empty, or has a word that scenes have no use for.
         """
-        from stepvar.models.infinity.text import token_ids
+        from stepvar.models.t5 import token_ids
 
         rows = [torch.tensor(token_ids(self.words, prompt, TEXT_LENGTH)) for prompt in prompts]
         return nn.utils.rnn.pad_sequence(rows, batch_first=True), torch.tensor([len(row) for row in rows])

@@ -53,7 +53,8 @@ def scale_costs(
 
 def _residual_flops(transformer: HARTTransformer, entry: ScalePlan, residual: str) -> int:
     """FLOPs of the diffusion head on one copy of a map."""
-    tokens = {"all": entry.scale.tokens, "kept": entry.kept, "none": 0}[residual]
+    last_layer = len(transformer.blocks) - 1
+    tokens = {"all": entry.scale.tokens, "kept": entry.tokens(last_layer), "none": 0}[residual]
     head = transformer.residual_head
     # Every step is told anew of its time and state, but the hidden states enter once.
     embedding = head.condition_embedding.weight.numel()

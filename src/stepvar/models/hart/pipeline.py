@@ -23,7 +23,7 @@ from stepvar.models.hart.sizes import draw_orders, scale_schedule
 from stepvar.models.hart.text import ContextFeatures, encode_prompts
 from stepvar.models.hart.tokenizer import HARTTokenizer
 from stepvar.models.hart.transformer import HARTTransformer
-from stepvar.models.pipeline import ImageOutput, bring_in
+from stepvar.models.pipeline import ImageOutput
 from stepvar.models.request import PerScale, Request, Subject
 from stepvar.pruning.base import PruningMethod
 
@@ -204,7 +204,7 @@ class HARTPipeline(CodebookPipeline):
     def start(self, request: HARTRequest, device: torch.device) -> HARTSession:
         subject, final = request.subject, request.schedule.final
         condition = self._condition(request)
-        bring_in(self.transformer)
+        self.bring_in(self.transformer)
         return HARTSession(
             self.transformer,
             self.quantizer(device),

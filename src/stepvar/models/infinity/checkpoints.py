@@ -27,7 +27,6 @@ from stepvar.models.infinity.official import (
     to_official,
     with_one_scale_shape,
 )
-from stepvar.models.infinity.text import load_text_encoder, load_text_tokenizer
 from stepvar.models.infinity.tokenizer import InfinityTokenizer, convert_official_state
 from stepvar.models.infinity.transformer import InfinityTransformer
 from stepvar.models.loading import (
@@ -39,6 +38,7 @@ from stepvar.models.loading import (
     require_same_layout,
     saved_config,
 )
+from stepvar.models.t5 import load_text_encoder, load_text_tokenizer
 
 __all__ = [
     "check_pair",

@@ -21,11 +21,11 @@ from stepvar.generation.schedule import ScaleSchedule
 from stepvar.models.infinity.checkpoints import check_pair
 from stepvar.models.infinity.cost import scale_costs
 from stepvar.models.infinity.session import InfinitySession, TextCondition
-from stepvar.models.infinity.text import encode_prompts
 from stepvar.models.infinity.tokenizer import InfinityTokenizer
 from stepvar.models.infinity.transformer import InfinityTransformer
-from stepvar.models.pipeline import ImageOutput, NextScalePipeline, bring_in
+from stepvar.models.pipeline import ImageOutput, NextScalePipeline
 from stepvar.models.request import PerScale, Request, Subject, check_filters, check_temperatures
+from stepvar.models.t5 import encode_prompts
 from stepvar.pruning.base import PruningMethod
 
 logger = logging.getLogger(__name__)
@@ -259,7 +259,7 @@ class InfinityPipeline(NextScalePipeline):
             tuple(text for text in side or () for _ in range(request.subject.repeats))
             for side in (positive, negative)
         ]
-        bring_in(self.transformer)
+        self.bring_in(self.transformer)
         return InfinitySession(
             self.transformer, TextCondition(*texts), request.schedule, self.vae.config.patchify
         )

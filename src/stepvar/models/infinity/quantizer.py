@@ -49,11 +49,6 @@ class MultiScaleCode:
         return [(bits.shape[1], bits.shape[2]) for bits in self.bits]
 
     @property
-    def residual_norms(self) -> list[Tensor]:
-        """Per scale, the length of the residual vectors, float32 ``[B, h, w]``."""
-        return [residual.norm(dim=1) for residual in self.residuals]
-
-    @property
     def teacher_inputs(self) -> list[Tensor]:
         """Inputs of scales 1, 2, ... as generation feeds them (bilinear), each float32 ``[B, d, h, w]``."""
         return [

@@ -81,7 +81,7 @@ class InfinitySession:
         normed, projected = model.embed_text(compact)
         longest = max(lengths)
         self.mask = padding_mask(lengths, longest, self.device)
-        normed, projected = (_pad(values, lengths, longest) for values in (normed, projected))
+        normed, projected = (_pad(values, lengths) for values in (normed, projected))
         self.pooled = model.text_pool(normed, self.mask)
         self.text = [block.cross_attention.project(projected) for block in model.blocks]
         shared = model.shared_modulations(self.pooled)
@@ -145,6 +145,6 @@ class InfinitySession:
         self.latent = self.latent + resize_bilinear(codes_from_bits(bits), self.latent.shape[-2:])
 
 
-def _pad(values: Tensor, lengths: Sequence[int], longest: int) -> Tensor:
-    """Rows of different lengths, concatenated [sum, C], as [R, longest, C]."""
+def _pad(values: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Rows of different lengths, concatenated [sum, C], as [R, T, C]."""
     return torch.nn.utils.rnn.pad_sequence(values.split(list(lengths)), batch_first=True)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from stepvar.models.conversion import Conversion, TextSide
-from stepvar.models.infinity.text import load_text_encoder, load_text_tokenizer
 from stepvar.models.infinitystar.official import (
     UNUSED,
     infer_config,
@@ -35,6 +34,7 @@ from stepvar.models.loading import (
     require_same_layout,
     saved_config,
 )
+from stepvar.models.t5 import load_text_encoder, load_text_tokenizer
 
 PathLike = str | os.PathLike[str]
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from stepvar.generation.attention import Window
 from stepvar.generation.report import MemoryPlan, ScaleCost
 from stepvar.models.infinitystar.schedules import VideoSchedule
 from stepvar.models.infinitystar.session import layer_windows
@@ -22,7 +23,7 @@ def scale_costs(
     rows: Sequence[int],
     prefix: Sequence[int],
 ) -> tuple[ScaleCost, ...]:
-    """FLOPs of every step, and the cache bytes it leaves behind; a multiply-add counts as two.
+    """FLOPs of every step, and the cache bytes it adds to what is needed; a multiply-add counts as two.
 
     The text prefix itself is left out: one pass of a hundred tokens.
 
@@ -37,21 +38,20 @@ def scale_costs(
     key_width = config.key_heads * transformer.head_dim
     # Queries and output, keys and values, and the three matrices of the feed-forward.
     per_token = 2 * config.width * (2 * config.width + 2 * key_width + 3 * config.hidden_width)
-    item = transformer.compute_dtype.itemsize
     flops = [0] * len(schedule)
-    kept = [0] * len(schedule)
-    for window in layer_windows(schedule, plan, prefix):
+    windows = layer_windows(schedule, plan, prefix)
+    for window in windows:
         for span, seen in zip(window.spans, window.seen(), strict=True):
             if span.step >= 0:
                 flops[span.step] += span.tokens * (per_token + 4 * config.width * seen)
-                kept[span.step] += 2 * key_width * item * span.tokens if span.kept else 0
-    costs = []
+    token = max(rows) * _token_bytes(transformer)
+    costs, before = [], 0
     for entry, count in zip(plan.scales, rows, strict=True):
         index = entry.scale.index
         head = 0 if entry.skipped else 4 * entry.scale.tokens * config.width * schedule[index].bits
-        costs.append(
-            ScaleCost(count * (flops[index] + head), count * kept[index], 0 if entry.skipped else count)
-        )
+        room = _room(windows, index)
+        added, before = token * (room - before), room
+        costs.append(ScaleCost(count * (flops[index] + head), added, 0 if entry.skipped else count))
     return tuple(costs)
 
 
@@ -76,7 +76,8 @@ def memory_plan(
         "transformer": _layer_bytes(transformer, plan, copies),
         "vae": _decoder_bytes(tokenizer, schedule),
     }
-    cache = _cache_bytes(transformer, schedule, plan, copies, prefix)
+    room = _room(layer_windows(schedule, plan, prefix), len(schedule) - 1)
+    cache = copies * room * _token_bytes(transformer)
     largest = max(_bytes(block) for block in transformer.blocks)
     return MemoryPlan(weights, cache, {name: working[name] for name in weights}, largest)
 
@@ -86,17 +87,22 @@ def _bytes(module: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _cache_bytes(
-    transformer: InfinityStarTransformer,
-    schedule: VideoSchedule,
-    plan: GenerationPlan,
-    copies: int,
-    prefix: Sequence[int],
-) -> int:
-    windows = layer_windows(schedule, plan, prefix)
-    tokens = sum(window.capacity for window in windows) + max(window.longest for window in windows)
-    token = 2 * transformer.config.key_heads * transformer.head_dim * transformer.compute_dtype.itemsize
-    return copies * tokens * token
+def _token_bytes(transformer: InfinityStarTransformer) -> int:
+    """Of one token's keys and values in one layer."""
+    return 2 * transformer.config.key_heads * transformer.head_dim * transformer.compute_dtype.itemsize
+
+
+def _room(windows: Sequence[Window], step: int) -> int:
+    """Tokens that the cache needs room for up to a step: every layer's own, and the shared workspace."""
+    told = [list(zip(window.spans, window.seen(), strict=True)) for window in windows]
+    kept, passing = (
+        [
+            max((seen for span, seen in pairs if span.kept is wanted and span.step <= step), default=0)
+            for pairs in told
+        ]
+        for wanted in (True, False)
+    )
+    return sum(kept) + max(passing)
 
 
 def _layer_bytes(transformer: InfinityStarTransformer, plan: GenerationPlan, copies: int) -> int:

@@ -16,9 +16,6 @@ from torch import Tensor
 from stepvar.models.infinitystar.quantizer import resize_area
 from stepvar.models.infinitystar.session import Condition
 
-SEMANTIC_SCALE = 7
-"""Which scale's rows and columns the shrunken condition has."""
-
 SEMANTIC_POSITION, DETAIL_POSITION = 800, 801
 """Steps of the conditions, beyond all steps of the schedule."""
 

@@ -14,7 +14,6 @@ from stepvar.generation.loop import plan_generation
 from stepvar.generation.progress import Observer, Stopwatch
 from stepvar.generation.report import Summary
 from stepvar.generation.sampling import BitSampler
-from stepvar.models.infinity.text import encode_prompts
 from stepvar.models.infinitystar.checkpoints import check_pair
 from stepvar.models.infinitystar.conditioning import Footage, Picture, begin_continuation, encode_known
 from stepvar.models.infinitystar.cost import memory_plan, scale_costs
@@ -34,12 +33,12 @@ from stepvar.models.infinitystar.tokenizer import DECODER_CHUNK, InfinityStarTok
 from stepvar.models.infinitystar.transformer import InfinityStarTransformer
 from stepvar.models.pipeline import (
     NextScalePipeline,
-    bring_in,
     check_output_type,
     peak_memory,
     reset_peak_memory,
 )
 from stepvar.models.request import PerScale, Request, Subject
+from stepvar.models.t5 import encode_prompts
 from stepvar.pruning.base import PruningMethod
 
 
@@ -80,6 +79,7 @@ class InfinityStarPipeline(NextScalePipeline):
     draws_videos = True
     draws_previews = False
     remembers = False
+    streams_layers = True
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012
 
@@ -291,7 +291,7 @@ class InfinityStarPipeline(NextScalePipeline):
         if not request.guidance.active:
             return [TextPrefix(text) for text in positive]
         if negative is None:
-            bring_in(self.transformer)
+            self.bring_in(self.transformer)
             blank, device = self.transformer.unconditional, self._execution_device
             negative = [blank(len(text), device) for text in positive]
         return [TextPrefix(*pair) for pair in zip(positive, negative, strict=True)]
@@ -328,7 +328,7 @@ class InfinityStarPipeline(NextScalePipeline):
         watch.mark()
         latent = session.video()
         if decoding.output_type != "latent":
-            bring_in(self.vae)
+            self.bring_in(self.vae)
         frames = decode_frames(self.vae, latent, before, decoding)
         watch.mark()
         report.stages["text"] += watch.seconds(0)
@@ -345,7 +345,7 @@ class InfinityStarPipeline(NextScalePipeline):
         source = generator if plan.posterior == "sample" else None
         if plan.beginning is None:
             return None, plan.continuation
-        bring_in(self.vae)
+        self.bring_in(self.vae)
         pixels = plan.beginning.pixels(*self.transformer.sizes.pixels(plan.schedule))
         if plan.known_schedule is None:
             return None, begin_continuation(self.vae, pixels, source, device)
@@ -356,7 +356,7 @@ class InfinityStarPipeline(NextScalePipeline):
         return BitSampler(request.sampling, request.schedule, bits, request.subject.generators, device)
 
     def start(self, request: VideoRequest, device: torch.device) -> InfinityStarSession:
-        bring_in(self.transformer)
+        self.bring_in(self.transformer)
         plan, conditions = request.plan, ()
         if request.before is not None:
             conditions = request.before.conditions(

@@ -86,11 +86,6 @@ class VideoSchedule(ScaleSchedule):
     def latent_frames(self) -> int:
         return sum(self.clips)
 
-    def clip_grid(self, clip: int) -> tuple[int, int, int]:
-        """Latent grid (t, H, W) of a clip."""
-        frames = next(scale.frames for scale in self.scales if scale.clip == clip)
-        return (frames, *self.position_grid)
-
     def last_step(self, index: int, ran: Sequence[bool] | None = None) -> int:
         """Last step that sees the keys and values of step `index`: itself, when nobody does.
 

@@ -15,7 +15,7 @@ from stepvar.generation.progress import Observer
 from stepvar.generation.report import Summary
 from stepvar.generation.sampling import CodebookSettings
 from stepvar.models.codebook import CodebookPipeline, even_progress
-from stepvar.models.pipeline import ImageOutput, bring_in
+from stepvar.models.pipeline import ImageOutput
 from stepvar.models.request import PerScale, Request, Subject, check_filters
 from stepvar.models.switti.cost import scale_costs
 from stepvar.models.switti.session import SwittiSession, TextFeatures
@@ -235,7 +235,7 @@ class SwittiPipeline(CodebookPipeline):
             None if text is None else text.repeated(request.subject.repeats)
             for text in self.features(request)
         ]
-        bring_in(self.transformer)
+        self.bring_in(self.transformer)
         return SwittiSession(self.transformer, self.quantizer(device), *texts)
 
     def own_settings(self, request: Request) -> dict[str, Any]:

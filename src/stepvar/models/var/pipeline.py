@@ -14,7 +14,7 @@ from stepvar.generation.progress import Observer
 from stepvar.generation.report import Summary
 from stepvar.generation.sampling import CodebookSettings
 from stepvar.models.codebook import CodebookPipeline, even_progress
-from stepvar.models.pipeline import ImageOutput, bring_in
+from stepvar.models.pipeline import ImageOutput
 from stepvar.models.request import PerScale, Request, Subject, check_filters
 from stepvar.models.var.cost import scale_costs
 from stepvar.models.var.session import VARSession
@@ -214,7 +214,7 @@ class VARPipeline(CodebookPipeline):
     def start(self, request: Request, device: torch.device) -> VARSession:
         subject = request.subject
         classes = [number for number in subject.prompts for _ in range(subject.repeats)]
-        bring_in(self.transformer)
+        self.bring_in(self.transformer)
         guided = request.guidance.active
         return VARSession(self.transformer, self.quantizer(device), torch.tensor(classes), guided)
 

@@ -1,7 +1,7 @@
 """From prompts to text features.
 
-Source of the steps: FoundationVision/Infinity, tools/run_infinity.py (`load_tokenizer`, `encode_prompt`,
-`aug_with_positive_prompt`). Letters: T_i tokens of prompt i, E channels of the features.
+Source of the steps: FoundationVision/Infinity, tools/run_infinity.py (`load_tokenizer`, `encode_prompt`).
+Letters: T_i tokens of prompt i, E channels of the features.
 """
 
 from __future__ import annotations
@@ -23,31 +23,6 @@ from stepvar.models.loading import CheckpointError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-PORTRAIT_WORDS = (
-    "man",
-    "woman",
-    "men",
-    "women",
-    "boy",
-    "girl",
-    "child",
-    "person",
-    "human",
-    "adult",
-    "teenager",
-    "employee",
-    "employer",
-    "worker",
-    "mother",
-    "father",
-    "sister",
-    "brother",
-    "grandmother",
-    "grandfather",
-    "son",
-    "daughter",
-)
-PORTRAIT_HINT = ". very smooth faces, good looking faces, face to the camera, perfect facial features"
 
 _SHOWN_CHARACTERS = 200
 
@@ -72,15 +47,6 @@ class UnknownWordError(ValueError):
 def closest_words(word: str, known: Iterable[str], count: int = 3) -> tuple[str, ...]:
     """The known words most like `word`, at most `count`, closest first."""
     return tuple(get_close_matches(word.lower(), list(known), n=count, cutoff=0.5))
-
-
-def with_portrait_hint(prompt: str) -> str:
-    """Appends the official words for better faces when a prompt mentions people.
-
-    The words are looked for as plain parts of the text, so that "romantic" counts as "man", as in the
-    official code. Meant for prompts, not for negative prompts.
-    """
-    return prompt + PORTRAIT_HINT if any(word in prompt for word in PORTRAIT_WORDS) else prompt
 
 
 @torch.no_grad()
@@ -137,7 +103,7 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, max_length: int =
     words = [place for place, special in enumerate(encoded.special_tokens_mask) if not special]
     if not words:
         raise ValueError(f"The prompt {prompt!r} is empty; write what the picture should show.")
-    _refuse_unknown_words(tokenizer, prompt, ids)
+    refuse_unknown_words(tokenizer, prompt, ids)
     excess = len(ids) - max_length
     if excess <= 0:
         return ids
@@ -152,7 +118,8 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, max_length: int =
     return [token for place, token in enumerate(ids) if place not in cut]
 
 
-def _refuse_unknown_words(tokenizer: PreTrainedTokenizerBase, prompt: str, ids: Sequence[int]) -> None:
+def refuse_unknown_words(tokenizer: PreTrainedTokenizerBase, prompt: str, ids: Sequence[int]) -> None:
+    """Raises `UnknownWordError` when the ids of a prompt are those of a tokenizer that lacks a word of it."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     unknown = tokenizer.unk_token_id
     if unknown not in ids or not isinstance(getattr(backend, "model", None), WordLevel):

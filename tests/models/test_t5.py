@@ -1,4 +1,4 @@
-"""Prompts to text features: padding, cutting, unknown words, the portrait hint, loading."""
+"""Prompts to text features: padding, cutting, unknown words, loading."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from stepvar.models.infinity.text import (
-    PORTRAIT_HINT,
+from stepvar.models.loading import CheckpointError
+from stepvar.models.t5 import (
     UnknownWordError,
     closest_words,
     encode_prompts,
     load_text_encoder,
     load_text_tokenizer,
     token_ids,
-    with_portrait_hint,
 )
-from stepvar.models.loading import CheckpointError
 
 WORDS = ["<pad>", "</s>", "<unk>", "a", "photo", "of", "two", "red", "purple", "cats", "dogs", "on", "the"]
 WORDS += ["sand", "under", "stars"]
@@ -130,13 +128,6 @@ def test_closest_words():
     assert closest_words("REDD", ["red", "read", "blue"])[0] == "red"
     assert closest_words("zzz", ["red", "blue"]) == ()
     assert len(closest_words("aaaa", ["aaab", "aaac", "aaad", "aaae"], count=2)) == 2
-
-
-def test_portrait_hint():
-    assert with_portrait_hint("a woman in the rain") == "a woman in the rain" + PORTRAIT_HINT
-    assert with_portrait_hint("a romantic dinner").endswith("perfect facial features")
-    assert with_portrait_hint("a Man") == "a Man"
-    assert with_portrait_hint("a red car") == "a red car"
 
 
 def test_loading_a_text_encoder(tmp_path, encoder):
