@@ -36,7 +36,7 @@ def build(dims: str, layers: int | None) -> InfinityTransformer:
     """A transformer with random weights: "embedded" or a published size, with fewer layers on request."""
     torch.manual_seed(0)
     if dims == "embedded":
-        transformer = build_transformer(SIZES["192"])
+        transformer = build_transformer(SIZES["256"])
     else:
         config = published_config(dims)
         transformer = InfinityTransformer(**{**config, "depth": layers or config["depth"]})

@@ -275,13 +275,15 @@ def unreadable(folder: Path, kind: str) -> Path:
     ],
 )
 def test_unreadable_cases_are_refused_in_words(edited, kind):
-    with pytest.raises(CaseError, match=r"is not a readable golden case|describes no case"):
+    with pytest.raises(
+        CaseError, match=r"no(t a readable)? golden case|describes no case"
+    ):
         run_case(unreadable(edited(NEGATIVE), kind))
 
 
 def test_folders_that_are_no_case_are_refused_in_words(golden, tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere", golden / "tiny_d16", golden / "scale_schedules.json"):
-        with pytest.raises(CaseError, match="not a readable golden case"):
+        with pytest.raises(CaseError, match=r"There is no golden case|not a readable golden case"):
             run_case(folder)
 
 

@@ -74,5 +74,5 @@ def test_the_command_needs_no_file_but_the_package(tmp_path):
     ]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, check=True)
-    assert json.loads(run.stdout)["tokens"] == {"kept": 1216, "total": 1216}
+    assert json.loads(run.stdout)["tokens"] == {"kept": 2240, "total": 2240}
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

@@ -13,7 +13,7 @@ _SIZE = re.compile(r"(\d{1,6})\s*[xX]\s*(\d{1,6})")
 
 
 def parse_ratios(text: str) -> dict[int, float]:
-    """Reads "18=0.5,24=0.75": share of tokens to prune, by scale."""
+    """Reads "24=0.5,32=0.75": share of tokens to prune, by scale."""
     ratios: dict[int, float] = {}
     for entry in _entries(text):
         name, sign, value = entry.partition("=")
@@ -22,18 +22,18 @@ def parse_ratios(text: str) -> dict[int, float]:
             raise InputError(
                 f"--ratios {text!r} is not understood at {entry!r}: write pairs of a scale's height in "
                 "tokens (or its place from the end, -1 for the last) and a share from 0 to 1, such as "
-                "18=0.5,24=0.75."
+                "24=0.5,32=0.75."
             )
         if scale in ratios:
             raise InputError(f"--ratios {text!r} names scale {scale} twice: give it one ratio.")
         ratios[scale] = ratio
     if not ratios:
-        raise InputError("--ratios is empty: write pairs such as 18=0.5,24=0.75.")
+        raise InputError("--ratios is empty: write pairs such as 24=0.5,32=0.75.")
     return ratios
 
 
 def parse_scales(text: str) -> tuple[int, ...]:
-    """Reads "18,24" or "-2,-1": scales by height in tokens, or from the end."""
+    """Reads "24,32" or "-2,-1": scales by height in tokens, or from the end."""
     scales = [_integer(entry) for entry in _entries(text)]
     if not scales or None in scales:
         raise InputError(

@@ -41,6 +41,8 @@ class Case:
         Raises:
             CaseError: When either is missing or unreadable.
         """
+        if not (folder / "case.json").is_file():
+            raise CaseError(f"There is no golden case in '{folder}': name a folder with a case.json.")
         try:
             info = json.loads((folder / "case.json").read_text(encoding="utf-8"))
             names = [name for name in ("inputs", "outputs") if (folder / f"{name}.safetensors").is_file()]

@@ -168,7 +168,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _read(path: Path) -> str:
     if not path.is_file():
-        raise ValueError(f"There is no prompts file '{path}': download the benchmark's own, and name it.")
+        raise ValueError(
+            f"There is no prompts file '{path}': name the benchmark's own file."
+        )
     try:
         return path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
