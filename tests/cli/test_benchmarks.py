@@ -64,6 +64,13 @@ def test_geneval_layout_manifest_and_resuming(run, model_folder, geneval):
     assert pictures("whole/images") == before
 
 
+def test_a_call_that_cannot_be_drawn_leaves_no_folder(run, model_folder, geneval):
+    for extra in (("--temperature", 0), ("--top-p", 2), ("--smooth",), ("--negative", "dinosaur")):
+        wrong = draw(run, model_folder, geneval, "-o", "whole", *extra)
+        assert wrong.code == 2 and wrong.stderr.startswith("Error: ") and "Traceback" not in wrong.stderr
+        assert not Path("whole").exists(), extra
+
+
 def test_shards_make_the_same_run(run, model_folder, geneval):
     assert draw(run, model_folder, geneval, "-o", "whole").code == 0
     first = draw(run, model_folder, geneval, "-o", "parts", "--shard", "1/2")
