@@ -132,6 +132,21 @@ def test_without_the_extra_an_mp4_is_refused_before_any_work(run, video_model, m
     assert "pip install 'stepvar[video]'" in result.stderr
 
 
+def test_benchmarks_of_pictures_draw_pictures(run, video_model, tmp_path):
+    line = {"tag": "single_object", "include": [{"class": "ring", "count": 1}], "prompt": PROMPT}
+    (tmp_path / "geneval.jsonl").write_text(json.dumps(line) + "\n")
+    result = run(
+        "evaluate",
+        "geneval",
+        "geneval.jsonl",
+        *("-o", "drawn", "--samples", 1, "--pruning", "none", "--model", video_model, "--json"),
+    )
+    assert result.code == 0, result.stderr
+    assert result.json["settings"]["seconds"] == 0
+    (picture,) = (tmp_path / "drawn" / "images").rglob("*.png")
+    assert Image.open(picture).size == (80, 48)
+
+
 def test_truncated_and_empty_files_are_told(tmp_path):
     whole = encode_mp4(shades(8))
     (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 3])

@@ -275,9 +275,7 @@ def unreadable(folder: Path, kind: str) -> Path:
     ],
 )
 def test_unreadable_cases_are_refused_in_words(edited, kind):
-    with pytest.raises(
-        CaseError, match=r"no(t a readable)? golden case|describes no case"
-    ):
+    with pytest.raises(CaseError, match=r"no(t a readable)? golden case|describes no case"):
         run_case(unreadable(edited(NEGATIVE), kind))
 
 

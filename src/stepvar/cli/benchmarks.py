@@ -166,6 +166,8 @@ def _draw(
         pipeline = open_pipeline(model)
         everything = {**dimensions, **settings}
         check_options(pipeline, everything)
+        if pipeline.draws_videos and not benchmark.video:
+            everything["seconds"] = 0
         run = Run(
             pipeline,
             benchmark,

@@ -168,9 +168,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _read(path: Path) -> str:
     if not path.is_file():
-        raise ValueError(
-            f"There is no prompts file '{path}': name the benchmark's own file."
-        )
+        raise ValueError(f"There is no prompts file '{path}': name the benchmark's own file.")
     try:
         return path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
