@@ -12,7 +12,7 @@ from stepvar.embedded.muon import Muon, orthogonalise
 from stepvar.embedded.package import assemble, package
 from stepvar.embedded.prompted import draw_tokens
 from stepvar.embedded.scenes import VOCABULARY, parse, sample
-from stepvar.embedded.train_tokenizer import build_tokenizer
+from stepvar.embedded.train_tokenizer import TokenizerTrainer, TokenizerTraining, build_tokenizer
 from stepvar.embedded.train_transformer import (
     Batch,
     EmbeddedModel,
@@ -64,6 +64,21 @@ def test_every_scene_keeps_what_it_shows(store):
 def test_encoded_scenes_are_not_encoded_twice(store, tmp_path):
     with pytest.raises(FileNotFoundError, match="no encoded scenes"):
         FeatureStore.load(tmp_path)
+
+
+def test_the_tokenizer_trains_and_resumes(tmp_path):
+    settings = TokenizerTraining(
+        output=str(tmp_path), minutes=0.02, threads=1, workers=0, batch=4, crop=32, log_every=1, full_share=0
+    )
+    trainer = TokenizerTrainer(settings)
+    folder = trainer.run()
+    assert trainer.step >= 1
+    assert (folder / "config.json").exists() and list(tmp_path.glob("sheet_*.png"))
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert lines[0]["step"] == 1 and lines[0]["loss"] > 0
+    assert len(lines[-1]["evaluation_entropy"]) == len(SIZE.sides)
+    again = TokenizerTrainer(settings)
+    assert again.step == trainer.step and again.progress == 1.0
 
 
 def test_training_follows_its_budget_and_resumes(run, store):

@@ -132,7 +132,7 @@ def measure(
     decoded = [tokenizer.decode(latent) for latent in code.partial_latents[4:]]
     measures = {
         "evaluation_psnr": [round(mean_psnr(picture, target), 2) for picture in decoded],
-        "evaluation_entropy": [round(value, 3) for value in scale_entropies(code).tolist()],
+        "evaluation_entropy": [round(value, 3) for value in scale_entropies(code.bits).tolist()],
         "least_entropy": [
             round(bit_entropy(bits.float().mean(dim=(0, 1, 2))).min().item(), 3) for bits in code.bits
         ],
