@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from stepvar.generation.attention import Window
+from stepvar.generation.attention import Span
 from stepvar.generation.report import MemoryPlan, ScaleCost
 from stepvar.models.infinitystar.schedules import VideoSchedule
 from stepvar.models.infinitystar.session import layer_windows
@@ -39,9 +39,9 @@ def scale_costs(
     # Queries and output, keys and values, and the three matrices of the feed-forward.
     per_token = 2 * config.width * (2 * config.width + 2 * key_width + 3 * config.hidden_width)
     flops = [0] * len(schedule)
-    windows = layer_windows(schedule, plan, prefix)
-    for window in windows:
-        for span, seen in zip(window.spans, window.seen(), strict=True):
+    layers = _seen_by_layer(schedule, plan, prefix)
+    for pairs in layers:
+        for span, seen in pairs:
             if span.step >= 0:
                 flops[span.step] += span.tokens * (per_token + 4 * config.width * seen)
     token = max(rows) * _token_bytes(transformer)
@@ -49,7 +49,7 @@ def scale_costs(
     for entry, count in zip(plan.scales, rows, strict=True):
         index = entry.scale.index
         head = 0 if entry.skipped else 4 * entry.scale.tokens * config.width * schedule[index].bits
-        room = _room(windows, index)
+        room = _room(layers, index)
         added, before = token * (room - before), room
         costs.append(ScaleCost(count * (flops[index] + head), added, 0 if entry.skipped else count))
     return tuple(costs)
@@ -76,7 +76,7 @@ def memory_plan(
         "transformer": _layer_bytes(transformer, plan, copies),
         "vae": _decoder_bytes(tokenizer, schedule),
     }
-    room = _room(layer_windows(schedule, plan, prefix), len(schedule) - 1)
+    room = _room(_seen_by_layer(schedule, plan, prefix), len(schedule) - 1)
     cache = copies * room * _token_bytes(transformer)
     largest = max(_bytes(block) for block in transformer.blocks)
     return MemoryPlan(weights, cache, {name: working[name] for name in weights}, largest)
@@ -92,13 +92,20 @@ def _token_bytes(transformer: InfinityStarTransformer) -> int:
     return 2 * transformer.config.key_heads * transformer.head_dim * transformer.compute_dtype.itemsize
 
 
-def _room(windows: Sequence[Window], step: int) -> int:
+def _seen_by_layer(
+    schedule: VideoSchedule, plan: GenerationPlan, prefix: Sequence[int]
+) -> list[list[tuple[Span, int]]]:
+    """What each layer makes, and how many keys it sees then."""
+    windows = layer_windows(schedule, plan, prefix)
+    return [list(zip(window.spans, window.seen(), strict=True)) for window in windows]
+
+
+def _room(layers: Sequence[Sequence[tuple[Span, int]]], step: int) -> int:
     """Tokens that the cache needs room for up to a step: every layer's own, and the shared workspace."""
-    told = [list(zip(window.spans, window.seen(), strict=True)) for window in windows]
     kept, passing = (
         [
             max((seen for span, seen in pairs if span.kept is wanted and span.step <= step), default=0)
-            for pairs in told
+            for pairs in layers
         ]
         for wanted in (True, False)
     )
