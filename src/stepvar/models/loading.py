@@ -367,3 +367,27 @@ def staged_folder(output: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise
+
+
+def transformers_folder(path: str | os.PathLike[str], example: str) -> Path:
+    """The folder of a transformers model.
+
+    Args:
+        path: Where it should be.
+        example: Name of such a model, for the error.
+
+    Raises:
+        CheckpointError: When it is none.
+    """
+    folder = Path(path).expanduser()
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"'{folder}' is not a folder of a transformers model (it has no config.json); "
+            f"give a local folder such as {example}."
+        )
+    return folder
+
+
+def first_line(error: Exception) -> str:
+    """What another library's error says, in brief."""
+    return str(error).strip().partition("\n")[0].rstrip(".")

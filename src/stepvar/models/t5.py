@@ -10,7 +10,6 @@ import os
 import warnings
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +17,7 @@ from tokenizers.models import WordLevel
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from stepvar.models.loading import CheckpointError
+from stepvar.models.loading import CheckpointError, first_line, transformers_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -153,7 +152,7 @@ def load_text_encoder(
     """
     from transformers import AutoConfig, T5EncoderModel
 
-    path = _transformers_folder(path)
+    path = transformers_folder(path, "flan-t5-xl")
     try:
         kind = AutoConfig.from_pretrained(path, local_files_only=True).model_type
         if kind == "t5":
@@ -162,7 +161,7 @@ def load_text_encoder(
             )
     except Exception as error:  # transformers raises almost any type for a damaged folder
         raise CheckpointError(
-            f"The text encoder in '{path}' cannot be loaded ({_first_line(error)}); fetch it again."
+            f"The text encoder in '{path}' cannot be loaded ({first_line(error)}); fetch it again."
         ) from error
     if kind != "t5":
         raise CheckpointError(
@@ -189,27 +188,13 @@ def load_text_tokenizer(path: str | os.PathLike[str], max_length: int = 512) -> 
     """
     from transformers import AutoTokenizer
 
-    path = _transformers_folder(path)
+    path = transformers_folder(path, "flan-t5-xl")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, legacy=True, local_files_only=True)
     except Exception as error:  # as above
         raise CheckpointError(
-            f"The text tokenizer in '{path}' cannot be loaded ({_first_line(error)}); give a folder with a "
+            f"The text tokenizer in '{path}' cannot be loaded ({first_line(error)}); give a folder with a "
             "tokenizer.json, or install sentencepiece and protobuf."
         ) from error
     tokenizer.model_max_length = max_length
     return tokenizer
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".")
-
-
-def _transformers_folder(path: str | os.PathLike[str]) -> Path:
-    path = Path(path).expanduser()
-    if not (path / "config.json").is_file():
-        raise CheckpointError(
-            f"'{path}' is not a folder of a transformers model (it has no config.json); "
-            "give a local folder such as flan-t5-xl."
-        )
-    return path

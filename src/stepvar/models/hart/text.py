@@ -11,13 +11,12 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from stepvar.models.loading import CheckpointError
+from stepvar.models.loading import CheckpointError, first_line, transformers_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -182,7 +181,7 @@ def load_text_encoder(
     """
     from transformers import AutoConfig, AutoModel
 
-    path = _transformers_folder(path)
+    path = transformers_folder(path, "Qwen2-VL-1.5B-Instruct")
     try:
         kind = AutoConfig.from_pretrained(path, local_files_only=True).model_type
         if kind in _MODEL_TYPES:
@@ -191,7 +190,7 @@ def load_text_encoder(
             )
     except Exception as error:  # transformers raises almost any type for a damaged folder
         raise CheckpointError(
-            f"The text encoder in '{path}' cannot be loaded ({_first_line(error)}); fetch it again."
+            f"The text encoder in '{path}' cannot be loaded ({first_line(error)}); fetch it again."
         ) from error
     if kind not in _MODEL_TYPES:
         raise CheckpointError(
@@ -214,7 +213,7 @@ def load_text_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    path = _transformers_folder(path)
+    path = transformers_folder(path, "Qwen2-VL-1.5B-Instruct")
     try:
         named = json.loads((path / "tokenizer_config.json").read_text("utf-8")).get("tokenizer_class")
         # transformers 5 would take Qwen2's own class for any tokenizer beside a Qwen2 model.
@@ -222,20 +221,6 @@ def load_text_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase
         return kind.from_pretrained(path, local_files_only=True)
     except Exception as error:  # as above
         raise CheckpointError(
-            f"The text tokenizer in '{path}' cannot be loaded ({_first_line(error)}); give a folder with a "
+            f"The text tokenizer in '{path}' cannot be loaded ({first_line(error)}); give a folder with a "
             "tokenizer.json."
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".")
-
-
-def _transformers_folder(path: str | os.PathLike[str]) -> Path:
-    path = Path(path).expanduser()
-    if not (path / "config.json").is_file():
-        raise CheckpointError(
-            f"'{path}' is not a folder of a transformers model (it has no config.json); "
-            "give a local folder such as Qwen2-VL-1.5B-Instruct."
-        )
-    return path
