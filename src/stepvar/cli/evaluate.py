@@ -56,7 +56,8 @@ def scenes(
         raise InputError(f"The seed {seed} is out of range: use 0 or more.")
     with quiet_libraries():
         pipeline = open_pipeline(model)
-        check_options(pipeline, {**dimensions, **settings})
+        everything = {**dimensions, **settings}
+        check_options(pipeline, everything)
         from stepvar.evaluation.scenes import MOVING, STILL, evaluate_generation, evaluate_reconstructions
 
         kind = MOVING if pipeline.draws_videos else STILL
@@ -65,7 +66,6 @@ def scenes(
             if reconstructions:
                 scores = evaluate_reconstructions(pipeline, number, seed, batch, advance, dimensions, kind)
             else:
-                everything = {**dimensions, **settings}
                 scores = evaluate_generation(
                     pipeline, number, seed, pruning, batch, advance, everything, kind
                 )
