@@ -26,7 +26,7 @@ from stepvar.embedded.video.train_tokenizer import (
 from stepvar.models.infinitystar.pipeline import InfinityStarPipeline
 from stepvar.models.infinitystar.quantizer import quantize
 
-CURRICULUM = (Phase(0.5, (Batch(2, 2),)), Phase(0.5, (Batch(6, 1, share=0.3),)))
+CURRICULUM = (Phase(0.5, (Batch(2, 2),)), Phase(0.5, (Batch(6, 1, share=0.3), Batch(6, 2, latent_frames=1))))
 SETTINGS = TransformerTraining(minutes=0.02, curriculum=CURRICULUM, checkpoint_minutes=1.0)
 
 
@@ -173,6 +173,18 @@ def test_some_tokens_of_the_finest_step_stand_for_all(store):
     assert torch.allclose(whole[:-1], some[:-1], atol=1e-5)
     assert not torch.equal(whole[-1], some[-1])
     assert whole[-1] == pytest.approx(some[-1].item(), abs=0.1)
+
+
+def test_the_first_frame_alone_learns_as_in_its_video(store):
+    torch.manual_seed(0)
+    model = EmbeddedVideoModel().eval()
+    weights = torch.ones(1, *store.objects.shape[1:])
+    rest = (["a red star moves left"], [False], 6, torch.zeros(1))
+    with torch.no_grad():
+        whole = model.losses(store.features[:1], weights, *rest)
+        still = model.losses(store.features[:1, :, :1], weights[:, :1], *rest)
+    assert len(still) == 8 and len(whole) == 16
+    assert torch.allclose(whole[:8], still, atol=1e-5)
 
 
 def test_the_package_is_small_and_draws(run, tmp_path):

@@ -12,7 +12,7 @@ from search_best import Candidate, Search, faithful_candidates, fast_candidates,
 from stepvar.laboratory.folder import ReportFolder
 from stepvar.pruning.stepvar import StepVAR
 
-OPTIONS = argparse.Namespace(pictures=[2, 4, 6], rounds=1, batch=2, seed=7, speedup=1.0)
+OPTIONS = argparse.Namespace(pictures=[2, 4, 6], rounds=1, batch=2, seed=7, speedups=[0.0, 1e9])
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +40,12 @@ def test_names_tell_plans_apart():
     assert len(names) == 4 and "fast ratios={-1:0.5} recovery=anchor" in names and "dense" in names
 
 
-def test_a_stopped_search_goes_on_and_ends_the_same(pipeline, tmp_path, monkeypatch):
+def test_a_stopped_search_goes_on_and_ends_the_same(pipeline, tmp_path):
     members = [
         *references(),
         *(Candidate("fast", StepVAR(ratios={-1: ratio}, skip=(-2,))) for ratio in (0.0, 0.2, 0.4, 0.6, 0.8)),
         *list(faithful_candidates(pipeline))[:5],
     ]
-    # Times of a tiny model are noise: no plan is left out for them.
-    monkeypatch.setattr(search_best, "SLOWEST", 0.0)
-    monkeypatch.setattr(search_best, "FASTEST", 1e9)
     folder = ReportFolder(tmp_path / "search", {})
     folder.start({})
     whole = Search(pipeline, folder, members, OPTIONS).run()
@@ -67,3 +64,14 @@ def test_a_stopped_search_goes_on_and_ends_the_same(pipeline, tmp_path, monkeypa
     rows = {row["name"]: row for row in whole["candidates"]}
     assert rows["dense"]["speedup"]["value"] == 1.0 and rows["dense"]["scene_change"]["value"] == 0.0
     assert {row["n"] for row in rows.values()} == {6}
+    # Times of a tiny model are noise, but every plan is faster than nothing, and none a billion times.
+    winners = whole["winners"]
+    assert winners["0 x"] in rows and winners["1e+09 x"] is None
+
+
+def test_a_fast_plan_competes_in_the_highest_speed_that_it_reaches(pipeline, tmp_path):
+    options = argparse.Namespace(**{**vars(OPTIONS), "speedups": [1.5, 2.0, 3.0]})
+    search = Search(pipeline, ReportFolder(tmp_path / "search", {}), references(), options)
+    fast = Candidate("fast", StepVAR(ratios={-1: 0.5}))
+    assert [search.group(fast, speedup) for speedup in (1.4, 1.5, 2.9, 9.0)] == [None, 1.5, 2.0, 3.0]
+    assert search.group(replace(fast, kind="faithful"), 9.0) == "faithful"

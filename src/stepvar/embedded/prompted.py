@@ -106,7 +106,7 @@ class PromptedModel(nn.Module, Generic[Transformer]):
         """Cross entropy per bit of every step of the first `scales` scales, in nats.
 
         Args:
-            features: [B, d, ...] encoder features.
+            features: [B, d, ...] encoder features; of videos all latent frames or the first ones.
             weights: [B, ...] weight of every token of the last scale.
             prompts: B prompts.
             dropped: Which examples are trained without their text.

@@ -41,11 +41,13 @@ class Batch:
         scales: How many are run, coarse ones first; None for all.
         pictures: Of every process.
         share: Of the tokens of a fine scale that are run.
+        latent_frames: Of a video, the first ones; None for all.
     """
 
     scales: int | None
     pictures: int
     share: float = 1.0
+    latent_frames: int | None = None
 
 
 @dataclass(frozen=True)
@@ -258,6 +260,8 @@ class TransformerTrainer(TrainingRun):
         chosen = self.random.integers(len(self.examples), size=batch.pictures)
         features = self.examples.features[torch.from_numpy(chosen)].to(self.device)
         weights = self.examples.objects[torch.from_numpy(chosen)].to(self.device).float()
+        if batch.latent_frames is not None:
+            features, weights = features[:, :, : batch.latent_frames], weights[:, : batch.latent_frames]
         weights = 1.0 + (settings.object_weight - 1.0) * weights
         prompts = [self.examples.write(self.random, index) for index in chosen]
         dropped = (self.random.random(batch.pictures) < settings.drop_text).tolist()

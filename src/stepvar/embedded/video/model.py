@@ -26,8 +26,7 @@ class EmbeddedVideoModel(PromptedModel[InfinityStarTransformer]):
 
     def __init__(self, size: VideoModelSize = SIZE) -> None:
         super().__init__(build_transformer(size), VOCABULARY)
-        self.schedule = size.schedule()
-        self.sides = size.sides
+        self.size = size
 
     def unconditional(self, tokens: int) -> Tensor:
         return self.transformer.unconditional(tokens)
@@ -43,9 +42,10 @@ class EmbeddedVideoModel(PromptedModel[InfinityStarTransformer]):
         share: float = 1.0,
         compiled: bool = False,
     ) -> Tensor:
+        schedule = self.size.schedule(latent_frames=features.shape[2])
         with torch.no_grad():
-            steps = list(quantize(features.float(), self.schedule, flip))
-        finest = self.sides[:scales][-1]
+            steps = list(quantize(features.float(), schedule, flip))
+        finest = self.size.sides[:scales][-1]
         steps = [step for step in steps if step.scale.height <= finest]
         text = self.encode_text(prompts, dropped)
         step_weights = [_weights_at(weights, step.scale) for step in steps]
@@ -55,7 +55,7 @@ class EmbeddedVideoModel(PromptedModel[InfinityStarTransformer]):
             text,
             teacher_inputs(steps),
             [step.scale for step in steps],
-            self.schedule,
+            schedule,
             kept,
             compiled,
         )

@@ -37,14 +37,16 @@ TOKENIZER_SHARE = 0.4
 """Share of the minutes that the tokenizer gets; the transformer has the rest."""
 
 COARSE, FINE, WHOLE = Batch(5, 16), Batch(6, 10, share=0.4), Batch(6, 6)
+STILL = Batch(6, 24, latent_frames=1)
+"""What stands in a video is settled in its first frame, a third of the tokens."""
 
 FROM_NOTHING = (
     Phase(0.2, (Batch(4, 24),)),
-    Phase(0.15, (COARSE,)),
-    Phase(0.5, (FINE, COARSE)),
-    Phase(0.15, (WHOLE, COARSE)),
+    Phase(0.15, (STILL, COARSE)),
+    Phase(0.5, (STILL, FINE, COARSE)),
+    Phase(0.15, (WHOLE, STILL, COARSE)),
 )
-GOING_ON = (Phase(0.8, (FINE, COARSE)), Phase(0.2, (WHOLE, COARSE)))
+GOING_ON = (Phase(0.85, (STILL, FINE, COARSE)), Phase(0.15, (WHOLE, STILL, COARSE)))
 """For a model that knows the coarse scales already."""
 
 
