@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stepvar.evaluation.benchmarks import BENCHMARKS, Run, Shard, read_manifest
+from stepvar.evaluation.benchmark_folder import Shard, read_manifest
+from stepvar.evaluation.benchmarks import BENCHMARKS, Run
 from stepvar.evaluation.scoring import compare_runs, frechet_of_folders, official_score
 from tiny_pipeline import PIXELS
 

@@ -23,7 +23,8 @@ from stepvar.cli.models import (
 from stepvar.cli.options import FixedSeed, Json, ModelChoice, PlanChoice, SamplingChoice, SizeChoice
 
 if TYPE_CHECKING:
-    from stepvar.evaluation.benchmarks import Drawing, Run, Shard
+    from stepvar.evaluation.benchmark_folder import Shard
+    from stepvar.evaluation.benchmarks import Drawing, Run
 
 Prompts = Annotated[Path, typer.Argument(metavar="PROMPTS", help="The benchmark's own file of prompts.")]
 Folder = Annotated[
@@ -50,7 +51,7 @@ class RunChoice:
         Raises:
             InputError: When the value is not understood.
         """
-        from stepvar.evaluation.benchmarks import Shard
+        from stepvar.evaluation.benchmark_folder import Shard
 
         if self.shard is None:
             return Shard()

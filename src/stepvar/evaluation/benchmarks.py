@@ -1,7 +1,6 @@
 """Drawing a benchmark's prompts into the layout that its official scorer reads.
 
-One folder holds one run: `settings.json` tells which, `images/` is what the scorer gets, `manifest.jsonl` has
-one line a picture. Runs go on where they were stopped, and shards share a folder.
+Runs go on where they were stopped, and shards share a folder.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from stepvar.evaluation.benchmark_folder import IMAGES, RunFolder, Shard, write_atomically
 from stepvar.evaluation.prompts import Item, Loader, load_dpg, load_geneval, load_mjhq, load_vbench
 from stepvar.evaluation.provenance import fingerprint, versions
 from stepvar.video import Video, encode_video, require_writer
@@ -24,8 +23,6 @@ from stepvar.video import Video, encode_video, require_writer
 if TYPE_CHECKING:
     from stepvar.models.pipeline import NextScalePipeline
     from stepvar.pruning.base import PruningMethod
-
-SETTINGS, MANIFEST, IMAGES = "settings.json", "manifest.jsonl", "images"
 
 Advance = Callable[[int], None]
 """Told how many pictures were drawn."""
@@ -69,28 +66,6 @@ BENCHMARKS: dict[str, Benchmark] = {
         Benchmark("vbench", load_vbench, 5, lambda item, sample: f"{item.name}-{sample}", video=True),
     )
 }
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One of several processes that share the work.
-
-    Attributes:
-        index, count: Which, from 1, of how many.
-    """
-
-    index: int = 1
-    count: int = 1
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.index <= self.count:
-            raise ValueError(
-                f"The shard {self.index}/{self.count} does not exist: use 1/{self.count} and on."
-            )
-
-    @property
-    def manifest(self) -> str:
-        return MANIFEST if self.count == 1 else f"manifest-{self.index}-of-{self.count}.jsonl"
 
 
 @dataclass(frozen=True)
@@ -195,20 +170,20 @@ class Run:
             advance: Hears of every file that is done, those found included.
         """
         shard = shard or Shard()
-        fresh = not (self.folder / SETTINGS).exists()
-        self._claim_folder()
+        folder = RunFolder(self.folder, self.identity)
+        fresh = folder.claim()
         manifest = self.folder / shard.manifest
         try:
-            return self._draw_missing(shard, manifest, batch, advance)
+            return self._draw_missing(folder, shard, batch, advance)
         except ValueError:
             # A call that cannot be drawn claims no folder: the corrected one shall find it free.
             if fresh and not manifest.read_bytes():
-                self._leave_folder(manifest)
+                folder.leave(manifest)
             raise
 
-    def _draw_missing(self, shard: Shard, manifest: Path, batch: int, advance: Advance | None) -> Drawing:
-        done = _read_manifest(manifest, self.folder)
-        _write_atomically(manifest, "".join(json.dumps(entry) + "\n" for entry in done.values()).encode())
+    def _draw_missing(self, folder: RunFolder, shard: Shard, batch: int, advance: Advance | None) -> Drawing:
+        manifest = self.folder / shard.manifest
+        done = folder.tidy(manifest)
         found = drawn = 0
         mine = range(shard.index - 1, len(self.items), shard.count)
         todo = [index for index in mine if not self._files(index) <= done.keys()]
@@ -223,45 +198,8 @@ class Run:
                     drawn += len(entries)
                     if advance is not None:
                         advance(len(entries))
-        return Drawing(self.folder, drawn, found, self._merge())
-
-    def _leave_folder(self, manifest: Path) -> None:
-        manifest.unlink()
-        (self.folder / SETTINGS).unlink()
-        for folder in sorted(self.folder.rglob("*"), reverse=True):
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
-        if not any(self.folder.iterdir()):
-            self.folder.rmdir()
-
-    def _claim_folder(self) -> None:
-        """Makes the folder this run's, unless it is another's.
-
-        Raises:
-            ValueError: When it holds another run, or other files.
-        """
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"'{self.folder}' is a file: name a folder.")
-        if not self.folder.exists() and not self.folder.parent.is_dir():
-            raise ValueError(f"There is no folder '{self.folder.parent}': create it first.")
-        file = self.folder / SETTINGS
-        if not file.exists():
-            strangers = sorted(entry.name for entry in self.folder.glob("*")) if self.folder.exists() else []
-            if [name for name in strangers if not name.endswith(".partial")]:
-                raise ValueError(f"'{self.folder}' holds other files ({strangers[0]}): name a new folder.")
-            self.folder.mkdir(exist_ok=True)
-            _write_atomically(file, json.dumps(self.identity, indent=1).encode())
-        try:
-            stored = json.loads(file.read_text("utf-8"))
-        except ValueError as error:
-            raise ValueError(f"'{file}' is damaged: name a new folder.") from error
-        mine = json.loads(json.dumps(self.identity))
-        different = [key for key in mine if not isinstance(stored, dict) or stored.get(key) != mine[key]]
-        if different:
-            raise ValueError(
-                f"'{self.folder}' holds another run (its {different[0]} differs): name a new folder, or ask "
-                "for the same model, prompts, plan and settings."
-            )
+        wanted = [name for index in range(len(self.items)) for name in sorted(self._files(index))]
+        return Drawing(self.folder, drawn, found, folder.merge(wanted))
 
     def _files(self, index: int) -> set[str]:
         item = self.items[index]
@@ -305,12 +243,12 @@ class Run:
         path = self.folder / IMAGES / name
         path.parent.mkdir(parents=True, exist_ok=True)
         for extra, text in self.benchmark.extra(item).items():
-            _write_atomically(self.folder / IMAGES / extra, text.encode())
+            write_atomically(self.folder / IMAGES / extra, text.encode())
         if self.benchmark.video:
             content = encode_video(Video(picture, result.frames_per_second), self.suffix)
         else:
             content = _png(picture)
-        _write_atomically(path, content)
+        write_atomically(path, content)
         first = self.first_seed[index]
         shared = result.report.settings
         return {
@@ -331,52 +269,6 @@ class Run:
             "guidance_scale": shared.get("guidance_scale"),
             "versions": self.identity["versions"],
         }
-
-    def _merge(self) -> int:
-        """Writes the whole manifest once all shards are done; returns how many files are missing."""
-        entries: dict[str, dict[str, Any]] = {}
-        for manifest in sorted(self.folder.glob("manifest*.jsonl")):
-            entries.update(_read_manifest(manifest, self.folder))
-        wanted = [name for index in range(len(self.items)) for name in sorted(self._files(index))]
-        missing = [name for name in wanted if name not in entries]
-        if not missing:
-            lines = "".join(json.dumps(entries[name]) + "\n" for name in wanted)
-            _write_atomically(self.folder / MANIFEST, lines.encode())
-        return len(missing)
-
-
-def read_manifest(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a complete run.
-
-    Raises:
-        ValueError: When there is none, or it is not complete.
-    """
-    file = folder / MANIFEST
-    if not file.is_file():
-        shards = list(folder.glob("manifest-*.jsonl"))
-        state = "some shards are not finished" if shards else "no run of 'stepvar evaluate' is there"
-        raise ValueError(f"'{folder}' has no {MANIFEST}: {state}.")
-    entries = list(_read_manifest(file, folder).values())
-    lines = len(file.read_text("utf-8").splitlines())
-    if len(entries) < lines or not entries:
-        raise ValueError(f"'{folder}' lacks {lines - len(entries)} of its {lines} pictures: run it again.")
-    return entries
-
-
-def _read_manifest(file: Path, folder: Path) -> dict[str, dict[str, Any]]:
-    """Lines by file, of files that are there; a line that was cut off by an interruption is dropped."""
-    if not file.is_file():
-        return {}
-    entries = {}
-    for line in file.read_text("utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-            name = entry["file"]
-        except (ValueError, KeyError, TypeError):
-            continue
-        if (folder / name).is_file():
-            entries[name] = entry
-    return entries
 
 
 def _grid(pictures: Sequence[Image.Image]) -> Image.Image:
@@ -403,14 +295,3 @@ def _require_video(pipeline: NextScalePipeline, benchmark: str) -> None:
             f"{benchmark} scores videos, but {type(pipeline).__name__} draws pictures: name a video model "
             "with --model."
         )
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{os.getpid()}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        partial.unlink(missing_ok=True)

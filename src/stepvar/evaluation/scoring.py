@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from stepvar.evaluation.benchmarks import IMAGES, MANIFEST, read_manifest
+from stepvar.evaluation.benchmark_folder import IMAGES, MANIFEST, read_manifest
 from stepvar.evaluation.features import ClipFeatures, Extractor, alignment
 from stepvar.evaluation.fidelity import bounded_psnr, high_frequency_energy, ssim
 from stepvar.evaluation.frechet import frechet_distance, frechet_interval, require_enough
