@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,11 +17,13 @@ from stepvar.laboratory.folder import ReportFolder
 from stepvar.laboratory.instruments import Perturbation, ResidualWitness
 from stepvar.laboratory.page import EXHIBITS
 from stepvar.laboratory.protocol import Protocol
+from stepvar.laboratory.results import Results
 from stepvar.laboratory.run import reproduce
+from stepvar.pruning.stepvar import StepVAR
 
 TINY = Protocol(
-    batch=2, main_blocks=2, ablation_blocks=1, rounds=2, phenomena=2, diversity_prompts=1, diversity_seeds=2,
-    gallery=1,
+    batch=2, central_blocks=3, main_blocks=2, ablation_blocks=1, rounds=2, phenomena=2, gallery=1,
+    diversity_prompts=1, diversity_seeds=2,
 )  # fmt: skip
 
 
@@ -71,7 +74,7 @@ def test_the_page_needs_no_other_file(finished):
     for caption in EXHIBITS.values():
         assert html.escape(caption) in page
     assert list(complaints(folder)) == []
-    assert page.count("<svg") >= 8 and page.count("data:image/png;base64,") >= 10
+    assert page.count("<svg") >= 8 and page.count("data:image/webp;base64,") >= 10
     assert not re.search(r'(src|href)="(?!data:|#)', page) and "$" not in re.sub(
         r"<svg.*?</svg>", "", page, flags=re.S
     )
@@ -89,10 +92,10 @@ def test_every_exhibit_shows_all_four_kinds_of_plans(finished):
     for table, kind in (("table 1", PRUNE_ONLY), ("table 2", BOTH), ("selection", PRUNE_ONLY)):
         own = {row["kind"] for row in exhibits[table]} - {DENSE, SKIP_ONLY}
         assert own == {kind}, "methods are judged by plans of one kind"
-    for table in ("table 1", "table 2", "decomposition"):
+    for table, blocks in (("table 1", 2), ("table 2", 2), ("decomposition", 3)):
         labels = [row["label"] for row in exhibits[table]]
         assert labels[:2] == [DENSE, SKIP_ONLY] and len(set(labels)) == len(labels) >= 5
-        assert {row["n"] for row in exhibits[table]} == {TINY.pictures}
+        assert {row["n"] for row in exhibits[table]} == {blocks * TINY.batch}
     assert {row["n"] for row in exhibits["ratio"]} == {TINY.batch}
 
 
@@ -194,15 +197,43 @@ def test_contestants_are_unique(pipeline):
     assert {label for label, _ in deep.exhibit("variants")} - {
         label for label, _ in field.exhibit("variants")
     } == {"narrowed in two stages", "last layer dense again"}
-    rivals = [label for label, _ in field.exhibit("equal cost")]
-    assert rivals == [OURS, "FastVAR, 0.4, 0.6", "FastVAR, 0.5, 0.75", "FastVAR, 0.6, 0.9"]
+    timed = [label for label, _ in field.exhibit("equal time")]
+    ours = [f"{OURS}, 0.5 of the ratios", f"{OURS}, 0.75 of the ratios", OURS, f"{OURS}, 1.2 of the ratios"]
+    assert timed == [*ours, "FastVAR", "SparseVAR stand-in", "L2 distance", "random"]
     pairs = [label for label, _ in field.exhibit("pairs")]
     assert pairs == ["2x2, 3x3", "3x3, 4x4", "4x4, 6x6", "6x6, 8x8"]
 
 
-def test_too_few_measurements_make_no_report(tmp_path, pipeline):
-    from stepvar.laboratory.results import Results
+def test_our_own_plans_compete_too(pipeline):
+    own = {"best": StepVAR(skip=(-1,), unguided=-2), "faithful": StepVAR(ratios={-1: 0.6}, recovery="guided")}
+    field = Field(pipeline.schedule(), 8, own=own)
+    shown = dict(field.exhibit("decomposition"))
+    assert shown["best"].pruning is own["best"] and shown["faithful"].rank == "central"
+    family = [member.pruning for member in field.families["faithful"]]
+    assert [plan.ratios[-1] for plan in family] == [0.3, 0.45, 0.6, 0.72]
+    assert {plan.recovery for plan in family} == {"guided"} and own["faithful"] in family
 
+
+def test_at_equal_time_ours_lies_between_two_of_our_plans(pipeline, finished):
+    """Times and likeness are made up: ours loses a decibel for every tenth of a second."""
+    folder, _, _, _ = finished
+    results = Results(ReportFolder(folder, json.loads((folder / "run.json").read_text())["identity"]),
+                      Field(pipeline.schedule(), 2), TINY)  # fmt: skip
+    seconds = {member.name: 0.9 - 0.1 * place for place, member in enumerate(results.field.families[OURS])}
+    rival = dict(results.field.exhibit("equal time"))["FastVAR"]
+    results.pictures = {
+        name: replace(pictures, psnr=np.full_like(pictures.psnr, 20.0 + 10 * seconds.get(name, 0.5)))
+        for name, pictures in results.pictures.items()
+    }
+    for taken, decibels in ((0.75, 2.5), (0.9, 4.0), (2.0, 4.0), (0.6, 1.0)):
+        results.seconds = {**seconds, rival.name: taken}.__getitem__
+        equal = results.at_equal_time(OURS, rival)
+        assert equal.psnr.value == pytest.approx(decibels) and equal.seconds == min(taken, 0.9)
+    results.seconds = {**seconds, rival.name: 0.5}.__getitem__
+    assert results.at_equal_time(OURS, rival) is None
+
+
+def test_too_few_measurements_make_no_report(tmp_path, pipeline):
     folder = ReportFolder(tmp_path / "report", {})
     folder.start({})
     with pytest.raises(ValueError, match="too few measurements"):
@@ -217,7 +248,7 @@ def test_a_second_model_enters_a_cascade(pipeline, tmp_path):
         reproduce(pipeline, tmp_path / "report", protocol=TINY, cascade=second)
     assert not (tmp_path / "report").exists()
     second.vae = pipeline.vae
-    tiny = Protocol(**{**TINY.as_json(), "main_blocks": 1, "rounds": 1})
+    tiny = Protocol(**{**TINY.as_json(), "central_blocks": 1, "main_blocks": 1, "rounds": 1})
     numbers = reproduce(pipeline, tmp_path / "report", protocol=tiny, cascade=second).numbers
     rows = {row["label"]: row for row in numbers["exhibits"]["others"] if row["label"].startswith("CoDe")}
     assert len(rows) == 3 and {row["kind"] for row in rows.values()} == {"other"}
@@ -236,7 +267,7 @@ class Likeness:
 
 def test_lpips_is_shown_where_it_is_measured_and_missed_where_not(pipeline, finished, tmp_path):
     assert "LPIPS itself is not measured" in finished[1].page.read_text("utf-8")
-    tiny = Protocol(**{**TINY.as_json(), "main_blocks": 1, "rounds": 1})
+    tiny = Protocol(**{**TINY.as_json(), "central_blocks": 1, "main_blocks": 1, "rounds": 1})
     outcome = reproduce(pipeline, tmp_path / "report", protocol=tiny, lpips=Likeness())
     page = outcome.page.read_text("utf-8")
     assert "<th>LPIPS</th>" in page and "LPIPS itself is not measured" not in page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from stepvar.laboratory import claims_rivals as beside
 from stepvar.laboratory import claims_tables as tables
 from stepvar.laboratory import claims_why as why
 from stepvar.laboratory.contestants import OURS
@@ -23,7 +24,14 @@ def judge(results: Results) -> list[Claim]:
         tables.mostly_skipping,
         tables.hart_plan_is_fast,
         tables.as_fast_as_fastvar,
-        *(tables.beats(rival.rival) for rival in results.versus("table 1", OURS)),
+        *(
+            beside.beats(family, entry.rival)
+            for family in results.field.families
+            for entry in results.versus("table 1", OURS)
+        ),
+        beside.best_is_fast_and_good,
+        beside.skipvar_keeps_its_word,
+        beside.scalekv_keeps_its_word,
         tables.real_pictures_are_as_near,
         tables.text_fit_is_kept,
         tables.texture_beats_distance_and_chance,

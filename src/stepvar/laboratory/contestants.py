@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from stepvar.generation.schedule import ScaleSchedule
@@ -47,8 +47,13 @@ VARIANTS: dict[str, StepVAR] = {
     "last layer dense again": StepVAR(ratios=WITHOUT_SKIPS[0], dense_end=1),
     "narrowed in two stages": StepVAR(ratios=WITHOUT_SKIPS[0], stages=2),
     "anchors of stride 4": StepVAR(ratios=WITHOUT_SKIPS[0], anchor_stride=4),
+    "mostly texture": StepVAR(ratios=WITHOUT_SKIPS[0], structure_weight=0.25),
+    "mostly structure": StepVAR(ratios=WITHOUT_SKIPS[0], structure_weight=0.75),
+    "scores by rank": StepVAR(ratios=WITHOUT_SKIPS[0], normalisation="rank"),
+    "pool of five tokens": StepVAR(ratios=WITHOUT_SKIPS[0], kernel=5),
+    "every layer pruned": StepVAR(ratios=WITHOUT_SKIPS[0], first_layer=0),
 }
-"""Beyond the paper: one thing changed at a time."""
+"""What the paper leaves open, and beyond it: one thing changed at a time."""
 
 OTHERS: dict[str, PruningMethod] = {
     "no guidance on the last two scales": StepVAR(unguided=-2),
@@ -62,8 +67,15 @@ RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
 PAIR_RATIO = 0.7
 LONGEST_SKIP = 3
 
-STRETCHES = (0.8, 1.2)
-"""How much less and more a rival prunes than ours, to find out what it gives at our cost."""
+STRETCHES = (0.5, 0.75, 1.0, 1.2)
+"""How much of the ratios ours prunes, to find out what it gives in a rival's time."""
+
+CENTRAL, MAIN, ABLATION = "central", "main", "ablation"
+RANKS = (CENTRAL, MAIN, ABLATION)
+"""On how many prompts a contestant is drawn: the plans in question on most, ablations on fewest."""
+
+BEST, FAITHFUL = "best", "faithful"
+"""Names of presets that were searched for on the model itself."""
 
 DENSE, SKIP_ONLY, PRUNE_ONLY, BOTH, OTHER = "dense", "skip only", "prune only", "both", "other"
 KINDS = (DENSE, SKIP_ONLY, PRUNE_ONLY, BOTH)
@@ -77,13 +89,13 @@ class Contestant:
     Attributes:
         name: Unique.
         pruning: What the pipeline is given; None is dense.
-        main: Whether it is drawn on all prompts, or only on those of the ablations.
+        rank: One of `RANKS`.
         drafted: Scales that the model draws before a second one goes on; 0 where it draws all.
     """
 
     name: str
     pruning: PruningMethod | None
-    main: bool = False
+    rank: str = ABLATION
     drafted: int = 0
 
     @property
@@ -111,12 +123,21 @@ class Field:
         schedule: The model's scales: stage pairs depend on how many there are.
         depth: Its layers; variants that need more are left out.
         cascade: Whether there is a second model that goes on where the first one stops.
+        own: Plans that were found for this very model, by name: `BEST`, `FAITHFUL`.
     """
 
-    def __init__(self, schedule: ScaleSchedule, depth: int, cascade: bool = False) -> None:
+    def __init__(
+        self,
+        schedule: ScaleSchedule,
+        depth: int,
+        cascade: bool = False,
+        own: Mapping[str, StepVAR] | None = None,
+    ) -> None:
         self.schedule, self.depth = schedule, depth
+        self.own = dict(own or {})
         self.members: list[Contestant] = []
         self.exhibits: dict[str, list[Entry]] = {}
+        self.families: dict[str, list[Contestant]] = {}
         self._enter_main()
         self._enter_ablations()
         if cascade:
@@ -142,50 +163,62 @@ class Field:
         return [known[kind] for kind in KINDS if kind not in shown]
 
     def add(
-        self, exhibit: str, label: str, pruning: PruningMethod | None, main: bool = False, drafted: int = 0
-    ) -> None:
+        self,
+        exhibit: str,
+        label: str,
+        pruning: PruningMethod | None,
+        rank: str = ABLATION,
+        drafted: int = 0,
+    ) -> Contestant:
         """Enters a configuration, or lets one that is equal take part in a further exhibit."""
         same = (entry for entry in self.members if (entry.pruning, entry.drafted) == (pruning, drafted))
         member = next(same, None)
         if member is None:
-            member = Contestant(label if main else f"{exhibit}: {label}", pruning, main, drafted)
+            name = f"{exhibit}: {label}" if rank == ABLATION else label
+            member = Contestant(name, pruning, rank, drafted)
             self.members.append(member)
         self.exhibits.setdefault(exhibit, []).append((label, member))
+        return member
 
     def digest(self) -> str:
         """Changes when any configuration does."""
         from stepvar.models.pipeline import describe
 
         told: list[Any] = [
-            [member.name, describe(member.pruning), member.main, member.drafted] for member in self
+            [member.name, describe(member.pruning), member.rank, member.drafted] for member in self
         ]
         told += [[name, label, entry.name] for name, shown in self.exhibits.items() for label, entry in shown]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
     def _enter_main(self) -> None:
-        self.add("decomposition", DENSE, None, main=True)
-        self.add("decomposition", SKIP_ONLY, StepVAR(skip=WITH_SKIPS[1]), main=True)
-        self.add("decomposition", PRUNE_ONLY, StepVAR(ratios=WITH_SKIPS[0]), main=True)
+        self.add("decomposition", DENSE, None, CENTRAL)
+        self.add("decomposition", SKIP_ONLY, StepVAR(skip=WITH_SKIPS[1]), CENTRAL)
+        self.add("decomposition", PRUNE_ONLY, StepVAR(ratios=WITH_SKIPS[0]), CENTRAL)
         for table, plan, note in (("table 1", WITHOUT_SKIPS, ""), ("table 2", WITH_SKIPS, " and skips")):
             self.add(table, DENSE, None)
             self.add(table, SKIP_ONLY, StepVAR(skip=WITH_SKIPS[1]))
             for name, build in whole_methods().items():
-                self.add(table, f"{name}{note}", build(*plan), main=True)
+                self.add(table, f"{name}{note}", build(*plan), CENTRAL if name == OURS else MAIN)
         self.add("decomposition", "prune and skip", StepVAR(*WITH_SKIPS))
         self.add("decomposition", "prune the last two instead", StepVAR(*WITHOUT_SKIPS))
-        self.add("equal cost", OURS, StepVAR(*WITHOUT_SKIPS))
-        for name in METHODS:
-            self._enter_family(name)
+        for name, plan in self.own.items():
+            self.add("decomposition", name, plan, CENTRAL)
+        self._enter_equal_time()
 
-    def _enter_family(self, name: str) -> None:
-        """A method of `METHODS` that costs something else than ours at equal ratios, at other ratios too."""
-        if isinstance(METHODS[name], StepVAR):
-            return
-        label = LABELS.get(name, name)
-        for stretch in (STRETCHES[0], 1.0, STRETCHES[1]):
-            ratios = {scale: min(stretch * ratio, 0.95) for scale, ratio in WITHOUT_SKIPS[0].items()}
-            told = ", ".join(f"{ratio:g}" for ratio in ratios.values())
-            self.add("equal cost", f"{label}, {told}", with_scales(name, ratios))
+    def _enter_equal_time(self) -> None:
+        """Ours at several strengths, and the rivals, each in its own time."""
+        bases = {OURS: StepVAR(*WITHOUT_SKIPS)}
+        if FAITHFUL in self.own:
+            bases[FAITHFUL] = self.own[FAITHFUL]
+        for family, base in bases.items():
+            for stretch in STRETCHES:
+                ratios = {scale: round(min(stretch * ratio, 0.95), 4) for scale, ratio in base.ratios.items()}
+                label = family if stretch == 1.0 else f"{family}, {stretch:g} of the ratios"
+                member = self.add("equal time", label, replace(base, ratios=ratios), MAIN)
+                self.families.setdefault(family, []).append(member)
+        for name, build in whole_methods().items():
+            if name != OURS:
+                self.add("equal time", name, build(*WITHOUT_SKIPS))
 
     def _enter_ablations(self) -> None:
         last = -len(self.schedule) + 1

@@ -16,7 +16,7 @@ from stepvar.laboratory.claims import judge
 from stepvar.laboratory.contestants import DENSE, OURS
 from stepvar.laboratory.coverage import COVERAGE
 from stepvar.laboratory.gallery import GAIN
-from stepvar.laboratory.records import Row, Versus
+from stepvar.laboratory.records import EqualTime, Row, Versus
 from stepvar.laboratory.results import Results
 from stepvar.laboratory.verdicts import FAILED, HELD, OPEN, Claim
 
@@ -26,7 +26,7 @@ EXHIBITS = {
     "decomposition": "Where the gain comes from: skipping, pruning, both",
     "table 1": "Methods without skips: half of the second last scale and three quarters of the last pruned",
     "table 2": "Methods with the paper's plan: 0.4 and 0.5 pruned, then two scales skipped",
-    "equal cost": "A rival of another cost at three ratios without skips, beside ours: compare at equal time",
+    "equal time": "Ours pruned more and less, and the rivals, each in its own time (without skips)",
     "others": "Accelerators of other kinds: guidance dropped, scales left out per picture, a smaller cache, "
     "a second model for the last scales",
     "selection": "Ablation: what to keep (same ratios, without skips)",
@@ -52,6 +52,10 @@ def numbers(results: Results) -> dict[str, Any]:
         "versus": {
             name: [entry.as_json() for entry in results.versus(name, ours)]
             for name, ours in (("table 1", OURS), ("table 2", _ours_with_skips(results)))
+        },
+        "equal time": {
+            family: {rival: equal.as_json() for rival, equal in equal_times(results, family).items()}
+            for family in results.field.families
         },
         "categories": {
             table: {
@@ -99,7 +103,8 @@ def render(results: Results) -> tuple[str, dict[str, Any]]:
         "table2": _table(results, "table 2")
         + _versus(results.versus("table 2", _ours_with_skips(results)), OURS)
         + _categories(results, "table 2"),
-        "equal_cost": _table(results, "equal cost"),
+        "equal_time": _table(results, "equal time")
+        + "".join(_at_equal_time(results, family) for family in results.field.families),
         "real_fit": cell(results.real_fit, 3),
         "trade_off": charts.trade_off(results),
         "others": _table(results, "others"),
@@ -154,22 +159,27 @@ def against_dense(show: Callable[[Row], str]) -> Callable[[Row], str]:
 
 _COLUMNS: tuple[Cell, ...] = (
     ("plan", lambda row: row.kind),
-    ("tokens", lambda row: f"{100 * row.tokens:.0f} %<small>FLOPs {100 * row.flops:.0f} %</small>"),
-    ("ms", lambda row: f"{1e3 * row.seconds:.0f}"),
+    ("tokens", lambda row: _work(row)),
+    ("ms", lambda row: f"{1e3 * row.seconds:.0f}<small>text, decoder {1e3 * row.outside:.0f}</small>"),
     ("speed-up", lambda row: cell(row.speedup)),
     ("PSNR, dB", against_dense(lambda row: cell(row.psnr))),
     ("SSIM", against_dense(lambda row: cell(row.ssim, 3))),
     ("scene distance", against_dense(lambda row: cell(row.likeness, 3))),
     ("LPIPS", against_dense(lambda row: "" if row.lpips is None else cell(row.lpips, 3))),
-    ("Fréchet to dense", against_dense(lambda row: cell(row.frechet, 4))),
+    ("Fréchet to dense", against_dense(lambda row: cell(row.frechet, 4) if row.frechet_tells else "")),
     ("equal bits, %", against_dense(lambda row: cell(row.agreement, 1, 100))),
     ("fine detail", lambda row: cell(row.detail, 2)),
     ("scene score, %", lambda row: cell(row.scene, 1, 100)),
     ("change, points", against_dense(lambda row: cell(row.scene_change, 1))),
     ("text fit", lambda row: cell(row.fit, 3)),
-    ("Fréchet to real", lambda row: cell(row.real, 4)),
+    ("Fréchet to real", lambda row: cell(row.real, 4) if row.frechet_tells else ""),
     ("KV, MiB", lambda row: f"{row.cache_bytes / 2**20:.1f}{_peak(row)}"),
 )
+
+
+def _work(row: Row) -> str:
+    most = "at most " if row.at_most else ""
+    return f"{most}{100 * row.tokens:.0f} %<small>FLOPs {100 * row.flops:.0f} %</small>"
 
 
 def _peak(row: Row) -> str:
@@ -193,7 +203,6 @@ _VERSUS: tuple[tuple[str, Callable[[Versus], str]], ...] = (
     ("Fréchet to dense", lambda entry: cell(entry.frechet, 4)),
     ("scene, points", lambda entry: cell(entry.scene, 1)),
     ("time ratio", lambda entry: cell(entry.time)),
-    ("PSNR at equal time, dB", lambda entry: "" if entry.equal_psnr is None else cell(entry.equal_psnr)),
     (
         "verdict",
         lambda entry: (
@@ -206,11 +215,32 @@ _VERSUS: tuple[tuple[str, Callable[[Versus], str]], ...] = (
 def _versus(entries: Sequence[Versus], ours: str) -> str:
     columns = [column for column in _VERSUS if any(column[1](entry) for entry in entries)]
     body = [[html.escape(entry.rival), *(show(entry) for _, show in columns)] for entry in entries]
-    caption = (
-        "Paired by prompt and seed; an interval without zero is a difference. PSNR at equal time: against a "
-        "rival of another cost, where one of its plans was faster than ours and one slower."
-    )
+    caption = "At equal ratios. Paired by prompt and seed; an interval without zero is a difference."
     return _html_table(caption, [f"{ours} minus", *(name for name, _ in columns)], body)
+
+
+def _at_equal_time(results: Results, family: str) -> str:
+    """Ours against every rival, in the rival's time."""
+    body = []
+    for rival, equal in equal_times(results, family).items():
+        verdict = "better" if equal.better else "not better" if equal.not_better else "no clear difference"
+        shown = (f"{1e3 * equal.seconds:.0f}", cell(equal.psnr), cell(equal.frechet, 4), cell(equal.scene, 1))
+        body.append([html.escape(rival), *shown, verdict])
+    caption = (
+        "At equal measured time, ours by a straight line between two of the plans above, one faster and one "
+        "slower than the rival. Better: nearer by both measures and not clearly worse on scenes."
+    )
+    return _html_table(
+        caption, [f"{family} minus", "ms", "PSNR, dB", "Fréchet to dense", "scene, points", "verdict"], body
+    )
+
+
+def equal_times(results: Results, family: str) -> dict[str, EqualTime]:
+    """Ours against every rival that is not faster than all of our plans."""
+    members = dict(results.field.exhibit("equal time"))
+    rivals = [entry.rival for entry in results.versus("table 1", OURS)]
+    found = {rival: results.at_equal_time(family, members[rival]) for rival in rivals}
+    return {rival: equal for rival, equal in found.items() if equal is not None}
 
 
 def _categories(results: Results, table: str) -> str:
@@ -298,7 +328,7 @@ def _gallery(entry: dict[str, Any]) -> str:
 
 def _strip(pictures: dict[str, str]) -> str:
     shown = "".join(
-        f'<div><img alt="{html.escape(label)}" src="data:image/png;base64,{data}">'
+        f'<div><img alt="{html.escape(label)}" src="data:image/webp;base64,{data}">'
         f"<p>{html.escape(label)}</p></div>"
         for label, data in pictures.items()
     )
@@ -314,6 +344,6 @@ def _setting(results: Results) -> str:
     return html.escape(
         f"Model {identity['model']} (weights {identity['weights']}), {identity['size']} pixels, "
         f"{identity['dtype']}. {machine['device_name']} ({machine['device']}, {machine['threads']} threads), "
-        f"torch {machine['torch']}, stepvar {identity['stepvar']}. {main} pictures{short} of each main "
+        f"torch {machine['torch']}, stepvar {identity['stepvar']}. {main} pictures{short} of each central "
         f"contestant, {len(results.rounds)} interleaved rounds of timing.{second}"
     )

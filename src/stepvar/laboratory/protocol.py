@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 QUICK_MINUTES = 2.0
 DEFAULT_MINUTES = 55.0
 
-LARGEST_MAIN = 1008
+LARGEST_CENTRAL = 1008
 LARGEST_ABLATION = 240
+
+SHARES = {"central": 0.42, "main": 0.2, "ablation": 0.2, "rounds": 0.08, "phenomena": 0.05, "diversity": 0.05}
+"""Of the time, once everything was measured the fewest times."""
 
 
 @dataclass(frozen=True)
@@ -18,8 +22,8 @@ class Protocol:
 
     Attributes:
         batch: Pictures drawn at a time; a block of pictures is one batch of every contestant.
-        main_blocks: Blocks of the main contestants.
-        ablation_blocks: Blocks on which the ablations run too; the first ones.
+        central_blocks, main_blocks, ablation_blocks: Blocks of the contestants of each rank; all of them are
+            the first ones.
         rounds: Interleaved rounds of timing, one picture at a time.
         phenomena: Pictures of each experiment about why pruning works.
         diversity_prompts, diversity_seeds: Prompts, and pictures of each.
@@ -28,8 +32,9 @@ class Protocol:
     """
 
     batch: int = 8
-    main_blocks: int = 63
-    ablation_blocks: int = 12
+    central_blocks: int = 75
+    main_blocks: int = 25
+    ablation_blocks: int = 8
     rounds: int = 7
     phenomena: int = 8
     diversity_prompts: int = 8
@@ -44,13 +49,21 @@ class Protocol:
                 raise ValueError(
                     f"{entry.name} is {getattr(self, entry.name)}; a report needs {least} or more."
                 )
-        if self.ablation_blocks > self.main_blocks:
-            raise ValueError("A report cannot have more blocks of ablations than of main contestants.")
+        if not self.central_blocks >= self.main_blocks >= self.ablation_blocks:
+            raise ValueError(
+                f"A report cannot have {self.central_blocks} blocks of central contestants, "
+                f"{self.main_blocks} of main ones and {self.ablation_blocks} of ablations: each may have as "
+                "many as the one before, or fewer."
+            )
+
+    def blocks(self, rank: str) -> int:
+        """Blocks of the contestants of a rank, see `stepvar.laboratory.contestants.RANKS`."""
+        return {"central": self.central_blocks, "main": self.main_blocks}.get(rank, self.ablation_blocks)
 
     @property
     def pictures(self) -> int:
-        """Prompts of the main tables."""
-        return self.batch * self.main_blocks
+        """Prompts of the central contestants."""
+        return self.batch * self.central_blocks
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -58,51 +71,74 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Pace:
-    """How long things take here, in seconds.
+    """How long things take here.
 
     Attributes:
-        single: One dense picture drawn alone.
-        batched: One dense picture of a batch.
-        judging: Measuring one picture.
-        main: Dense pictures that the main contestants cost together, the cheaper ones counted as less.
-        ablations: The same of all others.
-        contestants: How many there are.
+        single: Seconds of one dense picture drawn alone.
+        batched: Of one dense picture of a batch.
+        judging: Of measuring one picture.
+        costs: Dense pictures that all contestants of a rank cost together, the cheaper ones counted as less.
+        counts: How many there are.
         scales: Scales of a dense run.
     """
 
     single: float
     batched: float
     judging: float
-    main: float
-    ablations: float
-    contestants: int
+    costs: Mapping[str, float]
+    counts: Mapping[str, int]
     scales: int
+
+    def picture(self, rank: str) -> float:
+        """Seconds of one prompt drawn by all contestants of a rank."""
+        return self.costs[rank] * self.batched + self.counts[rank] * self.judging
+
+    @property
+    def round(self) -> float:
+        """Seconds of one picture by every contestant, alone."""
+        return self.single * sum(self.costs.values())
+
+    @property
+    def why(self) -> float:
+        """Seconds of the experiments about why pruning works, on one picture."""
+        return self.batched * (2 * self.scales + 10)
+
+    @property
+    def seeds(self) -> float:
+        """Seconds of one seed of one prompt of the diversity."""
+        return self.costs["central"] * self.batched
 
 
 def protocol_for(minutes: float, pace: Pace) -> Protocol:
-    """The largest protocol that should fit a time: half of it for the main tables.
+    """The largest protocol that should fit a time.
 
-    One block of everything is the least there is, so a slow machine gets smaller blocks.
+    Everything is measured at least once; a slow machine gets smaller blocks, and may take longer.
     """
-    budget = 60.0 * minutes
-    main_cost = pace.main * pace.batched + 0.3 * pace.contestants * pace.judging
-    ablation_cost = pace.ablations * pace.batched + 0.7 * pace.contestants * pace.judging
-    batch = next((size for size in (8, 4) if size * (main_cost + ablation_cost) < 0.4 * budget), 2)
-    per_main, per_ablation = batch * main_cost, batch * ablation_cost
-    per_round = pace.single * (pace.main + pace.ablations)
-    main = _between(1, 0.5 * budget / per_main, LARGEST_MAIN // batch)
-    ablation = _between(1, 0.25 * budget / per_ablation, min(LARGEST_ABLATION // batch, main))
-    phenomena = _between(2, 0.06 * budget / (pace.batched * (pace.scales + 6)), 32)
-    prompts = _between(2, 0.05 * budget / (4 * 6 * pace.batched), 24)
+    gallery = 3 if minutes > QUICK_MINUTES else 1
+    everything = sum(pace.picture(rank) for rank in pace.costs)
+    # The gallery, a round of times and the memory draw about everything once.
+    fixed = (gallery + 1.5) * pace.round + 2 * pace.why + 2 * 3 * pace.seeds
+    left = 60.0 * minutes - fixed
+    batch = next((size for size in (8, 4) if size * everything < 0.4 * left), 2)
+    left = max(left - batch * everything, 0.0)
+
+    def more(part: str, seconds: float) -> float:
+        return SHARES[part] * left / seconds
+
+    ablation = _between(1, 1 + more("ablation", batch * pace.picture("ablation")), LARGEST_ABLATION // batch)
+    main = _between(ablation, 1 + more("main", batch * pace.picture("main")), LARGEST_CENTRAL // batch)
+    central = _between(main, 1 + more("central", batch * pace.picture("central")), LARGEST_CENTRAL // batch)
+    prompts = _between(2, 1 + more("diversity", 6 * pace.seeds), 24)
     return Protocol(
         batch=batch,
+        central_blocks=central,
         main_blocks=main,
         ablation_blocks=ablation,
-        rounds=_between(1, 0.1 * budget / per_round, 15),
-        phenomena=phenomena,
+        rounds=_between(1, 1 + more("rounds", pace.round), 15),
+        phenomena=_between(2, 2 + more("phenomena", pace.why), 32),
         diversity_prompts=prompts,
         diversity_seeds=6 if prompts > 2 else 3,
-        gallery=3 if minutes > QUICK_MINUTES else 1,
+        gallery=gallery,
     )
 
 

@@ -52,13 +52,14 @@ class Row:
         label: Its name there.
         kind: What its plan does, see `stepvar.laboratory.contestants.KINDS`.
         n: Pictures.
-        tokens, flops: Shares of the dense run's.
+        tokens, flops: Shares of the dense run's; `at_most` where that depends on the picture.
         cache_bytes, memory: Size of the KV cache, and growth of memory (None where it was not measured).
-        seconds: Median time of one picture, end to end.
+        seconds: Median time of one picture, end to end; `outside` is the text encoder's and the decoder's.
         speedup: Against dense, in the same rounds.
         psnr, ssim, likeness, lpips, agreement, detail: Means; `detail` is high-frequency energy over the
             dense run's, `lpips` None where it was not measured.
-        frechet, real: Distances to the dense run's pictures, and to renders of what was asked for.
+        frechet, real: Distances to the dense run's pictures, and to renders of what was asked for;
+            `frechet_tells` whether there are more pictures than features, without which they say little.
         scene: Share of pictures with everything right; scene_change: against dense, in points.
         fit: Cosine with the prompt.
     """
@@ -68,9 +69,11 @@ class Row:
     n: int
     tokens: float
     flops: float
+    at_most: bool
     cache_bytes: int
     memory: int | None
     seconds: float
+    outside: float
     speedup: Interval
     psnr: Interval
     ssim: Interval
@@ -79,6 +82,7 @@ class Row:
     agreement: Interval
     detail: Interval
     frechet: Interval
+    frechet_tells: bool
     scene: Interval
     scene_change: Interval
     fit: Interval
@@ -100,8 +104,6 @@ class Versus:
         rival: Its label.
         psnr, likeness, frechet, scene: Ours minus theirs, the scene score in points.
         time: Our median time over theirs.
-        equal_psnr: PSNR, ours minus theirs, where theirs costs as much time as ours; None where the rival
-            was not measured at such a cost.
     """
 
     rival: str
@@ -110,7 +112,6 @@ class Versus:
     frechet: Interval
     scene: Interval
     time: Interval
-    equal_psnr: Interval | None
 
     @property
     def nearer(self) -> bool:
@@ -120,6 +121,33 @@ class Versus:
     @property
     def farther(self) -> bool:
         return self.psnr.below_zero and self.frechet.above_zero
+
+    def as_json(self) -> dict[str, Any]:
+        return _as_json(self)
+
+
+@dataclass(frozen=True)
+class EqualTime:
+    """Ours against one rival, ours pruned until it takes the rival's time.
+
+    Attributes:
+        psnr, frechet, scene: Ours minus theirs, the scene score in points.
+        seconds: The time.
+    """
+
+    psnr: Interval
+    frechet: Interval
+    scene: Interval
+    seconds: float
+
+    @property
+    def better(self) -> bool:
+        """Nearer to the dense run on both measures, beyond doubt, and not known to be worse on scenes."""
+        return self.psnr.above_zero and self.frechet.below_zero and self.scene.high >= 0.0
+
+    @property
+    def not_better(self) -> bool:
+        return self.psnr.high <= 0.0 or self.frechet.low >= 0.0 or self.scene.high < 0.0
 
     def as_json(self) -> dict[str, Any]:
         return _as_json(self)

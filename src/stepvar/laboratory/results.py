@@ -6,7 +6,6 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from stepvar.evaluation.statistics import (
 from stepvar.laboratory.contestants import DENSE, Contestant, Entry, Field, rivals
 from stepvar.laboratory.folder import ReportFolder
 from stepvar.laboratory.protocol import Protocol
-from stepvar.laboratory.records import Pictures, Row, Values, Versus
+from stepvar.laboratory.records import EqualTime, Pictures, Row, Values, Versus
 
 FRECHET_REPEATS = 200
 
@@ -44,7 +43,7 @@ class Results:
         self.folder, self.field, self.protocol = folder, field, protocol
         self.costs: dict[str, Any] = folder.load("costs") or {}
         self.memory: dict[str, int | None] = folder.load("memory") or {}
-        self.blocks = self._present("pictures-{:03}", protocol.main_blocks)
+        self.blocks = self._present("pictures-{:03}", protocol.central_blocks)
         self.rounds = self._present("times-{:02}", protocol.rounds)
         if not self.costs or not self.blocks or not self.rounds:
             raise ValueError(f"'{folder.path}' holds too few measurements for a report: let the run go on.")
@@ -91,9 +90,14 @@ class Results:
         runs = [turn[name]["scales"] for turn in self.rounds]
         return [_median_interval(np.array(values)) for values in zip(*runs, strict=True)]
 
-    def stage(self, name: str, stage: str) -> float:
-        """Median seconds of "text", "scales" or "decode"."""
-        return statistics.median(turn[name]["stages"][stage] for turn in self.rounds)
+    def seconds(self, name: str) -> float:
+        """Median seconds of one picture, end to end."""
+        return statistics.median(self.times(name))
+
+    def outside(self, name: str) -> float:
+        """Median seconds of what no plan touches: text encoder and decoder."""
+        stages = [turn[name]["stages"] for turn in self.rounds]
+        return statistics.median(stage["text"] + stage["decode"] for stage in stages)
 
     def speedup(self, name: str) -> Interval:
         return median_ratio_interval(self.times(DENSE), self.times(name))
@@ -107,8 +111,12 @@ class Results:
         return self._rows_of(exhibit, self.field.frame(exhibit))
 
     def _rows_of(self, exhibit: str, members: Sequence[Entry]) -> list[Row]:
-        count = min(len(self.pictures[member.name].psnr) for _, member in self.field.exhibit(exhibit))
+        count = self.shared(exhibit)
         return [self.row(label, member, count) for label, member in members]
+
+    def shared(self, exhibit: str) -> int:
+        """How many pictures all contestants of an exhibit drew."""
+        return min(len(self.pictures[member.name].psnr) for _, member in self.field.exhibit(exhibit))
 
     def row(self, label: str, member: Contestant, count: int) -> Row:
         """One contestant on its first pictures."""
@@ -130,7 +138,9 @@ class Results:
             flops=costs["flops"] / costs["dense_flops"],
             cache_bytes=costs["cache_bytes"],
             memory=self.memory.get(member.name),
-            seconds=statistics.median(self.times(member.name)),
+            at_most=bool(costs.get("decides_per_picture")),
+            seconds=self.seconds(member.name),
+            outside=self.outside(member.name),
             speedup=self.speedup(member.name),
             psnr=mean_interval(ours.psnr),
             ssim=mean_interval(ours.ssim),
@@ -139,6 +149,7 @@ class Results:
             agreement=mean_interval(ours.agreement),
             detail=mean_interval(ours.detail / np.maximum(dense.detail, 1e-9)),
             frechet=zero if same else self.near_dense(count).interval(ours.features),
+            frechet_tells=count > ours.features.shape[1],
             scene=mean_interval(ours.passed),
             scene_change=zero if same else paired_interval(100 * ours.passed, 100 * dense.passed),
             fit=mean_interval(ours.fit),
@@ -177,7 +188,6 @@ class Results:
             self.near_dense(len(left.psnr)).difference(left.features, right.features),
             paired_interval(100 * left.passed, 100 * right.passed),
             median_ratio_interval(self.times(mine.name), self.times(rival.name)),
-            self._at_equal_cost(mine, rival),
         )
 
     def together(self, *names: str) -> list[Pictures]:
@@ -185,21 +195,37 @@ class Results:
         count = min(len(self.pictures[name].psnr) for name in names)
         return [self.pictures[name].first(count) for name in names]
 
-    def _at_equal_cost(self, mine: Contestant, rival: Contestant) -> Interval | None:
-        """PSNR, ours minus the rival's at our time: between two ratios of the rival's, by straight line."""
-        members = [member for _, member in self.field.exhibit("equal cost")]
-        family = [member for member in members if type(member.pruning) is type(rival.pruning)]
-        if type(rival.pruning) is type(mine.pruning) or mine not in members or rival not in family:
+    def at_equal_time(self, family: str, rival: Contestant) -> EqualTime | None:
+        """Ours minus the rival, where ours is pruned until it takes the rival's time.
+
+        By a straight line between two of our plans, one slower and one faster than the rival. A rival slower
+        than all of ours is compared with our slowest. None where it is faster than all of them.
+
+        Args:
+            family: Of `Field.families`.
+        """
+        plans = sorted(self.field.families[family], key=lambda member: self.seconds(member.name))
+        wanted = self.seconds(rival.name)
+        times = [self.seconds(member.name) for member in plans]
+        if wanted < times[0]:
             return None
-        ordered = sorted(family, key=lambda member: statistics.median(self.times(member.name)))
-        seconds = statistics.median(self.times(mine.name))
-        for fast, slow in pairwise(ordered):
-            low, high = (statistics.median(self.times(member.name)) for member in (fast, slow))
-            if low <= seconds <= high and low < high:
-                ours, quick, late = self.together(mine.name, fast.name, slow.name)
-                share = (seconds - low) / (high - low)
-                return paired_interval(ours.psnr, (1.0 - share) * quick.psnr + share * late.psnr)
-        return None
+        place = next((index for index, value in enumerate(times) if value > wanted), len(times))
+        fast, slow = plans[place - 1], plans[min(place, len(plans) - 1)]
+        low, high = times[place - 1], times[min(place, len(plans) - 1)]
+        share = (wanted - low) / (high - low) if high > low else 0.0
+        quick, late, theirs = self.together(fast.name, slow.name, rival.name)
+        near = self.near_dense(len(theirs.psnr))
+
+        def between(first: Values, second: Values) -> Values:
+            return (1.0 - share) * first + share * second
+
+        ours = between(near.distances(quick.features), near.distances(late.features))
+        return EqualTime(
+            psnr=paired_interval(between(quick.psnr, late.psnr), theirs.psnr),
+            frechet=near.told(ours - near.distances(theirs.features)),
+            scene=paired_interval(100 * between(quick.passed, late.passed), 100 * theirs.passed),
+            seconds=min(wanted, high),
+        )
 
     def categories(self, exhibit: str) -> dict[str, dict[str, Interval]]:
         """Scene score by contestant and category, what the exhibit is seen against included."""
@@ -207,7 +233,7 @@ class Results:
         asked = [job["category"] for block in self.blocks for job in block["jobs"]]
         found: dict[str, dict[str, Interval]] = {}
         for label, member in members:
-            passed = self.pictures[member.name].passed
+            passed = self.pictures[member.name].passed[: self.shared(exhibit)]
             chosen = np.array(asked[: len(passed)])
             found[label] = {
                 category: mean_interval(passed[chosen == category])

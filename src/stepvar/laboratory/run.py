@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from stepvar.evaluation.provenance import fingerprint, versions
 from stepvar.evaluation.timing import machine
 from stepvar.laboratory.charts import require_matplotlib
-from stepvar.laboratory.contestants import Field
+from stepvar.laboratory.contestants import BEST, FAITHFUL, Field
 from stepvar.laboratory.folder import NUMBERS, PAGE, ReportFolder
 from stepvar.laboratory.judges import Judges
 from stepvar.laboratory.models import Models
@@ -19,6 +19,8 @@ from stepvar.laboratory.page import render
 from stepvar.laboratory.protocol import DEFAULT_MINUTES, Protocol, protocol_for
 from stepvar.laboratory.results import Results
 from stepvar.laboratory.study import Advance, Study, measure_pace, run_steps
+from stepvar.presets import PRESETS
+from stepvar.pruning.stepvar import StepVAR
 
 if TYPE_CHECKING:
     from stepvar.evaluation.features import Extractor
@@ -99,7 +101,9 @@ def reproduce(
     require_matplotlib()
     if not minutes > 0:
         raise ValueError(f"minutes is {minutes:g}; a report needs some time.")
-    field = Field(pipeline.schedule(), pipeline.summary().plan.depth, cascade is not None)
+    field = Field(
+        pipeline.schedule(), pipeline.summary().plan.depth, cascade is not None, _own_plans(pipeline)
+    )
     models = Models(pipeline, Judges.of(pipeline, extractor, lpips), cascade)
     asked = {"protocol": protocol.as_json()} if protocol is not None else {"minutes": minutes}
     store = ReportFolder(folder, _identity(models, field, asked))
@@ -129,6 +133,20 @@ def reproduce(
     page, document = render(Results(store, field, protocol))
     store.write_text(NUMBERS, json.dumps(document, indent=1, allow_nan=False))
     return Outcome(store.write_text(PAGE, page), document, done, len(steps))
+
+
+def _own_plans(pipeline: NextScalePipeline) -> dict[str, StepVAR]:
+    """Presets that were searched for on a model like this one, where its schedule has their scales."""
+    found = {}
+    for name in (BEST, FAITHFUL):
+        plan = PRESETS.get(type(pipeline).__name__, {}).get(name)
+        if isinstance(plan, StepVAR):
+            try:
+                pipeline.summary(plan)
+            except ValueError:
+                continue
+            found[name] = plan
+    return found
 
 
 def _identity(models: Models, field: Field, asked: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from stepvar.embedded.scenes import evaluation_prompts
 from stepvar.evaluation.features import diversity, extract
 from stepvar.evaluation.memory import with_peak_memory
 from stepvar.laboratory import phenomena
-from stepvar.laboratory.contestants import DENSE, OURS, Contestant, Field
+from stepvar.laboratory.contestants import ABLATION, DENSE, OURS, RANKS, Contestant, Field
 from stepvar.laboratory.drawing import Drawn, Job, as_rows, draw, measure
 from stepvar.laboratory.gallery import show
 from stepvar.laboratory.judges import renders
@@ -59,22 +59,32 @@ class Study:
     def steps(self) -> list[Step]:
         """Everything to do, in order: what every table needs comes first."""
         protocol, weigh = self.protocol, self._weight
-        main = [member for member in self.field if member.main]
-        steps = [Step("costs", 0.1, self._costs), Step("memory", weigh(main), lambda: self._memory(main))]
+        others = [member for _, member in self.field.exhibit("others")]
+        weighed = [member for member in self.field if member.rank != ABLATION or member in others]
+        steps = [
+            Step("costs", 0.1, self._costs),
+            Step("memory", weigh(weighed), lambda: self._memory(weighed)),
+        ]
         steps += [
             Step(f"gallery-{index:02}", weigh(self.field) + 1, lambda index=index: show(self, index))
             for index in range(protocol.gallery)
         ]
         steps += phenomena.steps(self)
-        for index in range(protocol.main_blocks):
-            members = list(self.field) if index < protocol.ablation_blocks else main
+        for index in range(protocol.central_blocks):
+            members = [member for member in self.field if index < protocol.blocks(member.rank)]
             weight = protocol.batch * weigh(members)
             steps.append(
                 Step(f"pictures-{index:03}", weight, lambda i=index, m=members: self._pictures(i, m))
             )
-        steps += [Step(f"times-{turn:02}", weigh(self.field), self._times) for turn in range(protocol.rounds)]
         steps += [
-            Step(f"diversity-{index:02}", 4.0 * protocol.diversity_seeds, lambda i=index: self._diversity(i))
+            Step(f"times-{turn:02}", weigh(self.field), lambda i=turn: self._times(i))
+            for turn in range(protocol.rounds)
+        ]
+        plans = weigh([member for _, member in self.field.exhibit("decomposition")])
+        steps += [
+            Step(
+                f"diversity-{index:02}", plans * protocol.diversity_seeds, lambda i=index: self._diversity(i)
+            )
             for index in range(protocol.diversity_prompts)
         ]
         return steps
@@ -121,8 +131,12 @@ class Study:
             },
         }
 
-    def _times(self) -> Numbers:
-        """One round: every contestant draws the same picture, in turn."""
+    def _times(self, turn: int) -> Numbers:
+        """One round: every contestant draws the same picture, in turn; another one in every round.
+
+        Some methods decide by the picture how much they run.
+        """
+        jobs = [self.jobs[turn % len(self.jobs)]]
         if not self.warm:
             self.draw(self.jobs[:1], None)
             for member in self.field:
@@ -131,7 +145,7 @@ class Study:
             self.warm = True
         times = {}
         for member in self.field:
-            drawn = self.models.draw(self.jobs[:1], member)
+            drawn = self.models.draw(jobs, member)
             times[member.name] = {
                 "seconds": drawn.seconds,
                 "stages": dict(drawn.report.stages),
@@ -153,7 +167,7 @@ class Study:
 
 def measure_pace(models: Models, field: Field) -> Pace:
     """Draws a few pictures to learn how long things take here."""
-    trial = Study(models, Protocol(main_blocks=1, ablation_blocks=1), field)
+    trial = Study(models, Protocol(central_blocks=1, main_blocks=1, ablation_blocks=1), field)
     trial.draw(trial.jobs[:1], None)
     single = trial.draw(trial.jobs[:1], None).seconds
     # A slow machine is not made to wait for a whole batch that it would have no time for anyway.
@@ -162,15 +176,13 @@ def measure_pace(models: Models, field: Field) -> Pace:
     started = time.perf_counter()
     measure(dense, dense, some, models.judges)
     judging = (time.perf_counter() - started) / len(some)
-    costs = {member.name: models.relative_cost(member) for member in field}
-    main = sum(costs[member.name] for member in field if member.main)
+    ranks = {rank: [member for member in field if member.rank == rank] for rank in RANKS}
     return Pace(
         single=single,
         batched=dense.seconds / len(some),
         judging=judging,
-        main=main,
-        ablations=sum(costs.values()) - main,
-        contestants=len(field),
+        costs={rank: sum(map(models.relative_cost, members)) for rank, members in ranks.items()},
+        counts={rank: len(members) for rank, members in ranks.items()},
         scales=len(field.schedule),
     )
 

@@ -9,8 +9,9 @@ from stepvar.evaluation.statistics import Interval
 
 HELD, FAILED, OPEN = "held", "did not hold", "undecided"
 
-LEAST_PICTURES, LEAST_PROMPTS, LEAST_ROUNDS = 16, 4, 3
-"""Bootstrap intervals of fewer measurements are too narrow to decide anything."""
+LEAST_PICTURES, LEAST_PROMPTS, LEAST_ROUNDS = 40, 4, 3
+"""Bootstrap intervals of fewer measurements are too narrow to decide anything, and Fréchet distances need
+more pictures than there are features: 32 with the embedded model's tokenizer."""
 
 
 @dataclass(frozen=True)
