@@ -62,11 +62,21 @@ def test_calibrating_on_the_command_line(run, model_folder):
     Path("prompts.txt").write_text("a red star\na blue ring\n")
     arguments = ("calibrate", "--model", model_folder, "--target-psnr", "9", "--prompts", "prompts.txt")
     document = run(*arguments, "--json").json
-    assert document["psnr"]["value"] >= 9.0 and document["psnr"]["n"] == 2 and document["trials"]
+    [chosen] = [trial for trial in document["trials"] if trial["options"] == document["options"]]
+    assert chosen["psnr"] >= 9.0 and document["psnr"]["n"] == 1
+    assert document["error"] == pytest.approx(document["psnr"]["value"] / 9.0 - 1.0)
+    assert (document["warning"] is None) == (abs(document["error"]) <= 0.05)
     drawn = run(
         "generate", "a red star", "--model", model_folder, "-o", "x.png", *document["options"].split()
     )
     assert drawn.code == 0 and Path("x.png").is_file()
+
+
+def test_a_missed_target_is_a_warning_on_the_command_line(run, model_folder):
+    """Pruning as much as can be pruned leaves more than 1 dB."""
+    result = run("calibrate", "--model", model_folder, "--target-psnr", "1", "-n", 3)
+    assert result.code == 0 and result.stderr.startswith("Warning: On what was held back, the PSNR is ")
+    assert result.stderr.endswith(" above the target of 1 dB.\n") and "Warning" not in result.stdout
 
 
 def test_two_models_on_the_command_line(run, model_folder):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 import numpy as np
 import pytest
 
 from stepvar.evaluation import calibration
-from stepvar.evaluation.calibration import calibrate
+from stepvar.evaluation.calibration import MISS, PROMPT_SEED, TOLERANCE, calibrate
+from stepvar.evaluation.fidelity import bounded_psnr
 
 PROMPTS = ["a red star", "two blue rings on sand", "a green circle"]
 
@@ -23,7 +26,7 @@ def known_machine(monkeypatch):
     """Times are a fixed part, a part proportional to FLOPs that bends a little, and some noise."""
     random = np.random.default_rng(0)
 
-    def times(search, plans):
+    def times(search, plans, pictures):
         flops = [1.0, *(search.flops(*plan) for plan in plans)]
         return [(0.15 + 0.85 * share**0.9) * (1 + random.normal(0, 0.003, search.repeats)) for share in flops]
 
@@ -53,8 +56,10 @@ def test_a_target_speed_out_of_reach_names_what_can_be_had(pipeline, known_machi
 def test_a_target_likeness_is_met_and_not_overdone(pipeline, known_machine):
     ends = [np.mean(calibrate_decibels(pipeline, share)) for share in (0.05, 0.9)]
     target = float(0.4 * ends[0] + 0.6 * ends[1])
+    search = calibration._Search(pipeline, PROMPTS, "stepvar", 1, None, {})
+    chosen = search.for_likeness(target, 0)
+    assert chosen.psnr >= target and chosen.psnr == np.mean(calibrate_decibels(pipeline, chosen.share))
     found = calibrate(pipeline, PROMPTS, target_psnr=target)
-    assert found.psnr.value >= target and found.psnr.n == len(PROMPTS)
     tried = [trial for trial in found.trials if trial.psnr is not None and trial.psnr < target]
     assert (
         tried
@@ -68,7 +73,79 @@ def test_a_target_likeness_is_met_and_not_overdone(pipeline, known_machine):
 
 def calibrate_decibels(pipeline, share):
     search = calibration._Search(pipeline, PROMPTS, "stepvar", 1, None, {})
-    return search._decibels(search.plan(share, 0))
+    return search.seen.decibels(search.plan(share, 0))
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:2], PROMPTS[:1]])
+def test_the_final_numbers_are_of_what_was_held_back(pipeline, monkeypatch, prompts):
+    drawn, call = [], type(pipeline).__call__
+
+    def recorded(self, texts, *, seed, **options):
+        drawn.append(list(zip(texts, seed, strict=True)))
+        return call(self, texts, seed=seed, **options)
+
+    monkeypatch.setattr(type(pipeline), "__call__", recorded)
+    found = calibrate(pipeline, prompts, target_psnr=9.0, repeats=1)
+    monkeypatch.undo()
+
+    *before, last = [pictures for pictures, _ in groupby(drawn)]
+    assert before and last not in before
+    if len(prompts) == 3:
+        assert last[0][0] not in {text for [(text, _)] in before}
+    dense, pruned = (
+        np.asarray(pipeline(last[0][0], seed=last[0][1], pruning=plan).images[0])
+        for plan in (None, found.plan)
+    )
+    assert found.psnr.value == pytest.approx(bounded_psnr(pruned, dense))
+
+
+def test_the_trial_nearest_to_the_target_is_kept(pipeline, monkeypatch):
+    """On a machine too moody for the search to end by itself."""
+    rounds = iter([[1.1, 1.2, 1.5, 1.8], [1.1], [1.34], [1.2], [1.45]])
+
+    def times(search, plans, pictures):
+        speeds = next(rounds) if pictures is search.seen else [1.3]
+        assert len(speeds) == len(plans)
+        return [[1.0], *([1.0 / speed] for speed in speeds)]
+
+    monkeypatch.setattr(calibration._Search, "_times", times)
+    found = calibrate(pipeline, PROMPTS, target_speedup=1.3)
+    assert next(rounds, None) is None
+    [nearest] = [trial for trial in found.trials if trial.speedup == pytest.approx(1.34)]
+    assert found.options == nearest.options
+
+
+@pytest.mark.parametrize(
+    ("drift", "corrected", "told"),
+    [(0.0, False, None), (0.02, False, None), (-0.08, True, None), (0.08, True, None)]
+    + [(-0.3, True, "below"), (0.3, True, "above")],
+)
+@pytest.mark.parametrize("target", [{"target_speedup": 1.3}, {"target_psnr": 20.0}])
+def test_a_miss_is_corrected_once_and_then_told(pipeline, monkeypatch, target, drift, corrected, told):
+    """What was held back is faster or likelier than what the search saw, by a known factor."""
+    used = []
+
+    def factor(pictures):
+        used.append(pictures.seed)
+        return 1.0 if pictures.seed == PROMPT_SEED else 1.0 + drift
+
+    def times(search, plans, pictures):
+        spent = [(0.15 + 0.85 * search.flops(*plan)) / factor(pictures) for plan in plans]
+        return [[1.0], *([seconds] for seconds in spent)]
+
+    def decibels(pictures, plan):
+        return [factor(pictures) * (30.0 - 20.0 * plan.ratios.get(-1, 0.0))] * len(pictures.prompts)
+
+    monkeypatch.setattr(calibration._Search, "_times", times)
+    monkeypatch.setattr(calibration._Pictures, "decibels", decibels)
+    found = calibrate(pipeline, PROMPTS, **target)
+    assert len(set(used)) == (3 if corrected else 2)
+    assert (found.warning is not None) == (abs(found.error) > MISS) == (told is not None)
+    assert abs(found.error) < (abs(drift) if corrected else abs(drift) + TOLERANCE)
+    assert found.as_json()["warning"] == found.warning and found.as_json()["error"] == found.error
+    if told:
+        [value] = target.values()
+        assert f"{abs(found.error):.1%} {told} the target of {value:g}" in found.warning
 
 
 def test_other_methods_are_calibrated_too(pipeline, known_machine):
