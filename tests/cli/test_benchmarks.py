@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import huggingface_hub
 import numpy as np
 import pytest
 from PIL import Image
 
+from stepvar.cli.options import ModelChoice
 from stepvar.evaluation.benchmark_folder import Shard, read_manifest
 from stepvar.evaluation.benchmarks import BENCHMARKS, Run
 from stepvar.evaluation.scoring import compare_runs, frechet_of_folders, official_score
@@ -108,6 +113,7 @@ def test_shards_make_the_same_run(run, model_folder, geneval):
     }
     for command, words in (
         (f"{sys.executable} -c pass", "printed no JSON"),
+        (f"""{sys.executable} -c 'print("[NaN]")'""", "printed no JSON"),
         (f"{sys.executable} -c 'raise SystemExit(3)'", "exit code 3"),
         ("no-such-program", "cannot be run"),
     ):
@@ -143,6 +149,7 @@ def test_dpg_and_mjhq_layouts(run, model_folder):
     [
         (("geneval", "broken.jsonl", "-o", "out"), "Line 2 of 'broken.jsonl' is no JSON"),
         (("geneval", "absent.jsonl", "-o", "out"), "no prompts file 'absent.jsonl'"),
+        (("mjhq", "org/name", "-o", "out"), "data set 'org/name' cannot be read: it has no file"),
         (("geneval", "good.jsonl", "-o", "out", "--shard", "3/2"), "--shard '3/2' is not understood"),
         (("geneval", "good.jsonl", "-o", "out", "--pruning", "papr"), "Unknown pruning preset 'papr'"),
         (("geneval", "good.jsonl", "-o", "a/b"), "no folder 'a'"),
@@ -152,9 +159,14 @@ def test_dpg_and_mjhq_layouts(run, model_folder):
         (("fid", "taken", "--reference", "taken", "--features", "inceptoin"), "Unknown --features"),
         (("fid", "taken", "--reference", "taken"), "need weights"),
         (("clip", "taken", "--weights", "absent"), "no folder 'absent'"),
+        (("clip", "taken", "--weights", "absent", "--device", "gpu"), "Unknown --device 'gpu'"),
     ],
 )  # fmt: skip
-def test_bad_input_is_one_sentence(run, model_folder, arguments, words):
+def test_bad_input_is_one_sentence(run, model_folder, monkeypatch, arguments, words):
+    def download(*_given, **_named):
+        raise huggingface_hub.utils.EntryNotFoundError("details\nof the network")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     good = '{"tag": "x", "prompt": "a red star"}\n'
     Path("good.jsonl").write_text(good)
     Path("broken.jsonl").write_text(good + "{\n")
@@ -241,3 +253,159 @@ def test_runs_of_other_pictures_are_not_compared(tmp_path):
     (tmp_path / "one" / "images" / "a.png").unlink()
     with pytest.raises(ValueError, match="lacks 1 of its 1 pictures"):
         compare_runs(tmp_path / "one", tmp_path / "two")
+
+
+def finished(folder, entries):
+    """A finished run as the scorers get it, without the drawing."""
+    lines = []
+    for entry in entries:
+        path = Path(folder, "images", entry["file"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (40, 80, len(lines))).save(path, "PNG")
+        lines.append({"prompt": "x", "seed": 1, "width": 16, "height": 16, "group": "", **entry})
+        lines[-1]["file"] = f"images/{entry['file']}"
+    Path(folder, "manifest.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+
+class PlainClip:
+    """Stands in for CLIP, whose weights are not at hand."""
+
+    devices: list[str] = []  # noqa: RUF012
+
+    def __init__(self, folder, device="cpu"):
+        self.devices.append(device)
+
+    def __call__(self, pictures):
+        return np.ones((len(pictures), 1), dtype=np.float32)
+
+    texts = __call__
+
+
+def test_scores_tell_their_progress_and_use_the_device(run, monkeypatch):
+    moves: dict[str, float] = {}
+
+    @contextmanager
+    def bar(label, total, estimate=False):
+        moves[label] = 0.0
+
+        def move(amount, note):
+            moves[label] += amount / total
+
+        yield move
+
+    devices = []
+
+    def load_lpips(network, device="cpu"):
+        devices.append(device)
+        return lambda first, second: np.zeros(len(first))
+
+    monkeypatch.setattr("stepvar.cli.display.progress_bar", bar)
+    monkeypatch.setattr("stepvar.evaluation.features.ClipFeatures", PlainClip)
+    monkeypatch.setattr("stepvar.evaluation.perceptual.load_lpips", load_lpips)
+    monkeypatch.setattr(ModelChoice, "resolve_device", lambda choice: choice.device)
+    for folder in ("one", "two"):
+        finished(folder, [{"file": f"{index}.png"} for index in range(19)])
+
+    likeness = run(
+        "evaluate", "fidelity", "one", "--dense", "two", "--lpips", "alex", "--device", "cuda", "--json"
+    )
+    assert likeness.json["lpips"]["value"] == 0.0 and moves == {"comparing": pytest.approx(1.0)}
+    moves.clear()
+    scored = run("evaluate", "clip", "one", "--weights", "clip", "--device", "cuda:1", "--json")
+    assert scored.json["clip"]["value"] == 1.0 and moves == {"reading": pytest.approx(1.0)}
+    moves.clear()
+    distance = run("evaluate", "fid", "one", "--reference", "two", "--features", "clip", "--weights", "clip",
+                   "--device", "cpu", "--json")  # fmt: skip
+    assert distance.json["frechet"] == pytest.approx(0.0) and moves == {"reading": pytest.approx(1.0)}
+    assert devices == ["cuda"] and PlainClip.devices == ["cuda:1", "cpu"]
+
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+
+CONDA = """
+import json, pathlib, shutil, sys
+environment, *words = sys.argv[4:]
+assert sys.argv[1:4] == ["run", "--no-capture-output", "-n"], sys.argv
+options = dict(zip(words, words[1:]))
+print("Loading weights ...")
+if environment == "geneval":
+    assert words[:2] == ["python", "evaluation/evaluate_images.py"] and pathlib.Path("score.py").is_file()
+    lines = [{"tag": tag, "correct": tag == "colors"} for tag in ("colors", "counting")]
+    pathlib.Path(options["--outfile"]).write_text("\\n".join(map(json.dumps, lines)))
+elif environment == "dpg":
+    assert (options["--resolution"], options["--pic-num"]) == ("16", "4")
+    images = pathlib.Path(options["--image-root-path"])
+    lines = [f"{path}, 1.0, 0.5, 0.75" for path in sorted(images.iterdir()) if path.name != "broken.png"]
+    lines += ["Model: images", "L1 category scores:", "\\tentity: 90.5", "\\tglobal: 80.0"]
+    lines += ["L2 category scores:", "\\tentity - whole: 90.5", f"Image path: {images}"]
+    lines += ["DPG-Bench score: 85.25"]
+    pathlib.Path(options["--res-path"]).write_text("\\n".join(lines))
+elif words[1] == "static_filter":
+    filtered = pathlib.Path(options["--result_path"], "filtered_videos")
+    filtered.mkdir()
+    shutil.copy(pathlib.Path(options["--videos_path"], "a still cat-7.mp4"), filtered / "a still cat-0.mp4")
+elif options["--dimension"] != "scene":
+    name, videos = options["--dimension"], pathlib.Path(options["--videos_path"])
+    output = pathlib.Path(options["--output_path"])
+    output.mkdir()
+    result = {name: [0.1 * len(list(videos.iterdir())), [{"video_path": "x", "video_results": 1}]]}
+    (output / "results_now_eval_results.json").write_text(json.dumps(result))
+"""
+
+FINAL_SCORE = """
+TASK_INFO = ["temporal flickering", "dynamic degree", "color"]
+get_nomalized_score = dict
+get_quality_score = lambda scores: scores["temporal flickering"] + scores["dynamic degree"]
+get_semantic_score = lambda scores: scores["color"]
+get_final_score = lambda quality, semantic: (quality + semantic) / 2
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    """Lays out a recipe of the documentation, with a stand-in for its `conda`; gives its command."""
+    program = tmp_path / "bin" / "conda"
+    program.parent.mkdir()
+    program.write_text(f"#!{sys.executable}\n{CONDA}")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    recipes = dict(re.findall(r"```python\n# (\S+)\n(.*?)```", DOCUMENT.read_text("utf-8"), re.DOTALL))
+
+    def lay_out(name):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(recipes[name])
+        return f"{sys.executable} {name}"
+
+    return lay_out
+
+
+def test_the_recipe_of_geneval(run, recipe):
+    finished("drawn", [{"file": f"00000/samples/{index:04}.png"} for index in range(2)])
+    result = run("evaluate", "score", "drawn", "--scorer", recipe("geneval/score.py"), "--json")
+    assert result.json == {"colors": 1.0, "counting": 0.0, "overall": 0.5}
+
+
+def test_the_recipe_of_dpg(run, recipe):
+    finished("drawn", [{"file": f"{name}.png", "seed": [0, 1, 2, 3]} for name in ("7", "12")])
+    command = recipe("ELLA/score.py")
+    result = run("evaluate", "score", "drawn", "--scorer", command, "--json")
+    assert result.json == {"entity": 90.5, "global": 80.0, "overall": 85.25}
+    assert json.loads(Path("drawn/scores.json").read_text()) == {"command": command, "scores": result.json}
+    finished("damaged", [{"file": f"{name}.png", "seed": [0, 1, 2, 3]} for name in ("7", "broken")])
+    refused = run("evaluate", "score", "damaged", "--scorer", command)
+    assert refused.code == 2 and "failed with exit code 1" in refused.stderr
+
+
+def test_the_recipe_of_vbench(run, recipe):
+    command = recipe("VBench/score.py")
+    Path("VBench/scripts").mkdir()
+    Path("VBench/scripts/cal_final_score.py").write_text(FINAL_SCORE)
+    finished("drawn", [{"file": f"{name}.mp4"} for name in ("a red cat-0", "a red cat-1", "a still cat-7")])
+    result = run("evaluate", "score", "drawn", "--scorer", command, "--json")
+    scores = {"temporal_flickering": 0.1, "dynamic_degree": 0.3, "color": 0.3}
+    assert result.json == pytest.approx({**scores, "quality": 0.4, "semantic": 0.3, "total": 0.35})
+    assert next(iter(result.json)) == "dynamic_degree"
+    part = run("evaluate", "score", "drawn", "--scorer", f"{command} color", "--json")
+    assert part.json == pytest.approx({"color": 0.3})
+    failed = run("evaluate", "score", "drawn", "--scorer", f"{command} color scene")
+    assert failed.code == 2 and "failed with exit code 1" in failed.stderr

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import huggingface_hub
 import pytest
+from huggingface_hub import utils
 
-from stepvar.evaluation.prompts import load_dpg, load_geneval, load_lines, load_mjhq, load_vbench
+from stepvar.evaluation.prompts import (
+    OWN_FILES,
+    find_prompts,
+    load_dpg,
+    load_geneval,
+    load_lines,
+    load_mjhq,
+    load_vbench,
+)
 
 
 def write(path, text):
@@ -46,10 +57,12 @@ def test_mjhq_and_vbench(tmp_path):
         {"prompt_en": "a cat.", "dimension": ["color"]},
         {"prompt_en": "a dog", "dimension": ["temporal_flickering"]},
         {"prompt_en": "a cat.", "dimension": ["scene"]},
+        # As long as VBench's own longest one.
+        {"prompt_en": "x" * 210, "dimension": ["scene"]},
     ]
     items = load_vbench(write(tmp_path / "VBench_full_info.json", json.dumps(records)))
-    assert [(item.prompt, item.samples, item.tags) for item in items] == [
-        ("a cat.", 5, ("color", "scene")), ("a dog", 25, ("temporal_flickering",)),
+    assert [(item.prompt, item.samples) for item in items] == [
+        ("a cat.", 5), ("a dog", 25), ("x" * 210, 5),
     ]  # fmt: skip
 
 
@@ -74,6 +87,7 @@ GOOD = '{"tag": "x", "prompt": "a cup"}\n'
         (load_vbench, "{}", "is no list"),
         (load_vbench, '[{"prompt_en": "a", "dimension": []}, {"prompt_en": "b"}]', "Entry 2 .* 'dimension'"),
         (load_vbench, '[{"prompt_en": "a/b", "dimension": []}]', "Entry 1 of .* cannot be a file name"),
+        (load_vbench, f'[{{"prompt_en": "{"x" * 250}", "dimension": []}}]', "cannot be a file name"),
         (load_lines, "a star\n\na ring\n", "Line 2 of .* is empty"),
     ],
 )  # fmt: skip
@@ -97,3 +111,66 @@ def test_an_empty_folder_of_prompts(tmp_path):
     write(tmp_path / "1.txt", " \n")
     with pytest.raises(ValueError, match=r"1\.txt' is empty"):
         load_dpg(tmp_path)
+
+
+def test_prompts_of_a_data_set_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = []
+
+    def download(data_set, file, repo_type):
+        asked.append((data_set, file, repo_type))
+        return str(write(tmp_path / "kept", GOOD))
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert [item.prompt for item in load_geneval(find_prompts(Path("org/name:in/it.jsonl"), "geneval"))] == [
+        "a cup"
+    ]
+    for benchmark in OWN_FILES:
+        assert find_prompts(Path("org/na.me-2"), benchmark) == tmp_path / "kept"
+    assert asked == [
+        ("org/name", "in/it.jsonl", "dataset"),
+        *(("org/na.me-2", file, "dataset") for file in OWN_FILES.values()),
+    ]
+
+    # What is here, and what can only be a path, is never asked for.
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    (tmp_path / "org" / "name:x").write_text("")
+    for path in (
+        "org/name",
+        "org/name:x",
+        "absent",
+        "org/absent.jsonl",
+        "../a/b",
+        "/a/b",
+        "a/b/c",
+        "org/other:",
+    ):
+        assert find_prompts(Path(path), "dpg") == Path(path)
+    assert len(asked) == 1 + len(OWN_FILES)
+
+
+def hub_error(kind):
+    """An error of the hub's, whatever this version of its library wants to make one."""
+    return kind.__new__(kind, "details")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            hub_error(utils.LocalEntryNotFoundError),
+            "the hub was not reached, and 'x.json' was not downloaded",
+        ),
+        (hub_error(utils.EntryNotFoundError), "it has no file 'x.json', name one as org/name:PATH"),
+        (hub_error(utils.RepositoryNotFoundError), "the hub has none of that name, or not for you"),
+        (utils.HFValidationError("too long"), "HFValidationError: too long"),
+        (TimeoutError("slow"), "TimeoutError: slow"),
+    ],
+)
+def test_data_sets_that_cannot_be_read_are_named(monkeypatch, error, words):
+    def download(*_given, **_named):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    with pytest.raises(ValueError, match=f"the data set 'org/name' cannot be read: {words}"):
+        find_prompts(Path("org/name:x.json"), "geneval")

@@ -26,7 +26,13 @@ if TYPE_CHECKING:
     from stepvar.evaluation.benchmark_folder import Shard
     from stepvar.evaluation.benchmarks import Drawing, Run
 
-Prompts = Annotated[Path, typer.Argument(metavar="PROMPTS", help="The benchmark's own file of prompts.")]
+Prompts = Annotated[
+    Path,
+    typer.Argument(
+        metavar="PROMPTS",
+        help="The benchmark's own file of prompts, or ORG/NAME[:FILE] for one of a data set on the hub.",
+    ),
+]
 Folder = Annotated[
     Path, typer.Option("--output", "-o", metavar="DIR", help="The run's folder: new, or to go on with.")
 ]
@@ -158,6 +164,10 @@ def _draw(
     dimensions, settings, pruning = size.arguments(), sampling.arguments(), plan.method()
     if seed < 0:
         raise InputError(f"The seed {seed} is out of range: use 0 or more.")
+    from stepvar.evaluation.prompts import find_prompts
+
+    # Before the libraries are kept from asking a hub.
+    prompts = find_prompts(prompts, name)
     with quiet_libraries():
         from stepvar.evaluation.benchmarks import BENCHMARKS, Run
 

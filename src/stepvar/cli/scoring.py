@@ -15,7 +15,10 @@ from stepvar.cli.models import import_silently, open_pipeline, quiet_libraries
 from stepvar.cli.options import Json, Lpips, ModelChoice
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from stepvar.evaluation.features import Extractor
+    from stepvar.evaluation.scoring import Advance
 
 Run = Annotated[Path, typer.Argument(metavar="DIR", help="A run of 'stepvar evaluate'.")]
 Features = Annotated[
@@ -24,6 +27,7 @@ Features = Annotated[
 Weights = Annotated[
     Path | None, typer.Option(metavar="PATH", help="File of Inception's weights, or folder of a CLIP model.")
 ]
+Device = Annotated[str, typer.Option(help="cpu, cuda (cuda:1, ...) or auto.")]
 
 
 @explain_errors
@@ -49,9 +53,9 @@ def fidelity(
         from stepvar.evaluation.scoring import compare_runs
 
         extractor = None if features is None else _extractor(features, weights, model)
-        perceptual = None if lpips is None else load_lpips(lpips)
-        with display.progress_bar("comparing", 1.0):
-            document = compare_runs(folder, dense, extractor, perceptual)
+        perceptual = None if lpips is None else load_lpips(lpips, model.resolve_device())
+        with display.progress_bar("comparing", 1.0) as move:
+            document = compare_runs(folder, dense, extractor, perceptual, _advance(move))
     _show(document, json, f"{document['n']} pictures")
 
 
@@ -73,8 +77,8 @@ def fid(
         from stepvar.evaluation.scoring import frechet_of_folders
 
         extractor = _extractor(features, weights, model)
-        with display.progress_bar("reading", 1.0):
-            document = frechet_of_folders(folder, reference, extractor)
+        with display.progress_bar("reading", 1.0) as move:
+            document = frechet_of_folders(folder, reference, extractor, _advance(move))
     if json:
         display.print_json({**document, "extractor": features})
         return
@@ -86,6 +90,7 @@ def fid(
 def clip(
     folder: Run,
     weights: Annotated[Path, typer.Option(metavar="DIR", help="Folder of a CLIP model.")],
+    device: Device = "auto",
     json: Json = False,
 ) -> None:
     """CLIP score of a run's pictures with their prompts.
@@ -97,9 +102,9 @@ def clip(
         from stepvar.evaluation.features import ClipFeatures
         from stepvar.evaluation.scoring import clip_score
 
-        network = ClipFeatures(weights)
-        with display.progress_bar("reading", 1.0):
-            document = clip_score(folder, network)
+        network = ClipFeatures(weights, ModelChoice(device=device).resolve_device())
+        with display.progress_bar("reading", 1.0) as move:
+            document = clip_score(folder, network, _advance(move))
     if json:
         display.print_json(document)
         return
@@ -143,6 +148,10 @@ def _extractor(name: str, weights: Path | None, model: ModelChoice) -> Extractor
     if name == "tokenizer":
         return load_extractor(name, None, open_pipeline(model).vae)
     return load_extractor(name, weights, device=model.resolve_device())
+
+
+def _advance(move: Callable[[float, str], None] | None) -> Advance | None:
+    return None if move is None else lambda part: move(part, "")
 
 
 def _show(document: dict[str, Any], json: bool, note: str) -> None:

@@ -1,4 +1,4 @@
-"""Prompts from benchmarks' own files, checked line by line.
+"""Prompts from benchmarks' own files, on this machine or in a data set on the hub, checked line by line.
 
 Formats: djghosh13/geneval prompts/evaluation_metadata.jsonl; TencentQQGYLab/ELLA dpg_bench/prompts/*.txt or
 dpg_bench/dpg_bench.csv; playgroundai/MJHQ-30K meta_data.json; Vchitect/VBench VBench_full_info.json.
@@ -11,11 +11,22 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_SAFE = re.compile(r"[^/\\\x00-\x1f]{1,200}")
+OWN_FILES = {
+    "geneval": "evaluation_metadata.jsonl",
+    "dpg": "dpg_bench.csv",
+    "mjhq": "meta_data.json",
+    "vbench": "VBench_full_info.json",
+}
+"""What benchmarks call their files of prompts."""
+
+# File systems take 255 bytes, of which a sample's number and an ending need some.
+_SAFE = re.compile(r"[^/\\\x00-\x1f]{1,240}")
+_ON_HUB = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?::(.+))?")
+_ENDINGS = (".jsonl", ".json", ".csv", ".txt")
 
 
 @dataclass(frozen=True)
@@ -35,7 +46,48 @@ class Item:
     line: str = ""
     group: str = ""
     samples: int = 0
-    tags: tuple[str, ...] = field(default=())
+
+
+def find_prompts(source: Path, benchmark: str) -> Path:
+    """A benchmark's prompts on this machine, downloaded where a data set on the hub is named.
+
+    Args:
+        source: A file or folder. Where there is none of that name: `org/name:path/in/it`, or `org/name` for
+            the file as the benchmark itself calls it.
+        benchmark: A name of `OWN_FILES`.
+
+    Raises:
+        ValueError: When a data set is named that has no such file, or that cannot be read.
+    """
+    named = None if source.exists() else _ON_HUB.fullmatch(source.as_posix())
+    # A mistyped path looks like a data set too.
+    if named is None or (named[2] is None and source.suffix in _ENDINGS):
+        return source
+    return _download(named[1], named[2] or OWN_FILES[benchmark])
+
+
+def _download(data_set: str, file: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(data_set, file, repo_type="dataset"))
+    except Exception as error:  # the library passes on those of whatever it reaches the hub with
+        raise ValueError(
+            f"There is no file or folder '{data_set}', and the data set '{data_set}' cannot be read: "
+            f"{_explain_download(error, data_set, file)}."
+        ) from error
+
+
+def _explain_download(error: Exception, data_set: str, file: str) -> str:
+    from huggingface_hub import utils
+
+    if isinstance(error, utils.LocalEntryNotFoundError):
+        return f"the hub was not reached, and '{file}' was not downloaded before"
+    if isinstance(error, utils.EntryNotFoundError):
+        return f"it has no file '{file}', name one as {data_set}:PATH"
+    if isinstance(error, utils.RepositoryNotFoundError):
+        return "the hub has none of that name, or not for you"
+    return f"{type(error).__name__}: {error}"
 
 
 def load_lines(path: Path) -> list[str]:
@@ -148,9 +200,9 @@ def load_vbench(path: Path) -> list[Item]:
             raise ValueError(f"{where} has a prompt that cannot be a file name, as VBench wants it.")
         # The scorer filters static videos of this dimension out first, so it wants more.
         samples = 25 if FLICKERING in dimensions else 5
+        # A prompt comes once for each of several dimensions.
         known = items.get(prompt)
-        tags = tuple(dict.fromkeys([*(known.tags if known else ()), *dimensions]))
-        items[prompt] = Item(prompt, prompt, samples=max(samples, known.samples if known else 0), tags=tags)
+        items[prompt] = Item(prompt, prompt, samples=max(samples, known.samples if known else 0))
     return list(items.values())
 
 

@@ -21,7 +21,8 @@ from stepvar.evaluation.perceptual import PerceptualDistance
 from stepvar.evaluation.statistics import mean_interval
 
 Pixels = NDArray[np.uint8]
-Advance = Callable[[int], None]
+Advance = Callable[[float], None]
+"""Told, now and again, what part of the whole was done since it was last told."""
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _BATCH = 16
@@ -72,7 +73,7 @@ def compare_runs(
             for side, picture in zip(features, pair, strict=True):
                 side.append(extractor(picture[None])[0])
         if advance is not None:
-            advance(1)
+            advance(1 / len(ours))
     document: dict[str, Any] = {name: mean_interval(found).as_json() for name, found in values.items()}
     if extractor is not None:
         own, reference = (np.stack(side) for side in features)
@@ -89,16 +90,19 @@ def frechet_of_folders(
     Args:
         folder: A run, or any folder of pictures.
         reference: Any folder of pictures, of any sizes.
+        advance: Hears of every batch.
 
     Raises:
         ValueError: When one holds fewer pictures than the extractor has features.
     """
-    sides = []
+    found = []
     for place in (folder, reference):
         pictures = list_pictures(place / IMAGES if (place / MANIFEST).is_file() else place)
         width = extractor(load_picture(pictures[0])[None]).shape[1]
         require_enough(len(pictures), width, f"'{place}'")
-        sides.append(_features(pictures, extractor, advance))
+        found.append(pictures)
+    total = sum(map(len, found))
+    sides = [_features(pictures, extractor, total, advance) for pictures in found]
     return {
         "frechet": frechet_distance(*sides),
         "pictures": len(sides[0]),
@@ -109,6 +113,10 @@ def frechet_of_folders(
 
 def clip_score(folder: Path, clip: ClipFeatures, advance: Advance | None = None) -> dict[str, Any]:
     """Mean cosine of pictures with their prompts, overall and by the benchmark's groups.
+
+    Args:
+        folder: A run of `stepvar evaluate`.
+        advance: Hears of every batch.
 
     Raises:
         ValueError: When the run is not complete.
@@ -121,7 +129,7 @@ def clip_score(folder: Path, clip: ClipFeatures, advance: Advance | None = None)
         seen = clip(np.stack([load_picture(folder / entry["file"]) for entry in part]))
         scores += alignment(seen, clip.texts([entry["prompt"] for entry in part])).tolist()
         if advance is not None:
-            advance(len(part))
+            advance(len(part) / len(entries))
     groups: dict[str, list[float]] = {}
     for entry, score in zip(entries, scores, strict=True):
         groups.setdefault(entry["group"] or "all", []).append(score)
@@ -160,7 +168,7 @@ def official_score(folder: Path, command: str) -> Any:
             f"The scorer {words[0]!r} failed with exit code {done.returncode}; see its messages."
         )
     try:
-        scores = json.loads(done.stdout)
+        scores = json.loads(done.stdout, parse_constant=_refuse_constant)
     except ValueError as error:
         raise ValueError(
             f"The scorer {words[0]!r} printed no JSON document on its standard output."
@@ -169,6 +177,11 @@ def official_score(folder: Path, command: str) -> Any:
     partial.write_text(json.dumps({"command": command, "scores": scores}, indent=1), "utf-8")
     partial.replace(folder / "scores.json")
     return scores
+
+
+def _refuse_constant(name: str) -> None:
+    """Python reads NaN and Infinity, which are no JSON, and come of a mean over nothing."""
+    raise ValueError(f"{name} is no JSON")
 
 
 def list_pictures(folder: Path) -> list[Path]:
@@ -198,13 +211,15 @@ def load_picture(path: Path) -> Pixels:
         raise ValueError(f"'{path}' is no readable picture: draw it anew.") from error
 
 
-def _features(pictures: Sequence[Path], extractor: Extractor, advance: Advance | None) -> NDArray[np.float32]:
-    """Features [N, F]; pictures of one size go through together."""
+def _features(
+    pictures: Sequence[Path], extractor: Extractor, total: int, advance: Advance | None
+) -> NDArray[np.float32]:
+    """Features [N, F] of some of `total` pictures; pictures of one size go through together."""
     parts: list[NDArray[np.float32]] = []
     for group in _of_one_size(load_picture(path) for path in pictures):
         parts.append(extractor(np.stack(group)))
         if advance is not None:
-            advance(len(group))
+            advance(len(group) / total)
     return np.concatenate(parts)
 
 
