@@ -6,17 +6,18 @@ MP4 files need PyAV (`pip install stepvar[video]`), which brings its own FFmpeg.
 from __future__ import annotations
 
 import io
+import math
 import os
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from av import VideoFrame
     from PIL.Image import Image
-
-LONGEST = 60.0
-"""Seconds of a file that are read at most: nothing here goes on from more."""
 
 _QUALITY = "17"
 """x264's constant rate factor: nearly without visible loss."""
@@ -39,8 +40,12 @@ class Video:
     frames_per_second: float
 
 
-def read_video(path: str | os.PathLike[str]) -> Video:
-    """Reads the pictures of a video file, a minute at most.
+def read_video(path: str | os.PathLike[str], seconds: float | None = None, from_end: bool = False) -> Video:
+    """Reads the pictures of a video file, upright as players show them.
+
+    Args:
+        seconds: How much is read, so that a long file does not fill the memory; None is all of it.
+        from_end: Read the last seconds instead of the first ones.
 
     Raises:
         ValueError: When there is no such file, it holds no pictures, or it is damaged.
@@ -57,18 +62,28 @@ def read_video(path: str | os.PathLike[str]) -> Video:
                 raise ValueError(f"'{path}' has sound but no pictures; give a video file.")
             stream = container.streams.video[0]
             rate = float(stream.average_rate or stream.guessed_rate or 0)
-            frames = []
-            for frame in container.decode(stream):
-                frames.append(frame.to_image())
-                if rate and len(frames) >= LONGEST * rate:
-                    break
+            count = None if seconds is None else math.ceil(seconds * rate)
+            frames = _pictures(container.decode(stream), count, from_end) if rate else []
     except (av.error.FFmpegError, UnicodeError) as error:
         raise ValueError(
             f"'{path}' is not a video that can be read; fetch it again, or convert it to MP4."
         ) from error
-    if not frames or not rate:
+    if not frames:
         raise ValueError(f"'{path}' holds no frames that can be read; fetch it again.")
     return Video(frames, rate)
+
+
+def _pictures(frames: Iterable[VideoFrame], count: int | None, from_end: bool) -> list[Image]:
+    """The first or last `count` frames as pictures; only these are ever held."""
+    chosen = deque(frames, maxlen=count) if from_end else islice(frames, count)
+    return [_upright(frame) for frame in chosen]
+
+
+def _upright(frame: VideoFrame) -> Image:
+    """A frame as a picture, turned as the file says: phones store videos sideways."""
+    picture = frame.to_image()
+    angle = getattr(frame, "rotation", 0)  # older PyAV does not tell
+    return picture.rotate(angle, expand=True) if angle else picture
 
 
 def encode_mp4(video: Video, comment: str = "") -> bytes:

@@ -6,6 +6,7 @@ import pytest
 
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.models.infinity.sizes import SizeTable
+from stepvar.models.infinitystar.sizes import VideoSizes
 from stepvar.models.request import check_plan
 from stepvar.presets import PRESETS, resolve_pruning
 from stepvar.pruning.fastvar import FastVAR
@@ -47,9 +48,20 @@ def test_ambiguous_heights_are_refused_with_the_names_that_work():
     wide = SizeTable.published().schedule(0.333, "0.06M")
     heights = [scale.height for scale in wide]
     assert heights.count(2) == 2
-    with pytest.raises(ValueError, match=r"2 scales are 2 tokens high .* name it from the end, -6 or -5\."):
+    with pytest.raises(ValueError, match=r"^Name scale 2 from the end, -6 \(2x2\) or -5 \(2x6\): 2 scales"):
         find_scale(wide, 2)
     assert [wide[find_scale(wide, name)].height for name in (-6, -5)] == [2, 2]
+
+
+def test_ambiguous_heights_of_a_long_video_are_told_briefly():
+    sizes = VideoSizes.published("480p")
+    schedule = sizes.schedule(sizes.nearest_template(9 / 16), sizes.latents(10))
+    with pytest.raises(ValueError) as error:
+        find_scale(schedule, schedule[-1].height)
+    # The command line shows no more of a message than this.
+    assert len(str(error.value)) < 600
+    assert f"-1 ({schedule[-1]})" in str(error.value)
+    assert "1x1" not in str(error.value)
 
 
 def test_a_plan_fixes_counts_layers_and_skips():

@@ -91,11 +91,11 @@ def generate(
         pipeline, drafter = open_cascade(model, cascade, dimensions)
         settings |= drafter
         check_options(pipeline, settings)
-        check_prompts(pipeline, sampling.texts(prompt))
         note_other_aspect(pipeline, dimensions)
         destination = check_media(pipeline, video, wanted)
-        if destination.suffix == SUFFIX and pipeline.draws_videos:
+        if destination.kind == SUFFIX and pipeline.draws_videos:
             settings["seconds"] = 0
+        _check_texts(pipeline, prompt, sampling, settings.get("seconds"))
         paths = destination.names(suggestions)
         drawn = _draw(pipeline, jobs, paths, 1 if pipeline.draws_videos else batch, settings)
     if json:
@@ -111,6 +111,20 @@ def _suffixes(video: VideoChoice) -> tuple[str, ...]:
     return (SUFFIX, *VIDEO_SUFFIXES)
 
 
+def _check_texts(
+    pipeline: NextScalePipeline, prompts: Sequence[str], sampling: SamplingChoice, seconds: float | None
+) -> None:
+    """Refuses texts that would be cut; a model of videos adds words to prompts, and none to negative ones.
+
+    Raises:
+        ValueError: Saying what is wrong.
+    """
+    if pipeline.draws_videos:
+        pipeline.check_prompts(prompts, sampling.texts([]), seconds)
+    else:
+        check_prompts(pipeline, sampling.texts(prompts))
+
+
 def check_media(pipeline: NextScalePipeline, video: VideoChoice, wanted: Destination) -> Destination:
     """Where a pipeline's results go: a video's own ending, where none was asked for.
 
@@ -118,16 +132,16 @@ def check_media(pipeline: NextScalePipeline, video: VideoChoice, wanted: Destina
         InputError, VideoSupportError: When videos are asked of a model of pictures, or cannot be written.
     """
     if not pipeline.draws_videos:
-        asked = video.given or [f"-o {wanted.stem}{wanted.suffix}"] * (wanted.suffix in VIDEO_SUFFIXES)
+        asked = video.given or [f"-o {wanted.stem}{wanted.suffix}"] * (wanted.kind in VIDEO_SUFFIXES)
         if asked:
             raise InputError(f"{asked[0]} is for models that draw videos, and this one draws pictures.")
         return wanted
     if not video.given and wanted.stem is None:
         wanted = replace(wanted, suffix=VIDEO_SUFFIXES[0])
-    if wanted.suffix == VIDEO_SUFFIXES[0]:
+    if wanted.kind == VIDEO_SUFFIXES[0]:
         from stepvar.video import require_writer
 
-        require_writer(wanted.suffix)
+        require_writer(wanted.kind)
     return wanted
 
 

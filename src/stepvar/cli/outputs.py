@@ -29,7 +29,7 @@ class Destination:
     Attributes:
         folder: The folder; it may be new, but not its parent.
         stem: Name of the file without its ending; None names each file by its picture.
-        suffix: Ending of the files; empty where each is a folder of its own.
+        suffix: Ending of the files, as it was typed; empty where each is a folder of its own.
     """
 
     folder: Path
@@ -63,6 +63,11 @@ class Destination:
             destination = cls(output, suffix=suffixes[0])
         destination._check(output)
         return destination
+
+    @property
+    def kind(self) -> str:
+        """The ending that tells what is written, however it was typed."""
+        return self.suffix.lower()
 
     def _check(self, output: Path | None) -> None:
         folder = self.folder if self.folder.exists() else self.folder.parent

@@ -145,12 +145,13 @@ def find_scale(schedule: ScaleSchedule, name: int) -> int:
     matches = [scale.index for scale in schedule if scale.height == name]
     if len(matches) == 1:
         return matches[0]
-    heights = ", ".join(str(scale) for scale in schedule)
     if not matches:
+        heights = ", ".join(str(scale) for scale in schedule)
         raise ValueError(f"No scale is {name} tokens high; the scales are {heights}.")
+    # What helps comes first: where a schedule repeats its scales, the end may not be shown.
+    names = " or ".join(f"{match - len(schedule)} ({schedule[match]})" for match in matches)
     raise ValueError(
-        f"{len(matches)} scales are {name} tokens high ({heights}): name it from the end, "
-        f"{' or '.join(str(match - len(schedule)) for match in matches)}."
+        f"Name scale {name} from the end, {names}: {len(matches)} scales are {name} tokens high."
     )
 
 

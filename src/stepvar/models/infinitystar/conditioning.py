@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from stepvar.models.infinitystar.frames import fit, spread_frames, to_pixels
@@ -77,36 +77,48 @@ def read_picture(image: Picture) -> Beginning:
         ValueError: When it cannot be read.
     """
     if isinstance(image, Image.Image):
-        return Beginning([image])
+        return Beginning([_upright(image)])
     if not isinstance(image, (str, os.PathLike)):
         raise ValueError(f"image is a {type(image).__name__}; give a PIL picture or the path of one.")
     try:
         with Image.open(image) as opened:
-            return Beginning([opened.convert("RGB")])
+            return Beginning([_upright(opened).convert("RGB")])
     except FileNotFoundError as error:
         raise ValueError(f"There is no picture '{image}'.") from error
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"'{image}' is not a picture that can be read; give a PNG or JPEG file.") from error
 
 
-def read_footage(video: Footage, frames_per_second: float) -> Beginning:
+def _upright(picture: Image.Image) -> Image.Image:
+    """A picture turned as its EXIF note says: phones store pictures sideways."""
+    try:
+        # Asked first because `exif_transpose` copies also what stands upright.
+        turned = picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return ImageOps.exif_transpose(picture) if turned else picture
+    except SyntaxError:  # Pillow's word for a damaged note; the picture itself may be whole
+        return picture
+
+
+def read_footage(video: Footage, frames_per_second: float, seconds: float, from_end: bool) -> Beginning:
     """A video to go on from.
 
     Args:
         video: A file, a `Video`, or pictures that follow each other.
         frames_per_second: Of pictures without a file.
+        seconds: How much of a file is needed, and read.
+        from_end: The last seconds are needed, not the first ones.
 
     Raises:
         ValueError: When it cannot be read, or is empty.
     """
     if isinstance(video, (str, os.PathLike)):
-        video = read_video(video)
+        video = read_video(video, seconds, from_end)
     if isinstance(video, Video):
         return Beginning(video.frames, video.frames_per_second)
     pictures = list(video)
     if not pictures or not all(isinstance(picture, Image.Image) for picture in pictures):
         raise ValueError("video is no list of PIL pictures; give such a list, or the path of a video file.")
-    return Beginning(pictures, frames_per_second)
+    return Beginning([_upright(picture) for picture in pictures], frames_per_second)
 
 
 def encode_known(

@@ -172,16 +172,17 @@ def plan_video(
         raise ValueError("Give one thing to begin with: an image, a video or a continuation.")
     if posterior not in POSTERIORS:
         raise ValueError(f"Unknown posterior {posterior!r}; known are {', '.join(POSTERIORS)}.")
+    interactive = sizes.name == "interact"
+    if continuation is not None and not interactive:
+        raise ValueError("Only weights for interactive continuation take a continuation; give a video.")
     beginning = None
     if image is not None:
         beginning = read_picture(image)
     elif video is not None:
-        beginning = read_footage(video, sizes.frames_per_second)
+        beginning = read_footage(video, sizes.frames_per_second, sizes.clip_seconds, from_end=interactive)
     template = _template(sizes, size, beginning, continuation)
-    if sizes.name == "interact":
-        steps = _interactive(sizes, template, seconds, beginning)
-    elif continuation is not None:
-        raise ValueError("Only weights for interactive continuation take a continuation; give a video.")
+    if interactive:
+        steps = _interactive(sizes, template, seconds, beginning, continuation)
     else:
         steps = _clips(sizes, template, seconds, beginning, known_seconds)
     schedule, known_schedule, length, beginning = steps
@@ -237,7 +238,11 @@ def _clips(
 
 
 def _interactive(
-    sizes: VideoSizes, template: float, seconds: float | None, beginning: Beginning | None
+    sizes: VideoSizes,
+    template: float,
+    seconds: float | None,
+    beginning: Beginning | None,
+    continuation: Continuation | None,
 ) -> _Steps:
     """The steps of one more clip."""
     clip = sizes.clip_seconds
@@ -248,7 +253,27 @@ def _interactive(
             raise ValueError("These weights continue videos: give a video, not an image.")
         frames = 1 + FRAMES_PER_LATENT * sizes.settings.clip_frames
         beginning = beginning.spread(clip, frames, from_end=True)
-    return sizes.continuation(template), None, clip, beginning
+    schedule = sizes.continuation(template)
+    if continuation is not None:
+        _require_fit(sizes, schedule, continuation)
+    return schedule, None, clip, beginning
+
+
+def _require_fit(sizes: VideoSizes, schedule: VideoSchedule, continuation: Continuation) -> None:
+    """Raises ValueError when a clip cannot follow the one before: latents are not resized as pictures are."""
+    latents, rows, columns = continuation.former.shape[-3:]
+    own = rows * sizes.pixels_per_cell, columns * sizes.pixels_per_cell
+    asked, needed = sizes.pixels(schedule), 1 + schedule.latent_frames
+    if own != asked:
+        raise ValueError(
+            f"The continuation is {own[1]}x{own[0]} pixels (width x height) and cannot go on at "
+            f"{asked[1]}x{asked[0]}: leave the size out."
+        )
+    if latents != needed:
+        raise ValueError(
+            f"The continuation has {latents} latent frames, but these weights go on from {needed}: give the "
+            "continuation of a result of theirs, or a video."
+        )
 
 
 def _template(
