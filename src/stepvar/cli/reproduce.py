@@ -94,8 +94,9 @@ class _Progress:
         again = f", {plan.done} of {plan.steps} steps were done before" if plan.done else ""
         left = "" if plan.seconds is None else f", about {display.seconds(plan.seconds)}"
         typer.echo(
-            f"{protocol.pictures} pictures of each main method, {protocol.batch * protocol.ablation_blocks} "
-            f"of each ablation{again}{left}.",
+            f"{protocol.pictures} pictures of the plans in question, "
+            f"{protocol.batch * protocol.main_blocks} of each rival, "
+            f"{protocol.batch * protocol.ablation_blocks} of each ablation{again}{left}.",
             err=True,
         )
         self.total, self.started = max(plan.weight, 1e-9), time.monotonic()
