@@ -122,6 +122,13 @@ def test_converting_our_own_folders(run, model_folder, tmp_path):
     assert again.code == 2 and "exists already" in again.stderr
 
 
+def test_a_resolution_is_for_models_that_have_one(run, model_folder):
+    folders = (model_folder / "transformer", model_folder / "vae")
+    result = run("convert", *folders, "new", "--resolution", "720p")
+    assert result.code == 2
+    assert "is an Infinity transformer, which has no resolution: leave it out" in result.stderr
+
+
 def test_an_unknown_number_format(run, model_folder):
     folders = (model_folder / "transformer", model_folder / "vae")
     result = run("convert", *folders, "new", "--dtype", "int4")

@@ -120,6 +120,7 @@ def test_a_prompt_that_is_no_text(run, model_folder):
         (OSError(errno.ENOSPC, "No space left on device"), "disk is full"),
         (PermissionError(errno.EACCES, "Permission denied"), "permission is denied"),
         (MemoryError(), "--batch 1"),
+        (MemoryError(), "shorter videos (--seconds), decode videos in tiles (--tile 24)"),
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."), "--batch 1"),
     ],
 )

@@ -58,6 +58,14 @@ def test_gifs_frames_and_pictures(run, video_model, tmp_path):
     assert Image.open(tmp_path / "picture.png").size == (80, 48)
 
 
+def test_an_ending_in_capitals_means_the_same(run, video_model, tmp_path):
+    picture = run("generate", PROMPT, "--model", video_model, "--seed", 3, "-o", "picture.PNG", "--json")
+    assert picture.code == 0, picture.stderr
+    assert picture.json["settings"]["seconds"] == 0
+    assert picture.json["images"][0]["file"] == "picture.PNG"
+    assert Image.open(tmp_path / "picture.PNG").format == "PNG"
+
+
 def test_a_video_begins_with_a_picture_and_goes_on(run, video_model, tmp_path):
     Image.new("RGB", (80, 48), (200, 40, 40)).save(tmp_path / "first.png")
     base = ("generate", PROMPT, "--model", video_model, "--seed", 3, "--json")
@@ -114,6 +122,7 @@ def _write_sound(path) -> None:
     [
         (["--seconds", 5], "--seconds means nothing to InfinityPipeline"),
         (["-o", "clip.mp4"], "-o clip.mp4 is for models that draw videos, and this one draws pictures"),
+        (["-o", "clip.MP4"], "-o clip.MP4 is for models that draw videos, and this one draws pictures"),
         (["--frames", "-o", "clip"], "--frames is for models that draw videos"),
     ],
 )
@@ -123,11 +132,18 @@ def test_models_of_pictures_draw_no_videos(run, model_folder, arguments, message
     assert message in result.stderr
 
 
-def test_without_the_extra_an_mp4_is_refused_before_any_work(run, video_model, monkeypatch):
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.MP4"])
+def test_without_the_extra_an_mp4_is_refused_before_any_work(run, video_model, monkeypatch, name):
     import sys
 
+    from stepvar import InfinityStarPipeline
+
+    def nothing_may_run(self, *args, **kwargs):
+        raise AssertionError("a video was drawn")
+
     monkeypatch.setitem(sys.modules, "av", None)
-    result = run("generate", PROMPT, "--model", video_model, "-o", "clip.mp4")
+    monkeypatch.setattr(InfinityStarPipeline, "run", nothing_may_run)
+    result = run("generate", PROMPT, "--model", video_model, "--seconds", 1, "-o", name)
     assert result.code == 2
     assert "pip install 'stepvar[video]'" in result.stderr
 
@@ -154,6 +170,40 @@ def test_truncated_and_empty_files_are_told(tmp_path):
     for name in ("cut.mp4", "empty.mp4"):
         with pytest.raises(ValueError, match="fetch it again"):
             read_video(tmp_path / name)
+
+
+def test_only_the_seconds_that_are_needed_are_read(tmp_path):
+    (tmp_path / "clip.mp4").write_bytes(encode_mp4(shades(32)))
+    first = read_video(tmp_path / "clip.mp4", 0.5)
+    last = read_video(tmp_path / "clip.mp4", 0.5, from_end=True)
+    for video, places in ((first, range(8)), (last, range(24, 32))):
+        assert len(video.frames) == 8
+        for frame, place in zip(video.frames, places, strict=True):
+            assert abs(frame.getpixel((30, 20))[0] - 8 * place) < 12
+    assert len(read_video(tmp_path / "clip.mp4", 5).frames) == 32
+
+
+@pytest.mark.parametrize(
+    ("matrix", "size", "red"),
+    [
+        ((0, 1, -1, 0), (48, 64), (44, 32)),
+        ((-1, 0, 0, -1), (64, 48), (32, 44)),
+        ((0, -1, 1, 0), (48, 64), (4, 32)),
+    ],
+)
+def test_videos_that_a_phone_stores_sideways_are_read_upright(tmp_path, matrix, size, red):
+    picture = Image.new("RGB", (64, 48), (0, 0, 200))
+    picture.paste((250, 0, 0), (0, 0, 64, 16))
+    content = bytearray(encode_mp4(Video([picture] * 4, 16)))
+    # The track header tells where the right and the lower edge of the stored frames are shown.
+    start = content.index(b"tkhd") + 44
+    for place, value in zip((0, 4, 12, 16), matrix, strict=True):
+        content[start + place : start + place + 4] = (value * 65536).to_bytes(4, "big", signed=True)
+    (tmp_path / "phone.mp4").write_bytes(content)
+    frame = read_video(tmp_path / "phone.mp4").frames[0]
+    assert frame.size == size
+    assert frame.getpixel(red)[0] > 200
+    assert frame.getpixel((size[0] - 1 - red[0], size[1] - 1 - red[1]))[0] < 50
 
 
 def test_files_keep_frames_colours_and_pace(tmp_path):

@@ -24,6 +24,7 @@ from stepvar.cli.options import (
     ModelChoice,
     SamplingChoice,
     SizeChoice,
+    VideoSettings,
 )
 
 
@@ -33,6 +34,7 @@ def bench(
     model: ModelChoice,
     size: SizeChoice,
     sampling: SamplingChoice,
+    video: VideoSettings,
     prompt: ExamplePrompt = None,
     repeats: Annotated[int, typer.Option(min=1, max=10000, help="Measured rounds; times are medians.")] = 5,
     number: Annotated[int, typer.Option("-n", "--number", min=1, max=4096, help="Pictures in a batch.")] = 1,
@@ -41,25 +43,27 @@ def bench(
 ) -> None:
     """Measure what pruning and skipping bring.
 
-    Dense, skip only, prune only and both run in turn, after one round that is not counted.
+    Dense, skip only, prune only and both run in turn, after one round that is not counted; for a model whose
+    plans are others, those.
     """
     if prompt is not None:
         require_prompts([prompt])
-    dimensions, settings = size.arguments(), sampling.arguments()
+    dimensions, settings = size.arguments(), {**sampling.arguments(), **video.arguments()}
     with quiet_libraries():
         pipeline = open_pipeline(model)
         check_options(pipeline, {**dimensions, **settings})
         prompt = prompt or pipeline.example_prompt
         check_prompts(pipeline, sampling.texts([prompt]))
         note_other_aspect(pipeline, dimensions)
-        from stepvar.evaluation.speed import METHODS, measure_speed
+        from stepvar.evaluation.speed import measure_speed, planned_arguments, usual_methods
 
-        summary = pipeline.summary(**dimensions)
-        runs = len(METHODS) * (repeats + 1)
+        methods = usual_methods(pipeline)
+        summary = pipeline.summary(**planned_arguments(pipeline, {**dimensions, **settings}))
+        runs = len(methods) * (repeats + 1) * (number if pipeline.draws_videos else 1)
         seeds = [seed + index for index in range(number)]
         with display.scale_progress("measuring", summary, runs) as observer:
             document = measure_speed(
-                pipeline, [prompt] * number, seeds, repeats, None, observer, dimensions, settings
+                pipeline, [prompt] * number, seeds, repeats, methods, observer, dimensions, settings
             )
     if json:
         display.print_json(document)
@@ -99,6 +103,10 @@ def _describe(document: dict[str, Any]) -> str:
         )
         for index, entry in enumerate(methods["dense"]["scales"])
     ]
+    seconds = document["video_seconds"]
+    drawn = f"{document['images']} at a time"
+    if seconds is not None:
+        drawn = f"{seconds:g} s of video, {document['images']} a call"
     rounds = f"median of {document['repeats']} rounds in turn"
     return "\n".join(
         [
@@ -106,8 +114,7 @@ def _describe(document: dict[str, Any]) -> str:
             "",
             display.table(("stage", *methods), [stages[0], *scales, stages[1], stages[2]]),
             "",
-            f"{document['width']} x {document['height']} pixels, {document['images']} at a time, "
-            f"{document['dtype']}, {rounds}",
+            f"{document['width']} x {document['height']} pixels, {drawn}, {document['dtype']}, {rounds}",
             f"{document['device_name']} ({document['device']}, {document['threads']} threads), "
             f"torch {document['torch']}, {document['attention']}",
         ]

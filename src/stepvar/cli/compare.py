@@ -26,6 +26,7 @@ from stepvar.cli.options import (
     PlanChoice,
     Prompt,
     SamplingChoice,
+    Seconds,
     Seed,
     SizeChoice,
 )
@@ -45,6 +46,7 @@ def compare(
     plan: PlanChoice,
     size: SizeChoice,
     sampling: SamplingChoice,
+    seconds: Seconds = None,
     seed: Seed = None,
     repeats: Repeats = 3,
     output: Output = None,
@@ -61,6 +63,8 @@ def compare(
     if pruning == "none":
         raise InputError("--pruning none leaves nothing to compare: take a preset, or --ratios and --skip.")
     destination = Destination.parse(output)
+    if seconds is not None:
+        dimensions["seconds"] = seconds
     own_seed = secrets.randbelow(2**31) if seed is None else seed
     with quiet_libraries():
         pipeline = open_pipeline(model)

@@ -36,6 +36,14 @@ def convert(
     labels: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Names of the classes, one a line or as JSON.")
     ] = None,
+    resolution: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What InfinityStar's weights were trained for: 480p, 720p or interact. Default: as their "
+            "folder's name says.",
+        ),
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option(metavar="FORMAT", help="Of the transformer; default: as in the file.")
     ] = None,
@@ -53,7 +61,8 @@ def convert(
 
         from stepvar.models.registry import convert as run
 
-        own = {} if labels is None else {"labels": labels}
+        asked = {"labels": labels, "resolution": resolution}
+        own = {name: value for name, value in asked.items() if value is not None}
         encoders = text_encoder[0] if text_encoder and len(text_encoder) == 1 else text_encoder
         with Unwinding():
             folder = run(transformer, tokenizer, encoders, output, dtype and getattr(torch, dtype), **own)

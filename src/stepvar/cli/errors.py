@@ -28,8 +28,9 @@ _PACKAGE = str(Path(__file__).resolve().parents[1])
 _LONGEST = 600
 
 _OUT_OF_MEMORY = (
-    "Out of memory: draw fewer pictures at a time (--batch 1) or smaller ones (--size, --budget), prune more "
-    "(--pruning paper), or use --dtype bfloat16 or --offload."
+    "Out of memory: draw fewer pictures at a time (--batch 1), smaller ones (--size, --budget) or shorter "
+    "videos (--seconds), decode videos in tiles (--tile 24), prune more (--pruning paper), or use "
+    "--dtype bfloat16 or --offload."
 )
 _OUT_OF_MEMORY_WORDS = (
     "not enough memory",

@@ -32,6 +32,9 @@ OPTION_NAMES = {
     "seconds": "--seconds",
     "image": "--image",
     "video": "--video",
+    "guidance_threshold": "--guidance-threshold",
+    "posterior": "--posterior",
+    "decode_tile": "--tile",
     "cascade": "--cascade",
 }
 """Options that some models have no use for, by the argument of a pipeline's call."""
@@ -146,11 +149,15 @@ class PlanChoice:
         str | None,
         typer.Option(
             metavar="SCALE=SHARE,...",
-            help="Share of tokens to prune, by the scale's height in tokens (or -1 for the last).",
+            help="Share of tokens to prune, by the scale's height in tokens, or counted from the end (-1 is "
+            "the last); for videos count from the end, since many steps are equally high.",
         ),
     ] = None
     skip: Annotated[
-        str | None, typer.Option(metavar="SCALE,...", help="Scales not to run at all, named likewise.")
+        str | None,
+        typer.Option(
+            metavar="SCALE,...", help="Scales not to run at all, named likewise; for videos from the end."
+        ),
     ] = None
 
     def method(self, default: str | None = None) -> PruningMethod | str | None:
@@ -184,6 +191,9 @@ Lpips = Annotated[
         metavar="NET|FILE",
         help="LPIPS too: a file of torchvision's weights; or alex, vgg, squeeze, downloaded before.",
     ),
+]
+Seconds = Annotated[
+    int | None, typer.Option(min=0, help="Of the whole video; 0 draws a picture. Default: the model's.")
 ]
 Second = Annotated[
     Path | None,
@@ -281,25 +291,59 @@ class SamplingChoice:
 
 
 @dataclass(frozen=True)
-class VideoChoice:
-    """How long a video is and what it begins with; only for models that draw videos."""
+class VideoSettings:
+    """How long a video is, what it begins with, how it is drawn; only for models that draw videos."""
 
-    seconds: Annotated[
-        int | None, typer.Option(min=0, help="Of the whole video; 0 draws a picture. Default: the model's.")
-    ] = None
+    seconds: Seconds = None
     image: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A picture that the video begins with.")
     ] = None
     video: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A video to go on from: its first seconds are kept.")
     ] = None
+    guidance_threshold: Annotated[
+        float | None,
+        typer.Option(help="Of a video's projected guidance; 0 is plain guidance. Default: the model's."),
+    ] = None
+    posterior: Annotated[
+        str | None,
+        typer.Option(
+            metavar="sample|mean", help="How --image or --video is encoded; default: sample, by the seed."
+        ),
+    ] = None
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            metavar="CELLS",
+            help="Decode videos in tiles of so many latent cells a side, such as 24: takes less memory.",
+        ),
+    ] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for a call of a pipeline that draws videos, and for its summary."""
+        given = {
+            "seconds": self.seconds,
+            "image": self.image,
+            "video": self.video,
+            "guidance_threshold": self.guidance_threshold,
+            "posterior": self.posterior,
+            "decode_tile": self.tile,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class VideoChoice(VideoSettings):
+    """A video, and how its file is written."""
+
     frames: Annotated[bool, typer.Option("--frames", help="Write each video as a folder of .png files.")] = (
         False
     )
 
     @property
     def given(self) -> list[str]:
-        """Options that were given."""
+        """Options that were given and ask for a video."""
         named = {"--seconds": self.seconds, "--image": self.image, "--video": self.video}
         return [name for name, value in named.items() if value is not None] + ["--frames"] * self.frames
 
@@ -309,8 +353,3 @@ class VideoChoice:
         if self.frames:
             return ("",)
         return (".png",) if self.seconds == 0 else (".mp4", ".gif")
-
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for a call of a pipeline that draws videos."""
-        given = {"seconds": self.seconds, "image": self.image, "video": self.video}
-        return {name: value for name, value in given.items() if value is not None}

@@ -1,13 +1,15 @@
-"""What pruning and skipping bring: dense, skip only, prune only and both, measured in turn."""
+"""What pruning and skipping bring: dense and a model's plans, measured in turn."""
 
 from __future__ import annotations
 
+import inspect
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stepvar.evaluation.timing import Samples, Spread, interleaved, machine
+from stepvar.presets import PRESETS
 
 if TYPE_CHECKING:
     from stepvar.generation.progress import Observer
@@ -15,8 +17,26 @@ if TYPE_CHECKING:
     from stepvar.models.pipeline import NextScalePipeline
     from stepvar.pruning.base import PruningMethod
 
-METHODS: dict[str, str | None] = {"dense": None, "skip": "skip", "prune": "prune", "both": "paper"}
-"""What is measured: name -> preset. "both" is the paper's plan, two scales pruned and two skipped."""
+
+def usual_methods(pipeline: NextScalePipeline) -> dict[str, str | None]:
+    """What is measured where nothing else is asked: name -> preset.
+
+    "both" is the paper's plan where it prunes and skips. Where it skips nothing it is called "paper", and a
+    model of a resolution with plans of its own, such as "720p-2x", runs those.
+    """
+    usual: dict[str, str | None] = {"dense": None, "skip": "skip"}
+    resolution = pipeline.transformer.config.get("resolution")
+    own = [name for name in PRESETS[type(pipeline).__name__] if name.startswith(f"{resolution}-")]
+    if own:
+        return usual | dict(zip(own, own, strict=True))
+    skips = getattr(pipeline.resolve_pruning("paper"), "skip", ())
+    return usual | {"prune": "prune", "both" if skips else "paper": "paper"}
+
+
+def planned_arguments(pipeline: NextScalePipeline, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those arguments of a call that its summary takes too."""
+    known = inspect.signature(type(pipeline).summary).parameters
+    return {name: value for name, value in arguments.items() if name in known}
 
 
 @dataclass(frozen=True)
@@ -102,20 +122,20 @@ def measure_speed(
         pipeline: The model, on its device.
         prompts, seeds: One of each a picture; all pictures are one batch.
         repeats: Measured rounds; one more before them warms up.
-        methods: Plans by name, "dense" among them; by default `METHODS`.
+        methods: Plans by name, "dense" among them; by default `usual_methods`.
         observer: Hears of every scale of every run.
         size: Keyword arguments of the pipeline that set the size.
-        sampling: Keyword arguments of the pipeline that set guidance, temperature and so on.
+        sampling: Keyword arguments of the pipeline that set guidance, temperature and so on, and
+            what a video is like.
 
     Returns:
         A JSON document: "methods" by name, and what the measurement depends on.
     """
     size, sampling = size or {}, sampling or {}
-    chosen = dict(METHODS) if methods is None else methods
-    guidance = {key: sampling[key] for key in ("guidance_scale",) if key in sampling}
+    chosen = usual_methods(pipeline) if methods is None else methods
+    planned = planned_arguments(pipeline, {**size, **sampling})
     summaries = {
-        name: pipeline.summary(pruning, images=len(prompts), **size, **guidance)
-        for name, pruning in chosen.items()
+        name: pipeline.summary(pruning, images=len(prompts), **planned) for name, pruning in chosen.items()
     }
 
     def run(pruning: PruningMethod | str | None) -> Report:
@@ -138,6 +158,7 @@ def measure_speed(
         "model": settings["model"],
         "width": settings["width"],
         "height": settings["height"],
+        "video_seconds": settings.get("seconds"),
         "dtype": settings["dtype"],
         "attention": dense.summary.backend,
         **machine(device),

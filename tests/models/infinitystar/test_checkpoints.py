@@ -154,6 +154,38 @@ def test_unknown_resolutions_are_refused(shards):
         load_transformer(shards, resolution="1080p")
 
 
+@pytest.mark.parametrize(
+    ("folder", "resolution"),
+    [
+        ("infinitystar_720p/infinitystar_480p", "480p"),
+        ("480p/weights_720P.safetensors", "720p"),
+        ("infinitystar_interact_480p/weights", "interact"),
+        ("models_720p/weights", "720p"),
+    ],
+)
+def test_the_own_name_says_the_resolution_before_the_folder_around_it(folder, resolution, caplog):
+    assert checkpoints._named_resolution(Path(folder)) == resolution
+    assert not caplog.records
+
+
+def test_a_guessed_resolution_is_told(caplog):
+    assert checkpoints._named_resolution(Path("models/weights")) == "480p"
+    assert "'models/weights'" in caplog.text and "--resolution" in caplog.text
+
+
+def test_a_conversion_can_name_the_resolution(shards, tmp_path):
+    torch.save({"vae": tokenizer_to_official(make_star_tokenizer().state_dict())}, tmp_path / "vae.pth")
+    parts = (shards, tmp_path / "vae.pth", None)
+    folder = checkpoints.convert(*parts, tmp_path / "out", resolution="interact")
+    assert load_transformer(folder / "transformer").config.resolution == "interact"
+    again = (folder / "transformer", *parts[1:])
+    folder = checkpoints.convert(*again, tmp_path / "again", torch.bfloat16, resolution="480p")
+    assert load_transformer(folder / "transformer").config.resolution == "480p"
+    make_star_transformer().save_pretrained(tmp_path / "small")
+    with pytest.raises(ValueError, match="draws grids of its own, not those of 720p"):
+        load_transformer(tmp_path / "small", resolution="720p")
+
+
 def test_conversion_writes_a_folder_that_loads(shards, tmp_path):
     official = tokenizer_to_official(make_star_tokenizer().state_dict())
     torch.save({"vae": official}, tmp_path / "vae.pth")

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from stepvar import InfinityStarPipeline
+from stepvar.evaluation.speed import usual_methods
 from stepvar.generation.loop import plan_generation
 from stepvar.models.infinitystar.cost import memory_plan, scale_costs
 from stepvar.models.infinitystar.sizes import VideoSizes
 from stepvar.models.infinitystar.tokenizer import InfinityStarTokenizer
 from stepvar.models.infinitystar.transformer import InfinityStarTransformer
 from stepvar.presets import PRESETS
+from tiny_star import make_star_pipeline
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "infinitystar"
 TEXT = [128]
@@ -68,6 +73,101 @@ def test_presets_reach_what_they_promise_decoding_included(model, preset, resolu
     dense = sum(tera(model, schedule)) + decoding
     pruned = sum(tera(model, schedule, PRESETS["InfinityStarPipeline"][preset])) + decoding
     assert speedup <= dense / pruned < speedup + 0.15
+
+
+def published_pipeline(resolution: str) -> InfinityStarPipeline:
+    """A pipeline of the published sizes, of two layers and without numbers."""
+    with torch.device("meta"):
+        return InfinityStarPipeline(
+            InfinityStarTransformer.published(resolution, depth=2), InfinityStarTokenizer()
+        )
+
+
+@pytest.mark.parametrize(
+    ("resolution", "length"),
+    [("480p", {}), ("480p", {"seconds": 0}), ("480p", {"seconds": 10, "known_seconds": 5}), ("720p", {})],
+)
+def test_a_plan_for_ten_seconds_is_refused_where_its_clips_are_not_drawn(resolution, length):
+    pipeline = published_pipeline(resolution)
+    with pytest.raises(ValueError, match=r"'10s-1.4x' prunes the 2 clips of 10 seconds, but [01] would run"):
+        pipeline.summary("10s-1.4x", **length)
+    assert pipeline.summary("paper", **length).flops
+
+
+def test_a_plan_for_ten_seconds_prunes_both_clips():
+    for more in ({}, {"known_seconds": 0}):
+        told = published_pipeline("480p").summary("10s-1.4x", seconds=10, **more)
+        assert [entry.scale.clip for entry in told.plan.scales if entry.prunes] == [1, 1, 1, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("resolution", "expected"),
+    [("480p", ["dense", "skip", "prune", "paper"]), ("720p", ["dense", "skip", "720p-1.4x", "720p-2x"])],
+)
+def test_what_is_measured_is_called_what_it_is(resolution, expected):
+    methods = usual_methods(published_pipeline(resolution))
+    assert list(methods) == expected
+    assert all(preset == (None if name == "dense" else name) for name, preset in methods.items())
+
+
+class _Living(TorchDispatchMode):
+    """Counts the bytes of all tensors that live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        name, size = storage._cdata, storage.nbytes()
+        if name not in self.known:
+            self.known.add(name)
+            self.bytes += size
+            self.peak = max(self.peak, self.bytes)
+            weakref.finalize(storage, self._forget, name, size)
+
+    def _forget(self, name: int, size: int) -> None:
+        self.known.remove(name)
+        self.bytes -= size
+
+
+@pytest.mark.parametrize(("chunk", "tile"), [(2, None), (1, None), (3, None), (2, 4), (1, 3)])
+@pytest.mark.parametrize(("seconds", "pace"), [(0, 4), (1, 3), (2, 4)])
+def test_the_decoder_holds_what_is_planned(chunk, tile, seconds, pace):
+    pipeline = make_star_pipeline(clip_frames=pace, latents_per_second=pace)
+    with torch.device("meta"):
+        # The published one with narrower levels; the coarse positions still have their 16 channels.
+        tokenizer = InfinityStarTokenizer(channels=(24, 48, 96, 96, 96), with_encoder=False)
+    pipeline.vae = tokenizer
+    latent = torch.empty(1, 64, 1 + seconds * pace, 3, 5, device="meta")
+    with torch.no_grad(), _Living() as living:
+        stream = (
+            tokenizer.decode_stream(latent, chunk)
+            if tile is None
+            else tokenizer.decode_tiled(latent, tile, tile // 4, chunk)
+        )
+        for _chunk in stream:
+            pass
+    told = pipeline.summary(seconds=seconds, decode_chunk=chunk, decode_tile=tile)
+    planned = told.memory.working["vae"]
+    assert living.peak <= planned <= 1.4 * living.peak
+
+
+def test_tiles_bound_the_memory_of_a_video():
+    pipeline = published_pipeline("720p")
+    tiles = (None, 24, 16)
+    whole, large, small = (pipeline.summary(decode_tile=tile).memory.working["vae"] for tile in tiles)
+    assert small < large < 0.55 * whole
+    assert pipeline.summary(decode_tile=200).memory.working["vae"] == whole
+    with pytest.raises(ValueError, match="decode_tile 2 cells or more"):
+        pipeline.summary(decode_tile=1)
 
 
 def test_what_the_8b_model_needs(model):

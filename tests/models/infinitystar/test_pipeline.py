@@ -6,8 +6,13 @@ import logging
 
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
+from stepvar.models.infinitystar.conditioning import read_footage, read_picture
+from stepvar.models.infinitystar.interactive import Continuation
+from stepvar.models.infinitystar.request import VideoDefaults, plan_video
+from stepvar.models.infinitystar.sizes import VideoSizes
+from stepvar.models.pipeline import NextScalePipeline
 from stepvar.pruning.stepvar import StepVAR
 from tiny_star import STEPS_OF_CLIP, make_star_pipeline, random_video
 
@@ -107,6 +112,58 @@ def test_interactive_continuation_goes_on_and_on():
         pipeline(PROMPT, video=pictures(17), seconds=2)
 
 
+def test_a_continuation_keeps_its_size_and_length():
+    sizes = VideoSizes.published("interact")
+    defaults = VideoDefaults.of("interact", {})
+
+    def plan(latents: int, **kwargs):
+        former = torch.zeros(1, 1, latents, 53, 30)
+        return plan_video(sizes, defaults, continuation=Continuation(former, former[:, :, :1]), **kwargs)
+
+    assert plan(21).schedule.position_grid == (53, 30)
+    assert plan(21, size=(848, 480, None, None)).schedule.position_grid == (53, 30)
+    with pytest.raises(ValueError, match=r"is 480x848 pixels .* go on at 640x640: leave the size out"):
+        plan(21, size=(None, None, 1.0, None))
+    with pytest.raises(ValueError, match="has 17 latent frames, but these weights go on from 21"):
+        plan(17)
+    with pytest.raises(ValueError, match="Only weights for interactive continuation"):
+        plan_video(VideoSizes.published("480p"), defaults, continuation=Continuation(torch.zeros(1), None))
+
+
+def test_of_a_file_only_the_part_that_is_gone_on_from_is_read(pipeline, tmp_path):
+    from stepvar.video import Video, encode_mp4
+
+    shades = [Image.new("RGB", (80, 48), (6 * place, 100, 40)) for place in range(40)]
+    (tmp_path / "long.mp4").write_bytes(encode_mp4(Video(shades, 16)))
+    assert len(read_footage(tmp_path / "long.mp4", 16, 1.0, from_end=True).pictures) == 16
+    interactive = make_star_pipeline(resolution="interact")
+    for model, first, last in ((pipeline, 0, 15), (interactive, 24, 39)):
+        plan = plan_video(model.transformer.sizes, model.defaults, video=tmp_path / "long.mp4")
+        reds = [plan.beginning.pictures[place].getpixel((40, 24))[0] for place in (0, -1)]
+        assert reds == pytest.approx([6 * first, 6 * last], abs=12)
+
+
+def test_pictures_that_a_phone_stores_sideways_are_read_upright(tmp_path):
+    stored = Image.new("RGB", (80, 48), (0, 0, 200))
+    stored.paste((250, 0, 0), (0, 0, 80, 16))
+    note = Image.Exif()
+    note[ExifTags.Base.Orientation] = 6
+    stored.save(tmp_path / "phone.jpg", exif=note)
+    with Image.open(tmp_path / "phone.jpg") as opened:
+        beginnings = [
+            read_picture(tmp_path / "phone.jpg"),
+            read_picture(opened),
+            read_footage([opened], 16, 1.0, from_end=False),
+        ]
+    for beginning in beginnings:
+        [picture] = beginning.pictures
+        assert picture.size == (48, 80)
+        assert picture.getpixel((44, 40))[0] > 200
+        assert picture.getpixel((4, 40))[0] < 50
+    stored.save(tmp_path / "damaged-note.png", exif=b"no note at all")
+    assert read_picture(tmp_path / "damaged-note.png").pictures[0].size == (80, 48)
+
+
 def test_chunks_and_tiles_of_the_decoder(pipeline):
     whole = pipeline(PROMPT, seconds=1, seed=4).frames[0]
     assert same(whole, pipeline(PROMPT, seconds=1, seed=4, decode_chunk=1).frames[0])
@@ -135,6 +192,9 @@ def test_the_summary_tells_the_cache_that_is_allocated(pipeline):
     assert told.memory.cache == result.report.cache_bytes
     pruned = pipeline.summary("prune", seconds=2, text_tokens=13)
     assert told.cache_bytes == told.memory.cache
+    several = pipeline.summary(seconds=2, text_tokens=13, images=3)
+    assert several.cache_bytes == several.memory.cache == told.cache_bytes
+    assert several.flops == 3 * told.flops
     assert 0 < pruned.cache_bytes == pruned.memory.cache <= told.cache_bytes
     assert all(cost.cache_bytes >= 0 for cost in told.costs)
     memory = told.as_json()["memory"]
@@ -229,6 +289,24 @@ def test_beginnings_that_leave_nothing_to_draw(pipeline):
         pipeline(PROMPT, video=pictures(8))
     with pytest.raises(ValueError, match="Give one thing to begin with"):
         pipeline(PROMPT, video=pictures(17), image=picture)
+
+
+def test_the_words_that_are_added_to_a_prompt_count(pipeline, monkeypatch):
+    from stepvar import InfinityStarPipeline
+
+    parts = {name: getattr(pipeline, name) for name in ("transformer", "vae", "text_encoder", "tokenizer")}
+    adding = InfinityStarPipeline(**parts, prompt_suffix=" on grass", marks_duration=False)
+    fitting = " ".join(["sand"] * 31)
+    pipeline.check_prompts([fitting])
+    adding.check_prompts(["sand"], negatives=[fitting])
+    with pytest.raises(ValueError, match="has 34 tokens, but the model reads at most 32: shorten it by 2"):
+        adding.check_prompts([fitting])
+    seen = []
+    monkeypatch.setattr(NextScalePipeline, "check_prompts", lambda self, texts: seen.extend(texts))
+    marking = InfinityStarPipeline(**parts, prompt_suffix=", large", marks_duration=True)
+    for seconds in (0, 1, None):
+        marking.check_prompts(["fox"], ["blur"], seconds)
+    assert seen == ["fox, large", "blur", "<<<t=1s>>>fox, large", "blur", "<<<t=2s>>>fox, large", "blur"]
 
 
 def test_a_damaged_picture_is_told(pipeline, tmp_path):

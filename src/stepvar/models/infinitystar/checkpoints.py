@@ -5,10 +5,13 @@ Source of the file forms: FoundationVision/InfinityStar (MIT), tools/run_infinit
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +38,8 @@ from stepvar.models.loading import (
     saved_config,
 )
 from stepvar.models.t5 import load_text_encoder, load_text_tokenizer
+
+logger = logging.getLogger(__name__)
 
 PathLike = str | os.PathLike[str]
 
@@ -133,8 +138,9 @@ def load_transformer(
         dtype: Number format of the blocks; None keeps the file's. What the official inference runs in
             float32 is float32 in any case.
         device: Where the weights go; None leaves them on the CPU, mapped from the file where possible.
-        resolution: What the weights were trained for, "480p", "720p" or "interact"; None takes it from the
-            name of the file or folder, and 480p where it says nothing.
+        resolution: What the weights were trained for, "480p", "720p" or "interact"; None takes it from a
+            saved folder's configuration, or from the name of the file or folder, or else of the folder around
+            it, and 480p with a warning where no name says it.
 
     Returns:
         The transformer in evaluation mode.
@@ -156,6 +162,8 @@ def load_transformer(
         transformer = build_empty(InfinityStarTransformer, config, source)
         rename = partial(_rename, _check_official(checkpoint.layout, transformer, source))
     else:
+        if resolution is not None:
+            config["resolution"] = _changed_resolution(config, resolution, source)
         transformer = build_empty(InfinityStarTransformer, config, source)
         require_same_layout(checkpoint.layout, transformer.state_dict(), source)
     fill(transformer, checkpoint, rename, dtype, device)
@@ -163,11 +171,33 @@ def load_transformer(
 
 
 def _named_resolution(path: Path) -> str:
-    """The published models are told apart by the names of their folders alone."""
-    names = f"{path.parent.name} {path.name}".lower()
-    if "interact" in names:
-        return "interact"
-    return "720p" if "720p" in names else "480p"
+    """The published models are told apart by the names of their folders alone.
+
+    The folder around one may hold several models, so its name counts only where the own one says nothing.
+    """
+    absolute = path.absolute()
+    for name in (absolute.name.lower(), absolute.parent.name.lower()):
+        # The official name of the interactive weights may tell their size too.
+        for resolution in ("interact", "720p", "480p"):
+            if resolution in name:
+                return resolution
+    logger.warning(
+        "Neither '%s' nor the folder around it is named after a resolution, so the weights are taken for "
+        "those of 480p; if they are of 720p or interact, say so: --resolution, or resolution= in Python.",
+        path,
+    )
+    return "480p"
+
+
+def _changed_resolution(config: Mapping[str, Any], resolution: str, source: str) -> str:
+    """A resolution for a saved model whose own was guessed wrongly.
+
+    Raises:
+        ValueError: When the model draws grids of its own, so that nothing was guessed.
+    """
+    if config.get("grids") is not None:
+        raise ValueError(f"{source} draws grids of its own, not those of {resolution}: leave resolution out.")
+    return resolution
 
 
 def load_tokenizer(
@@ -218,7 +248,7 @@ def check_pair(transformer: InfinityStarTransformer, tokenizer: InfinityStarToke
         )
 
 
-convert = Conversion(
+_CONVERSION = Conversion(
     "InfinityStarPipeline",
     load_transformer,
     load_tokenizer,
@@ -234,3 +264,24 @@ convert = Conversion(
     ),
 )
 """The text encoder is stored in float16, as the official code runs it; `dtype` is that of the blocks."""
+
+
+def convert(
+    transformer_path: PathLike,
+    tokenizer_path: PathLike,
+    text_encoder: PathLike | Sequence[PathLike] | None,
+    output_dir: PathLike,
+    dtype: torch.dtype | None = None,
+    resolution: str | None = None,
+) -> Path:
+    """Writes a folder that `InfinityStarPipeline.from_pretrained` loads; see `Conversion`.
+
+    Args:
+        resolution: What the weights were trained for, as for `load_transformer`.
+
+    Raises:
+        CheckpointError: When an input cannot be used, the inputs do not fit each other, or the folder exists.
+        ValueError: When the resolution is unknown.
+    """
+    told = replace(_CONVERSION, load_transformer=partial(load_transformer, resolution=resolution))
+    return told(transformer_path, tokenizer_path, text_encoder, output_dir, dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -22,17 +23,20 @@ def scale_costs(
     plan: GenerationPlan,
     rows: Sequence[int],
     prefix: Sequence[int],
+    videos: int = 1,
 ) -> tuple[ScaleCost, ...]:
     """FLOPs of every step, and the cache bytes it adds to what is needed; a multiply-add counts as two.
 
-    The text prefix itself is left out: one pass of a hundred tokens.
+    The text prefix itself is left out: one pass of a hundred tokens. Videos are drawn one after the other, so
+    all of them compute, and only one of them is in the cache.
 
     Args:
         transformer: The model; only its sizes and its number format are read.
         schedule: The steps.
         plan: What will run.
-        rows: Batch rows at each step.
+        rows: Batch rows of one video at each step.
         prefix: Tokens of the text, and of each condition.
+        videos: How many are drawn.
     """
     config = transformer.config
     key_width = config.key_heads * transformer.head_dim
@@ -51,7 +55,8 @@ def scale_costs(
         head = 0 if entry.skipped else 4 * entry.scale.tokens * config.width * schedule[index].bits
         room = _room(layers, index)
         added, before = token * (room - before), room
-        costs.append(ScaleCost(count * (flops[index] + head), added, 0 if entry.skipped else count))
+        computed = videos * count * (flops[index] + head)
+        costs.append(ScaleCost(computed, added, 0 if entry.skipped else count))
     return tuple(costs)
 
 
@@ -63,18 +68,26 @@ def memory_plan(
     plan: GenerationPlan,
     copies: int,
     prefix: Sequence[int],
+    decode_chunk: int = DECODER_CHUNK,
+    decode_tile: int | None = None,
 ) -> MemoryPlan:
     """Device memory of a generation, computed from sizes.
 
     Weights and cache are exact. What a layer or the decoder works on is counted tensor by tensor at its
     widest point, as the code holds it; libraries' own workspaces come on top.
+
+    Args:
+        copies: Rows of one video: 2 with guidance.
+        prefix: Tokens of the text, and of each condition.
+        decode_chunk, decode_tile: As in a call of the pipeline.
+        Others: Parts of the pipeline, and what will run.
     """
     parts = {"text_encoder": text_encoder, "transformer": transformer, "vae": tokenizer}
     weights = {name: _bytes(module) for name, module in parts.items() if module is not None}
     working = {
         "text_encoder": 0,
         "transformer": _layer_bytes(transformer, plan, copies),
-        "vae": _decoder_bytes(tokenizer, schedule),
+        "vae": _decoder_bytes(tokenizer, schedule, decode_chunk, decode_tile),
     }
     room = _room(_seen_by_layer(schedule, plan, prefix), len(schedule) - 1)
     cache = copies * room * _token_bytes(transformer)
@@ -124,18 +137,34 @@ def _layer_bytes(transformer: InfinityStarTransformer, plan: GenerationPlan, cop
     return max(added, attention) + piece
 
 
-def _decoder_bytes(tokenizer: InfinityStarTokenizer, schedule: VideoSchedule) -> int:
-    """A chunk at the decoder's widest point, and the frames that its convolutions keep."""
+def _decoder_bytes(
+    tokenizer: InfinityStarTokenizer, schedule: VideoSchedule, chunk: int, tile: int | None
+) -> int:
+    """A chunk of a tile at the decoder's widest point, what all tiles keep, and the finished frames."""
     item = torch.finfo(next(tokenizer.decoder.parameters()).dtype).bits // 8
-    height, width = (side * tokenizer.pixels_per_cell for side in schedule.position_grid)
-    chunk = min(DECODER_CHUNK + 2, schedule.latent_frames)
+    sides = schedule.position_grid
+    # Without tiles, the whole frame is the only one.
+    lengths = [[side] if tile is None else _tile_lengths(side, tile) for side in sides]
+    pixels_of_cell = (tokenizer.pixels_per_cell // tokenizer.config.pixel_block) ** 2
+    largest, together = (
+        pixels_of_cell * math.prod(measure(axis) for axis in lengths) for measure in (max, sum)
+    )
     channels = tokenizer.config.channels
-    pixels = height * width // tokenizer.config.pixel_block**2
+    # The first chunk is the longest; of its first latent frame only two frames are made, and averaged.
+    count = schedule.latent_frames
+    frames = 4 * min(count, chunk + 2 - count % 2) - 2
     # At full size the last norm holds its input, its result, a modulation and two products.
-    widest = 5 * channels[0] * 4 * chunk * pixels
+    widest = 5 * channels[0] * frames * largest
     convolutions_of_level = (1, *(7,) * (len(channels) - 3), 17)
     kept = 2 * sum(
-        count * pixels // 4**level * convolutions
+        count * together // 4**level * convolutions
         for level, (count, convolutions) in enumerate(zip(channels[:-1], convolutions_of_level, strict=True))
     )
-    return item * (widest + kept)
+    finished = 3 * tokenizer.config.pixel_block**2 * frames * together
+    return item * (widest + kept) + torch.float32.itemsize * finished
+
+
+def _tile_lengths(side: int, tile: int) -> list[int]:
+    """Tiles along an axis, in cells: all but the last are whole, and each shares a quarter with the next."""
+    shared = tile // 4
+    return [min(tile, side - start) for start in range(0, max(side - shared, 1), tile - shared)]

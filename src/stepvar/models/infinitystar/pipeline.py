@@ -2,6 +2,8 @@
 
 # No postponed annotations here: diffusers reads the component types off the constructor.
 
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -210,32 +212,45 @@ class InfinityStarPipeline(NextScalePipeline):
         pruning: PruningMethod | str | None = None,
         *,
         seconds: float | None = None,
+        image: Picture | None = None,
+        video: Footage | None = None,
         known_seconds: float | None = None,
         height: int | None = None,
         width: int | None = None,
         aspect_ratio: float | None = None,
         pixel_budget: str | None = None,
         guidance_scale: PerScale | None = None,
+        guidance_threshold: float | None = None,
+        posterior: str = "sample",
+        decode_chunk: int = DECODER_CHUNK,
+        decode_tile: int | None = None,
         images: int = 1,
         text_tokens: int = 128,
     ) -> Summary:
         """What a call with these arguments will run: tokens, FLOPs and KV bytes a step, and the memory.
 
         Args:
-            known_seconds: How much the video begins with: 0 for a picture; None for nothing.
-            images: Videos; they are drawn one after the other.
+            known_seconds: How much the video begins with, where it is not at hand: 0 for a picture; None for
+                nothing.
+            images: Videos; they are drawn one after the other, so only one of them is in memory.
             text_tokens: Length of a prompt in tokens.
+            Others: As for `__call__`.
 
         Raises:
             ValueError: As `__call__` would.
         """
+        decoding = Decoding(decode_chunk, decode_tile, "pil")
         plan = plan_video(
             self.transformer.sizes,
             self.defaults,
             seconds=seconds,
+            image=image,
+            video=video,
             known_seconds=known_seconds,
             size=(height, width, aspect_ratio, pixel_budget),
             guidance_scale=guidance_scale,
+            guidance_threshold=guidance_threshold,
+            posterior=posterior,
         )
         schedule, guidance, method = plan.schedule, plan.guidance, self._method(pruning, plan)
         prefix = [text_tokens, *plan.condition_tokens]
@@ -243,11 +258,12 @@ class InfinityStarPipeline(NextScalePipeline):
             method,
             schedule,
             guidance,
-            images,
-            lambda planned, rows: scale_costs(self.transformer, schedule, planned, rows, prefix),
+            1,
+            lambda planned, rows: scale_costs(self.transformer, schedule, planned, rows, prefix, images),
         )
         parts, copies = (self.transformer, self.vae, self.text_encoder), 2 if guidance.active else 1
-        return replace(told, memory=memory_plan(*parts, schedule, told.plan, copies, prefix))
+        tiling = (decoding.chunk, decoding.tile)
+        return replace(told, memory=memory_plan(*parts, schedule, told.plan, copies, prefix, *tiling))
 
     def schedule(
         self,
@@ -272,9 +288,22 @@ class InfinityStarPipeline(NextScalePipeline):
         return 0.0 if image is not None else clip if video is not None else None
 
     def _method(self, pruning: PruningMethod | str | None, plan: VideoPlan) -> PruningMethod | None:
+        _check_length(pruning, plan.schedule, self.transformer.sizes.clip_seconds)
         method = self.plan_method(pruning, plan.schedule, plan.guidance)
         check_clips(plan.schedule, plan_generation(method, plan.schedule, len(self.transformer.blocks)))
         return method
+
+    def check_prompts(
+        self, prompts: Sequence[str], negatives: Sequence[str] = (), seconds: float | None = None
+    ) -> None:
+        """As for other models; what is added to a prompt counts too, and nothing is added to negative ones.
+
+        Args:
+            seconds: Of the video, which a prompt may tell; None counts the longest one.
+        """
+        seconds = self.transformer.sizes.longest if seconds is None else seconds
+        style = (seconds, self.defaults.prompt_suffix, self.defaults.marks_duration)
+        super().check_prompts([*(worded(prompt, *style) for prompt in prompts), *negatives])
 
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
         self.require_text_encoder()
@@ -371,3 +400,23 @@ class InfinityStarPipeline(NextScalePipeline):
 
     def own_settings(self, request: VideoRequest) -> dict[str, Any]:
         return request.plan.settings
+
+
+def _check_length(pruning: PruningMethod | str | None, schedule: VideoSchedule, clip_seconds: float) -> None:
+    """Refuses a plan named after a length, such as "10s-1.4x", where fewer clips are drawn than it means.
+
+    Its steps are counted from the end, so it would prune others, those of the first frame perhaps.
+
+    Raises:
+        ValueError: Saying what it is for.
+    """
+    named = re.match(r"(\d+)s-", pruning) if isinstance(pruning, str) else None
+    if named is None:
+        return
+    drawn = len({scale.clip for scale in schedule if scale.clip and not scale.given})
+    meant = math.ceil(int(named[1]) / clip_seconds)
+    if drawn < meant:
+        raise ValueError(
+            f"The plan {pruning!r} prunes the {meant} clips of {named[1]} seconds, but {drawn} would run: "
+            f"ask for {named[1]} seconds and no video to begin with, or for another plan such as 'paper'."
+        )
