@@ -33,6 +33,7 @@ from stepvar.cli.options import (
     Seed,
     SizeChoice,
     VideoChoice,
+    VideoSettings,
 )
 from stepvar.cli.outputs import (
     SUFFIX,
@@ -280,7 +281,7 @@ def summary(
     plan: PlanChoice,
     size: SizeChoice,
     cascade: CascadeChoice,
-    seconds: Annotated[int | None, typer.Option(min=0, help="Of a video; 0 is a picture.")] = None,
+    video: VideoSettings,
     guidance: Annotated[
         str | None,
         typer.Option(metavar="X[,X...]", help="Guidance, one number or one a scale."),
@@ -293,15 +294,12 @@ def summary(
     Tokens, FLOPs and cache bytes of every scale.
     """
     sampling = SamplingChoice(guidance=guidance).arguments()
-    settings = {**size.arguments(), **sampling, "pruning": plan.method()}
+    settings = {**size.arguments(), **sampling, **video.arguments(), "pruning": plan.method()}
     with quiet_libraries():
         pipeline, drafter = open_cascade(model, cascade, size.arguments())
         settings |= drafter
         check_options(pipeline, settings)
         note_other_aspect(pipeline, size.arguments())
-        if seconds is not None:
-            check_media(pipeline, VideoChoice(seconds), Destination(Path()))
-            settings["seconds"] = seconds
         told = pipeline.summary(images=number, **settings)
     if json:
         display.print_json(told.as_json())

@@ -12,6 +12,7 @@ from stepvar.generation.attention import Span
 from stepvar.generation.report import MemoryPlan, ScaleCost
 from stepvar.models.infinitystar.schedules import VideoSchedule
 from stepvar.models.infinitystar.session import layer_windows
+from stepvar.models.infinitystar.tiling import spans
 from stepvar.models.infinitystar.tokenizer import DECODER_CHUNK, InfinityStarTokenizer
 from stepvar.models.infinitystar.transformer import TOKENS_AT_ONCE, InfinityStarTransformer
 from stepvar.pruning.plan import GenerationPlan
@@ -144,7 +145,8 @@ def _decoder_bytes(
     item = torch.finfo(next(tokenizer.decoder.parameters()).dtype).bits // 8
     sides = schedule.position_grid
     # Without tiles, the whole frame is the only one.
-    lengths = [[side] if tile is None else _tile_lengths(side, tile) for side in sides]
+    parts = [[(0, side)] if tile is None else spans(side, tile, tile // 4) for side in sides]
+    lengths = [[stop - start for start, stop in axis] for axis in parts]
     pixels_of_cell = (tokenizer.pixels_per_cell // tokenizer.config.pixel_block) ** 2
     largest, together = (
         pixels_of_cell * math.prod(measure(axis) for axis in lengths) for measure in (max, sum)
@@ -162,9 +164,3 @@ def _decoder_bytes(
     )
     finished = 3 * tokenizer.config.pixel_block**2 * frames * together
     return item * (widest + kept) + torch.float32.itemsize * finished
-
-
-def _tile_lengths(side: int, tile: int) -> list[int]:
-    """Tiles along an axis, in cells: all but the last are whole, and each shares a quarter with the next."""
-    shared = tile // 4
-    return [min(tile, side - start) for start in range(0, max(side - shared, 1), tile - shared)]

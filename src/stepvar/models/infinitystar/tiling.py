@@ -37,9 +37,7 @@ def decode_tiles(
             f"{2 * overlap}."
         )
     height, width = latent.shape[-2:]
-    places = [
-        (row, column) for row in _spans(height, tile, overlap) for column in _spans(width, tile, overlap)
-    ]
+    places = [(row, column) for row in spans(height, tile, overlap) for column in spans(width, tile, overlap)]
     streams = [decode(latent[..., slice(*row), slice(*column)]) for row, column in places]
     for chunks in zip(*streams, strict=True):
         frames = chunks[0].new_zeros(*chunks[0].shape[:3], height * pixels_per_cell, width * pixels_per_cell)
@@ -53,7 +51,7 @@ def decode_tiles(
         yield frames
 
 
-def _spans(size: int, tile: int, overlap: int) -> list[tuple[int, int]]:
+def spans(size: int, tile: int, overlap: int) -> list[tuple[int, int]]:
     """Tiles of an axis: all but the last are `tile` long, and each shares `overlap` with the next."""
     starts = range(0, max(size - overlap, 1), tile - overlap)
     return [(start, min(start + tile, size)) for start in starts]
