@@ -49,6 +49,11 @@ _LESS_WORK: dict[str, PruningMethod] = {"unguided": StepVAR(unguided=-2), "skipv
 
 _LESS_MEMORY: dict[str, PruningMethod] = {"scalekv": ScaleKV(share=0.06)}
 
+_SEARCHED: dict[str, PruningMethod] = {
+    "best": StepVAR(ratios={-1: 0.4}, skip=(-2,), unguided=-4, recovery="guided", values="expected"),
+    "faithful": StepVAR(ratios={-2: 0.2, -1: 0.3}, unguided=-2, recovery="guided"),
+}
+
 _HART: dict[str, PruningMethod] = {
     "paper": StepVAR(ratios={-2: 0.5, -1: 0.75}),
     "prune": StepVAR(ratios={-2: 0.5, -1: 0.75}),
@@ -69,7 +74,7 @@ _LATE_STEPS: dict[str, PruningMethod] = {
 
 PRESETS: dict[str, dict[str, PruningMethod]] = {
     "HARTPipeline": _HART,
-    "InfinityPipeline": {**_LATE_SCALES, **_LESS_WORK, **_LESS_MEMORY},
+    "InfinityPipeline": {**_LATE_SCALES, **_LESS_WORK, **_LESS_MEMORY, **_SEARCHED},
     "InfinityStarPipeline": _LATE_STEPS,
     "SwittiPipeline": {**_LATE_SCALES, **_LESS_WORK},
     "VARPipeline": {**_LATE_SCALES, **_LESS_WORK, **_LESS_MEMORY},
@@ -84,6 +89,11 @@ does the same at every aspect ratio and pixel budget. "sparsevar-standin" is the
 "unguided" drops classifier-free guidance from the last two scales, "skipvar" decides that per picture, or
 leaves scales out; "scalekv" lets all layers but the first remember 6 % of the tokens between scales, as many
 as the published budgets for Infinity do on average.
+
+"best" and "faithful" were searched for on the embedded model (`benchmarks/search_best.py`). "best" is the
+fastest plan found that loses two points of scene score or less: it leaves out the last scale but one, runs
+most of the last, drops guidance from the last four, and fills in by likeness. "faithful" skips nothing, takes
+no longer than "prune" and is nearest to the dense run. On the published Infinity nobody has measured them.
 
 The paper has no ratios for Switti and VAR: there the plans are Infinity's. Nor were SkipVAR's rule and
 ScaleKV's budgets fitted to any other model than Infinity: elsewhere they do what they say, and nobody has

@@ -65,9 +65,10 @@ def test_bench_as_json(run, model_folder):
     assert document["repeats"] == 3 and document["threads"] >= 1
     assert document["torch"] and document["device"] == "cpu" and document["device_name"]
     methods = document["methods"]
-    assert list(methods) == ["dense", "skip", "prune", "both"]
+    assert list(methods) == ["dense", "skip", "prune", "both", "best"]
     tokens = {name: method["tokens"] for name, method in methods.items()}
-    assert tokens == {"dense": TOKENS, "skip": TOKENS - 100, "prune": TOKENS - 66, "both": TOKENS - 111}
+    removed = {"dense": 0, "skip": 100, "prune": 66, "both": 111, "best": 61}
+    assert tokens == {name: TOKENS - count for name, count in removed.items()}
     for method in methods.values():
         spread = method["spread"]
         assert spread["min"] <= spread["q1"] <= spread["median"] <= spread["q3"] <= spread["max"]
@@ -84,7 +85,18 @@ def test_bench_as_json(run, model_folder):
 def test_bench_for_people(run, model_folder):
     result = run("bench", "a red star", "--model", model_folder, "--repeats", 1, "-n", 2)
     assert result.code == 0
-    for word in ("dense", "skip", "prune", "both", "scale 8x8", "decode", "2 at a time", "threads", "torch"):
+    for word in (
+        "dense",
+        "skip",
+        "prune",
+        "both",
+        "best",
+        "scale 8x8",
+        "decode",
+        "2 at a time",
+        "threads",
+        "torch",
+    ):
         assert word in result.stdout
 
 

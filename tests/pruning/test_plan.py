@@ -178,7 +178,16 @@ def test_presets_are_the_published_ones():
         "unguided": StepVAR(unguided=-2),
         "skipvar": SkipVAR(0.84),
         "scalekv": ScaleKV(share=0.06),
+        "best": PRESETS["InfinityPipeline"]["best"],
+        "faithful": PRESETS["InfinityPipeline"]["faithful"],
     }
+
+
+def test_the_plans_of_our_own_keep_what_their_names_promise():
+    best, faithful, prune = (PRESETS["InfinityPipeline"][name] for name in ("best", "faithful", "prune"))
+    assert -1 not in best.skip, "the last scale carries the detail"
+    assert not faithful.skip and not prune.skip
+    assert max(faithful.ratios.values()) < min(prune.ratios.values())
 
 
 def test_what_may_be_passed_as_pruning():

@@ -22,15 +22,18 @@ def usual_methods(pipeline: NextScalePipeline) -> dict[str, str | None]:
     """What is measured where nothing else is asked: name -> preset.
 
     "both" is the paper's plan where it prunes and skips. Where it skips nothing it is called "paper", and a
-    model of a resolution with plans of its own, such as "720p-2x", runs those.
+    model of a resolution with plans of its own, such as "720p-2x", runs those. "best" is measured where there
+    is one.
     """
     usual: dict[str, str | None] = {"dense": None, "skip": "skip"}
+    presets = PRESETS[type(pipeline).__name__]
     resolution = pipeline.transformer.config.get("resolution")
-    own = [name for name in PRESETS[type(pipeline).__name__] if name.startswith(f"{resolution}-")]
+    own = [name for name in presets if name.startswith(f"{resolution}-")]
     if own:
         return usual | dict(zip(own, own, strict=True))
     skips = getattr(pipeline.resolve_pruning("paper"), "skip", ())
-    return usual | {"prune": "prune", "both" if skips else "paper": "paper"}
+    usual |= {"prune": "prune", "both" if skips else "paper": "paper"}
+    return usual | ({"best": "best"} if "best" in presets else {})
 
 
 def planned_arguments(pipeline: NextScalePipeline, arguments: Mapping[str, Any]) -> dict[str, Any]:
