@@ -26,9 +26,9 @@ from stepvar.cli.options import (
     PlanChoice,
     Prompt,
     SamplingChoice,
-    Seconds,
     Seed,
     SizeChoice,
+    VideoSettings,
 )
 from stepvar.cli.outputs import Destination, encode_png, slug, versions, write_files
 
@@ -46,7 +46,7 @@ def compare(
     plan: PlanChoice,
     size: SizeChoice,
     sampling: SamplingChoice,
-    seconds: Seconds = None,
+    video: VideoSettings,
     seed: Seed = None,
     repeats: Repeats = 3,
     output: Output = None,
@@ -58,13 +58,11 @@ def compare(
     paper's unless another is given.
     """
     require_prompts([prompt])
-    dimensions, settings = size.arguments(), sampling.arguments()
+    dimensions, settings = size.arguments(), {**sampling.arguments(), **video.arguments()}
     pruning = plan.method(default="paper")
     if pruning == "none":
         raise InputError("--pruning none leaves nothing to compare: take a preset, or --ratios and --skip.")
     destination = Destination.parse(output)
-    if seconds is not None:
-        dimensions["seconds"] = seconds
     own_seed = secrets.randbelow(2**31) if seed is None else seed
     with quiet_libraries():
         pipeline = open_pipeline(model)
@@ -74,8 +72,9 @@ def compare(
         [path] = destination.names([f"{slug(prompt)}-{own_seed}-compare"])
         from stepvar.evaluation.comparison import compare as run
         from stepvar.evaluation.figure import draw_comparison
+        from stepvar.evaluation.speed import planned_arguments
 
-        summary = pipeline.summary(pruning, **dimensions)
+        summary = pipeline.summary(pruning, **planned_arguments(pipeline, {**dimensions, **settings}))
         with display.scale_progress("comparing", summary, 2 * (repeats + 1)) as observer:
             comparison = run(pipeline, prompt, pruning, own_seed, repeats, observer, dimensions, settings)
         document = comparison.as_json()

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepvar.evaluation.fidelity import psnr, ssim
-from stepvar.evaluation.speed import MethodSpeed
+from stepvar.evaluation.speed import MethodSpeed, planned_arguments
 from stepvar.evaluation.timing import Samples, interleaved, machine
 
 if TYPE_CHECKING:
@@ -144,10 +144,10 @@ def compare(
         repeats: Measured rounds; one more before them warms up.
         observer: Hears of every scale of every run.
         size: Keyword arguments of the pipeline that set the size.
-        sampling: Keyword arguments of the pipeline that set guidance, temperature and so on.
+        sampling: Further keyword arguments of the pipeline: guidance, temperature, a video's beginning.
     """
     size, sampling = size or {}, sampling or {}
-    guidance = {key: sampling[key] for key in ("guidance_scale",) if key in sampling}
+    planned = planned_arguments(pipeline, {**size, **sampling})
     pixels: dict[str, NDArray[np.uint8]] = {}
 
     def run(name: str, method: PruningMethod | str | None) -> Report:
@@ -162,13 +162,13 @@ def compare(
     samples: dict[str, Samples[Report]] = interleaved(
         {"dense": lambda: run("dense", None), "pruned": lambda: run("pruned", pruning)}, repeats, device
     )
-    dense = MethodSpeed(pipeline.summary(None, **size, **guidance), samples["dense"])
-    pruned = MethodSpeed(pipeline.summary(pruning, **size, **guidance), samples["pruned"], dense)
+    dense = MethodSpeed(pipeline.summary(None, **planned), samples["dense"])
+    pruned = MethodSpeed(pipeline.summary(pruning, **planned), samples["pruned"], dense)
     return Comparison(
         prompt,
         seed,
         Drawing(pixels["dense"], dense),
         Drawing(pixels["pruned"], pruned),
         machine(device),
-        tuple(pipeline.frames_of(scale) for scale in pipeline.schedule(**size)),
+        tuple(pipeline.frames_of(entry.scale) for entry in dense.summary.plan.scales),
     )

@@ -33,8 +33,11 @@ from stepvar.models.infinitystar.tokenizer import InfinityStarTokenizer
 
 logger = logging.getLogger(__name__)
 
-TOKENIZER_SHARE = 0.4
+TOKENIZER_SHARE = 0.25
 """Share of the minutes that the tokenizer gets; the transformer has the rest."""
+
+OBJECT_WEIGHT = 12.0
+"""Objects are a tenth of a frame, and their outlines are what the model learns last."""
 
 COARSE, FINE, WHOLE = Batch(5, 16), Batch(6, 10, share=0.4), Batch(6, 6)
 STILL = Batch(6, 24, latent_frames=1)
@@ -52,7 +55,7 @@ GOING_ON = (Phase(0.85, (STILL, FINE, COARSE)), Phase(0.15, (WHOLE, STILL, COARS
 
 def train(
     output: Annotated[Path, typer.Option(help="Checkpoints, logs and encoded videos.")] = Path("runs/video"),
-    minutes: Annotated[float, typer.Option(help="Budget of both trainings together.")] = 50.0,
+    minutes: Annotated[float, typer.Option(help="Budget of both trainings together.")] = 150.0,
     videos: Annotated[int, typer.Option(help="Videos to encode for the transformer.")] = 8_192,
     weights: Annotated[Path, typer.Option(help="Where the finished model goes.")] = MODELS["video"],
     start: Annotated[
@@ -72,17 +75,18 @@ def train(
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_path=False)])
     if tokenizer is None:
         budget = TOKENIZER_SHARE * minutes
-        settings = VideoTokenizerTraining(
+        visual = VideoTokenizerTraining(
             output=str(output / "tokenizer"), minutes=budget, threads=os.cpu_count() or 1
         )
-        tokenizer = VideoTokenizerTrainer(settings).run()
+        tokenizer = VideoTokenizerTrainer(visual).run()
         minutes -= budget
-    visual = InfinityStarTokenizer.from_pretrained(tokenizer, torch_dtype=torch.float32).eval()
+    finished = InfinityStarTokenizer.from_pretrained(tokenizer, torch_dtype=torch.float32).eval()
     shards = -(-videos // SHARD)
-    show_encoding(encode_videos(visual, output / "features", shards), shards)
+    show_encoding(encode_videos(finished, output / "features", shards), shards)
     curriculum = FROM_NOTHING if start is None else GOING_ON
     text = None if start is not None else pretrained_text_encoder(output / "text_encoder", VOCABULARY, VIDEOS)
-    run = _VideoRun(output, TransformerTraining(minutes, curriculum, compiled=compiled), start, text)
+    settings = TransformerTraining(minutes, curriculum, object_weight=OBJECT_WEIGHT, compiled=compiled)
+    run = _VideoRun(output, settings, start, text)
     train_in_processes(run, processes, output)
     written = package(assemble(tokenizer, run.folder / CHECKPOINT), weights)
     logger.info("the model is in %s: %.1f MB", weights, written / 1e6)
