@@ -90,11 +90,12 @@ def references() -> list[Candidate]:
 def fast_candidates(pipeline: NextScalePipeline, speedup: float) -> Iterator[Candidate]:
     """Plans with and without skips, with and without guidance, whose FLOPs allow the speed that is wanted."""
     looks = (("nearest", "own"), ("guided", "expected"))
-    for skip in ((), (-1,), (-2,), (-2, -1)):
+    # Leaving out a scale before the last one, which carries the detail, loses less than leaving that out.
+    for skip in ((), (-1,), (-2,), (-3,), (-2, -1)):
         left = [scale for scale in LATE if scale not in skip]
-        starts = (None, *(scale for scale in UNGUIDED if scale <= left[-1]))
-        for level, unguided in product((0.0, 0.5, 0.75, 0.9), starts):
-            ratios = _falling(left[-3:], level)
+        starts = (None, *(scale for scale in UNGUIDED[:4] if scale <= left[-1]))
+        shares = [{}, *(_falling(left[-count:], level) for count in (1, 3) for level in (0.4, 0.6, 0.8))]
+        for ratios, unguided in product(shares, starts):
             if not (ratios or skip or unguided):
                 continue
             for recovery, values in looks if ratios else looks[:1]:
@@ -106,7 +107,7 @@ def fast_candidates(pipeline: NextScalePipeline, speedup: float) -> Iterator[Can
 def _falling(scales: Sequence[int], level: float) -> dict[int, float]:
     """A ratio for the last scale, two thirds and one third of it for those before."""
     shares = (level, 2 * level / 3, level / 3)
-    return {scale: share for scale, share in zip(reversed(scales), shares, strict=False) if share}
+    return {scale: round(share, 3) for scale, share in zip(reversed(scales), shares, strict=False)}
 
 
 def faithful_candidates(pipeline: NextScalePipeline) -> Iterator[Candidate]:
