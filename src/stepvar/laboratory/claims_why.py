@@ -9,7 +9,15 @@ import numpy as np
 from stepvar.evaluation.statistics import mean_interval, paired_interval
 from stepvar.laboratory.contestants import DENSE
 from stepvar.laboratory.results import Results
-from stepvar.laboratory.verdicts import LEAST_PROMPTS, LEAST_ROUNDS, Claim, scaled, tell, verdict_of
+from stepvar.laboratory.verdicts import (
+    LEAST_PHENOMENA,
+    LEAST_PROMPTS,
+    LEAST_ROUNDS,
+    Claim,
+    scaled,
+    tell,
+    verdict_of,
+)
 
 LATE_SHARE = 0.75
 HIGH_FREQUENCY = 0.125
@@ -41,7 +49,7 @@ def late_scales_forgive(results: Results) -> Claim | None:
     return Claim(
         "Noise at one early scale wrecks the picture; at a late scale it hardly shows.",
         "figure 1b",
-        verdict_of(gain.above_zero, gain.below_zero, gain.n),
+        verdict_of(gain.above_zero, gain.below_zero, gain.n, LEAST_PHENOMENA),
         f"Disturbing one of the last two scales leaves {tell(gain, 1, ' dB')} more PSNR than one of the "
         f"first two ({late.mean():.1f} against {early.mean():.1f} dB).",
     )
@@ -62,7 +70,7 @@ def late_scales_add_detail(results: Results) -> Claim | None:
     return Claim(
         "What the last scales add lies in high spatial frequencies.",
         "figure 1c",
-        verdict_of(difference.above_zero, difference.below_zero, difference.n),
+        verdict_of(difference.above_zero, difference.below_zero, difference.n, LEAST_PHENOMENA),
         f"{added.mean():.1f} % of the energy that the last scale adds lies above {HIGH_FREQUENCY:g} cycles a "
         f"pixel, against {whole.mean():.1f} % of the pictures' own: {tell(difference, 1)} points more.",
     )
@@ -78,7 +86,7 @@ def energy_follows_structure(results: Results) -> Claim | None:
     return Claim(
         "The residual energy of a block correlates with the projection on the first principal component.",
         "figure 3",
-        verdict_of(correlation.above_zero, correlation.below_zero, correlation.n),
+        verdict_of(correlation.above_zero, correlation.below_zero, correlation.n, LEAST_PHENOMENA),
         f"At {scale}, over all layers, the correlation is {tell(correlation)}; the weakest layer has "
         f"{worst:.2f}.",
     )

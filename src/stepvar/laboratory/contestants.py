@@ -67,7 +67,7 @@ RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
 PAIR_RATIO = 0.7
 LONGEST_SKIP = 3
 
-STRETCHES = (0.5, 0.75, 1.0, 1.2)
+STRETCHES = (0.5, 0.75, 1.0, 1.2, 1.6)
 """How much of the ratios ours prunes, to find out what it gives in a rival's time."""
 
 CENTRAL, MAIN, ABLATION = "central", "main", "ablation"
