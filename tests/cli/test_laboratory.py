@@ -17,7 +17,7 @@ from check_report import complaints
 def test_a_report_on_the_command_line(run, model_folder):
     result = run("reproduce", "--model", model_folder, "-o", "report", "--minutes", 0.1)
     assert result.code == 0, result.stderr
-    assert "pictures of each main method" in result.stderr and "about" in result.stderr
+    assert "pictures of the plans in question" in result.stderr and "about" in result.stderr
     for word in ("dense", "skip only", "prune and skip", "scene score", "undecided", "report/index.html"):
         assert word in result.stdout
     document = json.loads(Path("report/numbers.json").read_text())
