@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP)
 	mkdir -p outputs
-	$(BIN)/stepvar compare "two yellow stars above a striped blue ring on sand" --seed 7 --pruning prune -o outputs/demo.png
+	$(BIN)/stepvar compare "two yellow stars above a striped blue ring on sand" --seed 7 --pruning best -o outputs/demo.png
 	@echo "Open outputs/demo.png: dense, pruned, the kept tokens and the difference."
 
 test: $(STAMP)
