@@ -93,7 +93,7 @@ as the published budgets for Infinity do on average.
 "best" and "faithful" were searched for on the embedded model (`benchmarks/search_best.py`). "best" is the
 fastest plan found that loses two points of scene score or less: it leaves out the last scale but one, runs
 most of the last, drops guidance from the last four, and fills in by likeness. "faithful" skips nothing, takes
-no longer than "prune" and is nearest to the dense run. On the published Infinity nobody has measured them.
+about as long as "prune" and is nearest to the dense run. On the published Infinity nobody has measured them.
 
 The paper has no ratios for Switti and VAR: there the plans are Infinity's. Nor were SkipVAR's rule and
 ScaleKV's budgets fitted to any other model than Infinity: elsewhere they do what they say, and nobody has
