@@ -203,8 +203,13 @@ class _Pictures:
 
 
 def _parts(pipeline: NextScalePipeline, prompts: Sequence[str], settings: dict[str, Any]) -> list[_Pictures]:
-    """Deals the prompts out, and no seed twice; a part that is left without takes the last prompt again."""
-    shares = [list(prompts[part::_PARTS]) or [prompts[-1]] for part in range(_PARTS)]
+    """Deals the prompts out, and no seed twice; a part that is left without takes the last prompt again.
+
+    They are shuffled first: prompts often come in turns of categories, which differ in how they bear pruning.
+    """
+    order = np.random.default_rng(PROMPT_SEED).permutation(len(prompts))
+    shuffled = [prompts[place] for place in order]
+    shares = [shuffled[part::_PARTS] or [shuffled[-1]] for part in range(_PARTS)]
     return [
         _Pictures(pipeline, share, PROMPT_SEED + part * len(prompts), settings)
         for part, share in enumerate(shares)
