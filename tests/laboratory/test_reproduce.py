@@ -228,10 +228,10 @@ def test_at_equal_time_ours_lies_between_two_of_our_plans(pipeline, finished):
     }
     for taken, decibels in ((0.75, 2.5), (0.9, 4.0), (2.0, 4.0), (0.5, 0.0)):
         results.seconds = {**seconds, rival.name: taken}.__getitem__
-        equal = results.at_equal_time(OURS, rival)
+        equal = results._at_equal_time(OURS, rival)
         assert equal.psnr.value == pytest.approx(decibels) and equal.seconds == min(taken, 0.9)
     results.seconds = {**seconds, rival.name: 0.4}.__getitem__
-    assert results.at_equal_time(OURS, rival) is None
+    assert results._at_equal_time(OURS, rival) is None
 
 
 def test_too_few_measurements_make_no_report(tmp_path, pipeline):

@@ -142,7 +142,7 @@ def calibrate(
 
     Args:
         pipeline: The model, on the device that it will run on.
-        prompts: Every third one is fitted on, the others are held back to measure the plan; more give a PSNR
+        prompts: A random third is fitted on, the others are held back to measure the plan; more give a PSNR
             that holds better for new prompts. Times are of one picture, end to end.
         target_speedup: Dense time over pruned time.
         target_psnr: Instead: mean PSNR to the dense pictures of the same seeds, in dB. The fastest plan that

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from stepvar.laboratory.contestants import BEST, FAITHFUL, Contestant
 from stepvar.laboratory.records import Row
 from stepvar.laboratory.results import Results
-from stepvar.laboratory.verdicts import LEAST_ROUNDS, OPEN, Claim, tell, verdict_of
+from stepvar.laboratory.verdicts import LEAST_ROUNDS, OPEN, TOLERATED_POINTS, Claim, tell, verdict_of
 
-TOLERATED_POINTS = 2.0
 WANTED_OF_BEST = 3.0
 
 SKIPVAR_SPEEDUP, SKIPVAR_SSIM = 1.8, 0.88

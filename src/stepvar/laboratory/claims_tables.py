@@ -6,10 +6,9 @@ from stepvar.evaluation.statistics import Interval, paired_interval
 from stepvar.laboratory.contestants import DENSE, OURS
 from stepvar.laboratory.records import Versus
 from stepvar.laboratory.results import Results
-from stepvar.laboratory.verdicts import LEAST_ROUNDS, Claim, tell, verdict_of
+from stepvar.laboratory.verdicts import LEAST_ROUNDS, TOLERATED_POINTS, Claim, tell, verdict_of
 
 WANTED_SPEEDUP, WANTED_WITHOUT_SKIPS = 2.0, 1.4
-TOLERATED_POINTS = 2.0
 TOLERATED_FIT = 0.01
 TOLERATED_DISTANCE = 0.05
 """Share by which pruned pictures may be farther from real ones than dense ones are."""

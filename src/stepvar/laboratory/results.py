@@ -49,6 +49,7 @@ class Results:
             raise ValueError(f"'{folder.path}' holds too few measurements for a report: let the run go on.")
         self._rows: dict[tuple[str, int], Row] = {}
         self._references: dict[tuple[str, int], FrechetReference] = {}
+        self._equal_times: dict[tuple[str, str], EqualTime | None] = {}
         self._versus: dict[tuple[str, str], list[Versus]] = {}
 
     def _present(self, pattern: str, count: int) -> list[Any]:
@@ -204,6 +205,12 @@ class Results:
         Args:
             family: Of `Field.families`.
         """
+        key = (family, rival.name)
+        if key not in self._equal_times:
+            self._equal_times[key] = self._at_equal_time(family, rival)
+        return self._equal_times[key]
+
+    def _at_equal_time(self, family: str, rival: Contestant) -> EqualTime | None:
         plans = sorted(self.field.families[family], key=lambda member: self.seconds(member.name))
         wanted = self.seconds(rival.name)
         times = [self.seconds(member.name) for member in plans]

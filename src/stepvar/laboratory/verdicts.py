@@ -13,6 +13,9 @@ LEAST_PICTURES, LEAST_PROMPTS, LEAST_ROUNDS = 40, 4, 3
 """Bootstrap intervals of fewer measurements are too narrow to decide anything, and Fréchet distances need
 more pictures than there are features: 32 with the embedded model's tokenizer."""
 
+TOLERATED_POINTS = 2.0
+"""Of scene score that a plan may lose."""
+
 LEAST_PHENOMENA = 8
 """The same for why pruning works: effects many times as large as their spread from picture to picture."""
 
