@@ -35,7 +35,7 @@ bench: $(STAMP)
 	$(BIN)/stepvar bench
 
 train: $(STAMP)
-	$(BIN)/python -m stepvar.embedded.train
+	$(BIN)/python -m stepvar.training.pictures.train
 
 clean:
 	rm -rf $(VENV) build dist outputs .pytest_cache .ruff_cache

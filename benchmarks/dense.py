@@ -18,16 +18,16 @@ import torch
 
 from plain_infinity import PlainInfinity
 from stepvar.allocator import keep_freed_memory
-from stepvar.embedded.architecture import SIZES, build_transformer
-from stepvar.evaluation.timing import Samples, Spread, interleaved, machine
 from stepvar.generation.guidance import Guidance
 from stepvar.generation.loop import generate
 from stepvar.generation.sampling import BitSampler, SamplingSettings
 from stepvar.generation.schedule import ScaleSchedule
+from stepvar.metrics.timing import Samples, Spread, interleaved, machine
 from stepvar.models.infinity.official import published_config
 from stepvar.models.infinity.session import InfinitySession, TextCondition
 from stepvar.models.infinity.training import initialise
 from stepvar.models.infinity.transformer import InfinityTransformer
+from stepvar.training.pictures.sizes import SIZES, build_transformer
 
 DTYPES = ("float32", "bfloat16")
 

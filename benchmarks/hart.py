@@ -28,21 +28,21 @@ from torch import Tensor
 
 from plain_hart import PlainHART
 from stepvar.allocator import keep_freed_memory
-from stepvar.evaluation.timing import Samples, Spread, interleaved, machine
 from stepvar.generation.loop import generate, plan_generation
+from stepvar.generation.plan import GenerationPlan, ScalePlan
+from stepvar.generation.pruner import NestedPruner, Pruner, PruningMethod
 from stepvar.generation.sampling import CodebookSampler
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.generation.tokens import Tokens
-from stepvar.models.hart.cost import scale_costs
+from stepvar.metrics.timing import Samples, Spread, interleaved, machine
+from stepvar.models.common.vector_quantizer import VectorQuantizer
+from stepvar.models.hart.costs import scale_costs
 from stepvar.models.hart.sampling import make_guidance, make_sampling
 from stepvar.models.hart.session import HARTSession, ResidualDraw, draw_residual_noise
 from stepvar.models.hart.sizes import scale_schedule
 from stepvar.models.hart.text import ContextFeatures
 from stepvar.models.hart.transformer import HARTTransformer
-from stepvar.models.vector_quantizer import VectorQuantizer
-from stepvar.presets import PRESETS
-from stepvar.pruning.base import NestedPruner, Pruner, PruningMethod
-from stepvar.pruning.plan import GenerationPlan, ScalePlan
+from stepvar.pruning.presets import PRESETS
 
 PUBLISHED_LAYERS = 24
 LATE = 2

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from stepvar.conformance.hart_parts import build_quantizer
 from stepvar.generation.loop import generate
+from stepvar.generation.pruner import PruningMethod
 from stepvar.generation.sampling import CodebookChoice, CodebookSampler
 from stepvar.generation.schedule import Scale
 from stepvar.generation.tokens import Tokens, gather_tokens
@@ -33,8 +34,7 @@ from stepvar.models.hart.sampling import make_guidance, make_sampling
 from stepvar.models.hart.session import HARTSession, ResidualDraw, draw_residual_noise
 from stepvar.models.hart.sizes import scale_schedule
 from stepvar.models.hart.text import ContextFeatures
-from stepvar.presets import PRESETS
-from stepvar.pruning.base import PruningMethod
+from stepvar.pruning.presets import PRESETS
 from stepvar.pruning.recovery import nearest_kept
 
 CASES = Path(__file__).parents[1] / "tests" / "golden" / "hart"

@@ -22,12 +22,12 @@ from stepvar.allocator import keep_freed_memory
 from stepvar.generation.guidance import Guidance, ProjectedGuidance
 from stepvar.generation.loop import generate, plan_generation
 from stepvar.generation.sampling import BitSampler, SamplingSettings
-from stepvar.models.infinitystar.cost import memory_plan, scale_costs
+from stepvar.models.infinitystar.costs import memory_plan, scale_costs
 from stepvar.models.infinitystar.schedules import VideoSchedule
 from stepvar.models.infinitystar.session import InfinityStarSession, KnownClips, TextPrefix
 from stepvar.models.infinitystar.sizes import VideoSizes
-from stepvar.models.infinitystar.tokenizer import InfinityStarTokenizer
 from stepvar.models.infinitystar.transformer import InfinityStarTransformer
+from stepvar.models.infinitystar.vae import InfinityStarVAE
 from stepvar.pruning.stepvar import StepVAR
 
 TINY = {"width": 64, "heads": 4, "key_heads": 2, "hidden_width": 128, "text_channels": 32}
@@ -139,7 +139,7 @@ def main() -> None:
     document["speedup"] = dense["seconds"] / fast["seconds"]
     document["flops_ratio"] = dense["flops"] / fast["flops"]
     with torch.device("meta"):
-        tokenizer = InfinityStarTokenizer()
+        tokenizer = InfinityStarVAE()
     plan = plan_generation(None, schedule, options.layers)
     document["memory_plan"] = memory_plan(model, tokenizer, None, schedule, plan, 2, [options.text]).as_json()
     print(json.dumps(document, indent=2, default=str))

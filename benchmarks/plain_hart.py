@@ -27,11 +27,11 @@ from plain_infinity import BlockCache, PlainResult
 from stepvar.generation.guidance import Guidance
 from stepvar.generation.loop import Sampler
 from stepvar.generation.schedule import Scale, ScaleSchedule
+from stepvar.models.common.layers import RMSNorm
+from stepvar.models.common.vector_quantizer import VectorQuantizer, map_tokens
 from stepvar.models.hart.session import ResidualDraw
 from stepvar.models.hart.text import ContextFeatures
 from stepvar.models.hart.transformer import HARTBlock, HARTTransformer, SelfAttention
-from stepvar.models.layers import RMSNorm
-from stepvar.models.vector_quantizer import VectorQuantizer, map_tokens
 
 
 class PlainHART:

@@ -27,6 +27,7 @@ from torch import Tensor
 from stepvar.generation.guidance import Guidance
 from stepvar.generation.loop import Sampler
 from stepvar.generation.schedule import Scale, ScaleSchedule
+from stepvar.models.common.resizing import resize_bilinear
 from stepvar.models.infinity.quantizer import codes_from_bits
 from stepvar.models.infinity.session import TextCondition
 from stepvar.models.infinity.transformer import (
@@ -36,7 +37,6 @@ from stepvar.models.infinity.transformer import (
     InfinityTransformer,
     SelfAttention,
 )
-from stepvar.models.resizing import resize_bilinear
 
 EPSILON = 1e-6
 

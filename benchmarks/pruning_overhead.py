@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from stepvar.allocator import keep_freed_memory
-from stepvar.generation.attention import KVCache
+from stepvar.generation.cache import KVCache
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.generation.tokens import Tokens, gather_tokens
 from stepvar.models.infinity.transformer import InfinityTransformer

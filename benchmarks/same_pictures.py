@@ -28,13 +28,12 @@ MOVING = ["a red star moves to the left on grass"]
 
 def _pipelines() -> Iterator[tuple[str, Any, list[Any]]]:
     """Name, pipeline and what to draw, of every model."""
+    import stepvar
     import tiny_hart
     import tiny_pipeline
     import tiny_star
     import tiny_switti
     import tiny_var
-
-    import stepvar
 
     yield "embedded", stepvar.load_embedded(), PROMPTS
     yield "embedded-video", stepvar.load_embedded("video"), MOVING
@@ -42,7 +41,7 @@ def _pipelines() -> Iterator[tuple[str, Any, list[Any]]]:
     yield "var", tiny_var.make_var_pipeline(), [1, 4]
     yield "switti", tiny_switti.make_switti_pipeline(), ["a red ring on sand", "two big star"]
     yield "hart", tiny_hart.make_pipeline(), ["a red ring on sand", "two big star"]
-    yield "infinitystar", tiny_star.make_star_pipeline(), MOVING
+    yield "infinitystar", tiny_star.make_star_pipeline(), PROMPTS[1:]
 
 
 def _hash(output: Any, pixels: torch.Tensor) -> str:

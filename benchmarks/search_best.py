@@ -26,17 +26,17 @@ from typing import Any
 import numpy as np
 
 from stepvar.allocator import keep_freed_memory
-from stepvar.embedded.scenes import evaluation_prompts
-from stepvar.evaluation.frechet import frechet_interval
 from stepvar.evaluation.provenance import fingerprint, versions
-from stepvar.evaluation.statistics import Interval, mean_interval, median_ratio_interval, paired_interval
-from stepvar.evaluation.timing import machine
-from stepvar.laboratory.drawing import Job, draw, measure
-from stepvar.laboratory.folder import ReportFolder
-from stepvar.laboratory.judges import Judges
+from stepvar.metrics.frechet import frechet_interval
+from stepvar.metrics.statistics import Interval, mean_interval, median_ratio_interval, paired_interval
+from stepvar.metrics.timing import machine
 from stepvar.models.pipeline import NextScalePipeline, describe
 from stepvar.pruning.scores import SCORERS
 from stepvar.pruning.stepvar import StepVAR
+from stepvar.report.drawing import Job, draw, measure
+from stepvar.report.folder import ReportFolder
+from stepvar.report.metrics import Judges
+from stepvar.scenes import evaluation_prompts
 
 FAST, FAITHFUL, REFERENCE = "fast", "faithful", "reference"
 LATE = (-4, -3, -2, -1)

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stepvar.laboratory.contestants import KINDS
-from stepvar.laboratory.page import EXHIBITS
-from stepvar.laboratory.verdicts import FAILED, HELD, OPEN
+from stepvar.report.contestants import KINDS
+from stepvar.report.page import EXHIBITS
+from stepvar.report.verdicts import FAILED, HELD, OPEN
 
 SOURCES = ("figure 1a", "figure 1b", "figure 1c", "figure 3", "figure 7", "table 1", "MJHQ-30K", "selection",
            "recovery", "ratios")  # fmt: skip

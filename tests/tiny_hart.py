@@ -11,20 +11,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2Model
 
-from stepvar.generation.attention import KVCache
+from stepvar.generation.cache import KVCache
 from stepvar.generation.loop import Generation, generate
+from stepvar.generation.pruner import PruningMethod
 from stepvar.generation.sampling import CodebookSampler
 from stepvar.generation.schedule import Scale, ScaleSchedule
+from stepvar.models.common.vq_vae_checkpoints import tokenizer_to_official
 from stepvar.models.hart.official import to_official
 from stepvar.models.hart.pipeline import HARTPipeline
 from stepvar.models.hart.sampling import make_guidance, make_sampling
 from stepvar.models.hart.session import HARTSession, ResidualDraw, draw_residual_noise
 from stepvar.models.hart.sizes import draw_orders, scale_schedule
 from stepvar.models.hart.text import ContextFeatures
-from stepvar.models.hart.tokenizer import HARTTokenizer
 from stepvar.models.hart.transformer import HARTTransformer
-from stepvar.models.vector_checkpoints import tokenizer_to_official
-from stepvar.pruning.base import PruningMethod
+from stepvar.models.hart.vae import HARTVAE
 
 SIDES = (1, 2, 3, 4, 6, 8)
 GRIDS = [(side, side) for side in SIDES]
@@ -56,10 +56,10 @@ def make_hart(seed: int = 0, **config) -> HARTTransformer:
     return randomise(HARTTransformer(**{**sizes, **config}), seed)
 
 
-def make_vae(seed: int = 1, **config) -> HARTTokenizer:
+def make_vae(seed: int = 1, **config) -> HARTVAE:
     """A tiny tokenizer: 4 pixels a token."""
     sizes = {"codes": CODES, "channels": 4, "base_channels": 32, "multipliers": [1, 1, 1]}
-    return randomise(HARTTokenizer(**{**sizes, "encoder_blocks": 1, "decoder_blocks": 1, **config}), seed)
+    return randomise(HARTVAE(**{**sizes, "encoder_blocks": 1, "decoder_blocks": 1, **config}), seed)
 
 
 def make_context(*lengths: int, seed: int = 0) -> ContextFeatures:
@@ -97,7 +97,7 @@ class Drawing:
 @torch.no_grad()
 def draw(
     transformer: HARTTransformer,
-    vae: HARTTokenizer,
+    vae: HARTVAE,
     *,
     context: ContextFeatures | None = None,
     negative: ContextFeatures | None = None,
@@ -179,7 +179,7 @@ def make_pipeline(**transformer) -> HARTPipeline:
     return pipeline
 
 
-def write_published(folder: Path) -> tuple[HARTTransformer, HARTTransformer, HARTTokenizer]:
+def write_published(folder: Path) -> tuple[HARTTransformer, HARTTransformer, HARTVAE]:
     """A folder as it is published: llm/ with plain and averaged weights, tokenizer/ with a discriminator."""
     plain, averaged, vae = make_hart(0), make_hart(9), make_vae()
     llm, tokenizer = folder / "llm", folder / "tokenizer"

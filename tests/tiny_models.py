@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepvar.generation.attention import KVCache
+from stepvar.generation.cache import KVCache
 from stepvar.generation.guidance import Guidance, per_scale
 from stepvar.generation.loop import Generation, generate
 from stepvar.generation.progress import Observer, ScaleReport
+from stepvar.generation.pruner import Preview, PruningMethod
 from stepvar.generation.sampling import BitSampler, CodebookChoice, SamplingSettings
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.models.infinity.session import InfinitySession, TextCondition
 from stepvar.models.infinity.transformer import InfinityTransformer
-from stepvar.pruning.base import Preview, PruningMethod
 
 SMALL = ScaleSchedule.from_grids([(1, 1), (2, 2), (4, 3), (6, 5), (9, 7), (12, 10)])
 """Six scales, 248 tokens; no two sides are equal where it matters."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from stepvar.embedded.architecture import build_word_tokenizer
 from stepvar.models.infinity.pipeline import InfinityPipeline
-from stepvar.models.infinity.tokenizer import InfinityTokenizer
+from stepvar.models.infinity.vae import InfinityVAE
+from stepvar.scenes.text_encoder import build_word_tokenizer
 from tiny_models import make_transformer
 
 SIDES = (1, 2, 3, 4, 6, 8)
@@ -49,7 +49,7 @@ def make_pipeline(seed: int = 0) -> InfinityPipeline:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        tokenizer = InfinityTokenizer(
+        tokenizer = InfinityVAE(
             codebook_dim=_BITS,
             base_channels=8,
             encoder_multipliers=(1, 1, 2, 2),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stepvar.embedded.architecture import build_word_tokenizer
 from stepvar.models.infinitystar.pipeline import InfinityStarPipeline
 from stepvar.models.infinitystar.session import TextPrefix
-from stepvar.models.infinitystar.tokenizer import InfinityStarTokenizer
 from stepvar.models.infinitystar.transformer import InfinityStarTransformer
+from stepvar.models.infinitystar.vae import InfinityStarVAE
+from stepvar.scenes.text_encoder import build_word_tokenizer
 
 GRIDS = [[1, 1], [1, 2], [2, 3], [3, 5]]
 """Two coarse scales and two fine ones."""
@@ -41,11 +41,11 @@ def make_star_transformer(seed: int = 0, **config) -> InfinityStarTransformer:
     return model.requires_grad_(False)
 
 
-def make_star_tokenizer(seed: int = 0, **config) -> InfinityStarTokenizer:
+def make_star_tokenizer(seed: int = 0, **config) -> InfinityStarVAE:
     """A tiny video tokenizer with random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = InfinityStarTokenizer(channels=(4, 8, 8, 8, 8), **config)
+        model = InfinityStarVAE(channels=(4, 8, 8, 8, 8), **config)
         for name, value in model.named_parameters():
             if name.endswith("gamma"):
                 value.data += 0.1 * torch.randn_like(value)

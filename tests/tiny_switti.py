@@ -10,13 +10,13 @@ from torch import Tensor
 
 from stepvar.generation.guidance import Guidance
 from stepvar.generation.loop import generate
+from stepvar.generation.pruner import PruningMethod
 from stepvar.generation.sampling import CodebookSampler, CodebookSettings
 from stepvar.generation.schedule import Scale
 from stepvar.models.switti.pipeline import SwittiPipeline
 from stepvar.models.switti.session import SwittiSession, TextFeatures
-from stepvar.models.switti.tokenizer import SwittiTokenizer
 from stepvar.models.switti.transformer import SwittiTransformer
-from stepvar.pruning.base import PruningMethod
+from stepvar.models.switti.vae import SwittiVAE
 from tiny_models import Drawing
 from tiny_var import CHANNELS, CODES, SIDES, make_vector_tokenizer, randomise
 
@@ -82,7 +82,7 @@ def make_switti_pipeline(**config) -> SwittiPipeline:
     first, second = make_encoders()
     pipeline = SwittiPipeline(
         make_switti(**config),
-        make_vector_tokenizer(kind=SwittiTokenizer),
+        make_vector_tokenizer(kind=SwittiVAE),
         first,
         make_words(),
         second,

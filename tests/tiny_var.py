@@ -10,13 +10,13 @@ from torch import Tensor
 from stepvar.generation.guidance import Guidance
 from stepvar.generation.loop import generate
 from stepvar.generation.progress import Observer
+from stepvar.generation.pruner import PruningMethod
 from stepvar.generation.sampling import CodebookSampler, CodebookSettings
 from stepvar.generation.schedule import Scale
 from stepvar.models.var.pipeline import VARPipeline
 from stepvar.models.var.session import VARSession
-from stepvar.models.var.tokenizer import VARTokenizer
 from stepvar.models.var.transformer import VARTransformer
-from stepvar.pruning.base import PruningMethod
+from stepvar.models.var.vae import VARVAE
 from tiny_models import Drawing, WatchedCache
 
 SIDES = (1, 2, 3, 5, 6, 8)
@@ -53,7 +53,7 @@ def make_var(seed: int = 0, **config) -> VARTransformer:
     return model.requires_grad_(False)
 
 
-def make_vector_tokenizer(seed: int = 0, kind: type = VARTokenizer, **config):
+def make_vector_tokenizer(seed: int = 0, kind: type = VARVAE, **config):
     """A tiny tokenizer: stride 4."""
     sizes = {"codes": CODES, "channels": CHANNELS, "base_channels": 32, "multipliers": (1, 1, 1)}
     model = kind(**{**sizes, "encoder_blocks": 1, "decoder_blocks": 1, **config}).eval()

@@ -11,28 +11,28 @@ if TYPE_CHECKING:
     from stepvar.generation.cascade import Cascade
     from stepvar.generation.report import Report, Summary
     from stepvar.generation.schedule import Scale, ScaleSchedule
-    from stepvar.laboratory.run import reproduce
     from stepvar.models.hart.pipeline import HARTPipeline
-    from stepvar.models.hart.tokenizer import HARTTokenizer
     from stepvar.models.hart.transformer import HARTTransformer
+    from stepvar.models.hart.vae import HARTVAE
     from stepvar.models.infinity.pipeline import InfinityPipeline
-    from stepvar.models.infinity.tokenizer import InfinityTokenizer
     from stepvar.models.infinity.transformer import InfinityTransformer
+    from stepvar.models.infinity.vae import InfinityVAE
     from stepvar.models.infinitystar.pipeline import InfinityStarPipeline
-    from stepvar.models.infinitystar.tokenizer import InfinityStarTokenizer
     from stepvar.models.infinitystar.transformer import InfinityStarTransformer
+    from stepvar.models.infinitystar.vae import InfinityStarVAE
     from stepvar.models.registry import convert
     from stepvar.models.switti.pipeline import SwittiPipeline
-    from stepvar.models.switti.tokenizer import SwittiTokenizer
     from stepvar.models.switti.transformer import SwittiTransformer
+    from stepvar.models.switti.vae import SwittiVAE
     from stepvar.models.var.pipeline import VARPipeline
-    from stepvar.models.var.tokenizer import VARTokenizer
     from stepvar.models.var.transformer import VARTransformer
-    from stepvar.presets import PRESETS
+    from stepvar.models.var.vae import VARVAE
     from stepvar.pruning.fastvar import FastVAR
+    from stepvar.pruning.presets import PRESETS
     from stepvar.pruning.scalekv import ScaleKV
     from stepvar.pruning.skipvar import SkipVAR
     from stepvar.pruning.stepvar import StepVAR
+    from stepvar.report.run import reproduce
 
 __version__ = "0.1.0"
 
@@ -41,17 +41,17 @@ _HOMES = {
     "Cascade": "stepvar.generation.cascade",
     "FastVAR": "stepvar.pruning.fastvar",
     "HARTPipeline": "stepvar.models.hart.pipeline",
-    "HARTTokenizer": "stepvar.models.hart.tokenizer",
+    "HARTVAE": "stepvar.models.hart.vae",
     "HARTTransformer": "stepvar.models.hart.transformer",
     "InfinityPipeline": "stepvar.models.infinity.pipeline",
     "InfinityStarPipeline": "stepvar.models.infinitystar.pipeline",
-    "InfinityStarTokenizer": "stepvar.models.infinitystar.tokenizer",
+    "InfinityStarVAE": "stepvar.models.infinitystar.vae",
     "InfinityStarTransformer": "stepvar.models.infinitystar.transformer",
-    "InfinityTokenizer": "stepvar.models.infinity.tokenizer",
+    "InfinityVAE": "stepvar.models.infinity.vae",
     "InfinityTransformer": "stepvar.models.infinity.transformer",
     # diffusers looks up the base class of a saved component on the library that the component names.
     "ModelMixin": "diffusers",
-    "PRESETS": "stepvar.presets",
+    "PRESETS": "stepvar.pruning.presets",
     "Report": "stepvar.generation.report",
     "Scale": "stepvar.generation.schedule",
     "ScaleKV": "stepvar.pruning.scalekv",
@@ -60,30 +60,31 @@ _HOMES = {
     "StepVAR": "stepvar.pruning.stepvar",
     "Summary": "stepvar.generation.report",
     "SwittiPipeline": "stepvar.models.switti.pipeline",
-    "SwittiTokenizer": "stepvar.models.switti.tokenizer",
+    "SwittiVAE": "stepvar.models.switti.vae",
     "SwittiTransformer": "stepvar.models.switti.transformer",
     "VARPipeline": "stepvar.models.var.pipeline",
-    "VARTokenizer": "stepvar.models.var.tokenizer",
+    "VARVAE": "stepvar.models.var.vae",
     "VARTransformer": "stepvar.models.var.transformer",
     "convert": "stepvar.models.registry",
     "calibrate": "stepvar.evaluation.calibration",
     "load_embedded": "stepvar.embedded",
-    "reproduce": "stepvar.laboratory.run",
+    "reproduce": "stepvar.report.run",
 }
 
 __all__ = [
+    "HARTVAE",
     "PRESETS",
+    "VARVAE",
     "Cascade",
     "FastVAR",
     "HARTPipeline",
-    "HARTTokenizer",
     "HARTTransformer",
     "InfinityPipeline",
     "InfinityStarPipeline",
-    "InfinityStarTokenizer",
     "InfinityStarTransformer",
-    "InfinityTokenizer",
+    "InfinityStarVAE",
     "InfinityTransformer",
+    "InfinityVAE",
     "Report",
     "Scale",
     "ScaleKV",
@@ -92,10 +93,9 @@ __all__ = [
     "StepVAR",
     "Summary",
     "SwittiPipeline",
-    "SwittiTokenizer",
     "SwittiTransformer",
+    "SwittiVAE",
     "VARPipeline",
-    "VARTokenizer",
     "VARTransformer",
     "calibrate",
     "convert",

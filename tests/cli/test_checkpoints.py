@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 @pytest.fixture(scope="session")
 def case(tmp_path_factory):
     """A case in the form of the golden ones, of a small visual tokenizer, made with our own model."""
-    from stepvar.models.infinity.tokenizer import InfinityTokenizer
+    from stepvar.models.infinity.vae import InfinityVAE
 
     folder = tmp_path_factory.mktemp("cases") / "vae"
     folder.mkdir()
     torch.manual_seed(0)
     levels = (1, 1, 2)
-    tokenizer = InfinityTokenizer(
+    tokenizer = InfinityVAE(
         codebook_dim=16, base_channels=24, encoder_multipliers=levels, decoder_multipliers=levels
     ).eval()
     schedule = [[1, 1, 1], [1, 2, 2], [1, 4, 4]]

@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 import stepvar.embedded
-from stepvar.embedded import WEIGHTS
+from stepvar.embedded import MODELS
+
+WEIGHTS = MODELS["pictures"]
 
 PROMPT = "two yellow stars above a striped blue ring on sand"
 

@@ -7,7 +7,7 @@ import json
 import pytest
 from PIL import Image
 
-from stepvar.video import Video, encode_gif, encode_mp4, read_video
+from stepvar.media.video import Video, encode_gif, encode_mp4, read_video
 
 PROMPT = "a red circle on grass"
 
@@ -226,10 +226,10 @@ def scenes_model(tmp_path_factory):
     """An untrained video model of the scenes, smaller than the one that ships."""
     import torch
 
-    from stepvar.embedded.package import package
-    from stepvar.embedded.video.architecture import VideoModelSize, build_tokenizer
-    from stepvar.embedded.video.model import EmbeddedVideoModel
-    from stepvar.embedded.video.package import join
+    from stepvar.training.pictures.package import package
+    from stepvar.training.video.model import EmbeddedVideoModel
+    from stepvar.training.video.package import join
+    from stepvar.training.video.sizes import VideoModelSize, build_tokenizer
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -258,7 +258,7 @@ def test_dense_and_pruned_videos_are_compared(run, scenes_model, tmp_path):
 
 
 def test_videos_are_scored_by_category(run, scenes_model):
-    from stepvar.embedded.video.grammar import CATEGORIES
+    from stepvar.scenes.moving.grammar import CATEGORIES
 
     base = ("evaluate", "scenes", "--model", scenes_model, "-n", 4, "--json")
     for more in ((), ("--pruning", "paper"), ("--reconstructions",)):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from stepvar.conformance import run_case
 from stepvar.models.infinity.official import to_official
-from stepvar.models.infinity.tokenizer import InfinityTokenizer
+from stepvar.models.infinity.vae import InfinityVAE
 from tiny_models import make_text, make_transformer
 
 TEXT = ("kv_after_text_norm", "cond_BD", "kv_for_ca", "shared_gss")
@@ -37,7 +37,7 @@ def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("patchify")
     transformer = make_transformer(bits=56, depth=2, width=128, heads=4, block_chunks=2)
     multipliers = (1, 1, 1, 2)
-    tokenizer = InfinityTokenizer(14, 24, multipliers, multipliers, patchify=True)
+    tokenizer = InfinityVAE(14, 24, multipliers, multipliers, patchify=True)
     state = to_official(transformer.state_dict(), transformer.config)
     save_file({key: value.contiguous() for key, value in state.items()}, folder / "transformer.safetensors")
     save_file(tokenizer.state_dict(), folder / "vae.safetensors")

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 import stepvar
-from stepvar.embedded import WEIGHTS
-from stepvar.embedded.scenes import check, evaluation_prompts
-from stepvar.models.t5 import UnknownWordError
+from stepvar.embedded import MODELS
+from stepvar.models.common.t5 import UnknownWordError
+from stepvar.scenes import check, evaluation_prompts
+
+WEIGHTS = MODELS["pictures"]
 
 PROMPT = "two yellow stars above a striped blue ring on sand"
 

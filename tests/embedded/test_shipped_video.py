@@ -10,9 +10,9 @@ import pytest
 
 import stepvar
 from stepvar.embedded import MODELS
-from stepvar.embedded.video.checker import check
-from stepvar.embedded.video.grammar import evaluation_prompts
-from stepvar.embedded.video.scenes import CANVAS, FRAMES
+from stepvar.scenes.moving.checker import check
+from stepvar.scenes.moving.grammar import evaluation_prompts
+from stepvar.scenes.moving.scenes import CANVAS, FRAMES
 
 PROMPT = "a red circle moves to the left on grass"
 

@@ -9,7 +9,7 @@ import pytest
 
 from stepvar.evaluation import calibration
 from stepvar.evaluation.calibration import MISS, PROMPT_SEED, TOLERANCE, calibrate
-from stepvar.evaluation.fidelity import bounded_psnr
+from stepvar.metrics.fidelity import bounded_psnr
 
 PROMPTS = ["a red star", "two blue rings on sand", "a green circle"]
 

@@ -7,13 +7,13 @@ import torch
 
 from plain_hart import PlainHART
 from stepvar.generation.loop import generate
+from stepvar.generation.plan import ScalePlan
 from stepvar.generation.sampling import CodebookSampler
 from stepvar.generation.schedule import Scale
 from stepvar.models.hart.sampling import make_guidance, make_sampling
 from stepvar.models.hart.session import HARTSession, ResidualDraw, draw_residual_noise
 from stepvar.models.hart.sizes import scale_schedule
 from stepvar.models.hart.text import ContextFeatures
-from stepvar.pruning.plan import ScalePlan
 from tiny_hart import GRIDS, make_context, make_hart, make_vae
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stepvar.embedded.scenes import CATEGORIES, parse, render, scene_for
-from stepvar.evaluation.scenes import evaluate_generation, evaluate_reconstructions
+from stepvar.evaluation.scene_score import evaluate_generation, evaluate_reconstructions
+from stepvar.scenes import CATEGORIES, parse, render, scene_for
 
 
 class Painter:

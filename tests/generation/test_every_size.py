@@ -14,10 +14,10 @@ import torch
 
 import stepvar
 from stepvar.generation.loop import plan_generation
-from stepvar.models.infinity.cost import scale_costs
+from stepvar.models.infinity.costs import scale_costs
 from stepvar.models.infinity.sizes import SizeTable
 from stepvar.models.infinity.transformer import InfinityTransformer
-from stepvar.presets import PRESETS
+from stepvar.pruning.presets import PRESETS
 from stepvar.pruning.stepvar import StepVAR
 from tiny_models import draw, make_text, make_transformer
 

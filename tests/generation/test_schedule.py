@@ -11,7 +11,7 @@ from stepvar.generation.loop import plan_generation
 from stepvar.generation.report import Report, ScaleCost, Summary
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.generation.tokens import Tokens, gather_tokens
-from stepvar.models.infinity.cost import scale_costs
+from stepvar.models.infinity.costs import scale_costs
 from stepvar.pruning.stepvar import StepVAR
 from tiny_models import SMALL, draw
 

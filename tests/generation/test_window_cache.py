@@ -8,7 +8,7 @@ import torch.nn.functional as functional
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepvar.generation.attention import Alone, KVCache, Span, Window, attention
+from stepvar.generation.cache import Alone, KVCache, Span, Window, attention
 
 CPU = torch.device("cpu")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from stepvar.models.common.layers import by_pieces, rotary_table_2d, rotate
 from stepvar.models.hart.transformer import halves_table, turn_halves
-from stepvar.models.layers import by_pieces, rotary_table_2d, rotate
 
 ROWS, TOKENS, HEADS, CHANNELS = 2, 1300, 3, 16
 """More tokens than two pieces hold, and no whole number of pieces."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stepvar import FastVAR, ScaleKV, SkipVAR, StepVAR
-from stepvar.presets import METHODS, PRESETS, with_scales
+from stepvar.pruning.presets import METHODS, PRESETS, with_scales
 from stepvar.pruning.scalekv import Budget, ScaleKVPruner
 from tiny_hart import make_pipeline as make_hart_pipeline
 from tiny_pipeline import make_pipeline as make_infinity_pipeline

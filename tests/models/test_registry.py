@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 import stepvar
-from stepvar.models.loading import CheckpointError
+from stepvar.checkpoints.weights import CheckpointError
 from stepvar.models.pipeline import NextScalePipeline
 from stepvar.models.registry import MODELS, TEXT_ENCODERS, model_of
-from stepvar.presets import PRESETS
+from stepvar.pruning.presets import PRESETS
 
 
 @pytest.mark.parametrize("entry", MODELS, ids=lambda entry: entry.package)

@@ -9,8 +9,8 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from stepvar.models.loading import CheckpointError
-from stepvar.models.t5 import (
+from stepvar.checkpoints.weights import CheckpointError
+from stepvar.models.common.t5 import (
     UnknownWordError,
     closest_words,
     encode_prompts,

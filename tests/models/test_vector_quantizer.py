@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stepvar.models.vector_quantizer import (
+from stepvar.models.common.vector_quantizer import (
     VectorQuantizer,
     map_tokens,
     nearest_codes,

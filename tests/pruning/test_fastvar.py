@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stepvar.conformance.fastvar import WatchedFastVAR
+from stepvar.generation.plan import kept_tokens
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.models.infinity.sizes import SizeTable
-from stepvar.presets import PRESETS
 from stepvar.pruning.fastvar import FastVAR
-from stepvar.pruning.plan import kept_tokens
+from stepvar.pruning.presets import PRESETS
 from stepvar.pruning.recovery import area_resized
 from tiny_models import SMALL, draw, make_text
 

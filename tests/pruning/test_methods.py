@@ -9,13 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stepvar.generation.plan import kept_tokens
+from stepvar.generation.pruner import LateScales, PruningMethod
 from stepvar.generation.sampling import CodebookSampler, CodebookSettings
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.generation.tokens import put_choice
-from stepvar.presets import METHODS, with_scales
-from stepvar.pruning.base import LateScales, PruningMethod
 from stepvar.pruning.fastvar import FastVAR
-from stepvar.pruning.plan import kept_tokens
+from stepvar.pruning.presets import METHODS, with_scales
 from stepvar.pruning.recovery import nearest_kept
 from stepvar.pruning.scores import SCORERS
 from stepvar.pruning.stepvar import RECOVERIES, VALUES, StepVAR

@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stepvar.generation.plan import GenerationPlan, ScalePlan
 from stepvar.generation.schedule import Scale, ScaleSchedule
-from stepvar.models.infinity.cost import scale_costs
+from stepvar.models.infinity.costs import scale_costs
 from stepvar.models.infinity.sizes import SizeTable
 from stepvar.models.infinity.transformer import InfinityTransformer
 from stepvar.pruning.fastvar import FastVAR
-from stepvar.pruning.plan import GenerationPlan, ScalePlan
 from stepvar.pruning.scalekv import KERNEL, WINDOW, Budget, ScaleKV, choose, window_places
 from stepvar.pruning.stepvar import StepVAR
 from tiny_models import SMALL, bits, draw, make_text, make_transformer

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepvar.pruning.plan import kept_tokens
+from stepvar.generation.plan import kept_tokens
 from stepvar.pruning.selection import keep_highest
 
 SCORES = st.lists(st.integers(-3, 3), min_size=1, max_size=40)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from stepvar.generation.plan import GenerationPlan
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.models.request import check_plan
 from stepvar.pruning.fastvar import FastVAR
-from stepvar.pruning.plan import GenerationPlan
 from stepvar.pruning.skipvar import RULES, SkipVAR, SkipVARPruner, edge_change, fine_share
 from stepvar.pruning.stepvar import StepVAR
 from tiny_models import SMALL, bits, draw, make_text, same_bits

@@ -7,9 +7,9 @@ from dataclasses import FrozenInstanceError
 import pytest
 import torch
 
+from stepvar.generation.pruner import PruningMethod
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.generation.tokens import Tokens
-from stepvar.pruning.base import PruningMethod
 from stepvar.pruning.recovery import nearest_kept
 from stepvar.pruning.scores import SCORERS, texture_scores
 from stepvar.pruning.selection import keep_highest

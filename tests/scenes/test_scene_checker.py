@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from stepvar.embedded.scenes import (
+from stepvar.scenes import (
     BACKGROUNDS,
     COLOURS,
     RELATIONS,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepvar.embedded.scenes import (
+from stepvar.scenes import (
     BACKGROUNDS,
     CATEGORIES,
     COLOURS,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepvar.embedded.scenes import (
+from stepvar.scenes import (
     BACKGROUNDS,
     COLOURS,
     SHAPES,
@@ -19,10 +19,10 @@ from stepvar.embedded.scenes import (
     render,
     sample_scene,
 )
-from stepvar.embedded.scenes.layout import arrange, gap
-from stepvar.embedded.scenes.palette import OBJECT_COLOURS, second_tone
-from stepvar.embedded.scenes.render import texture_mask
-from stepvar.embedded.scenes.spec import HELD_OUT, RADIUS_FRACTIONS
+from stepvar.scenes.layout import arrange, gap
+from stepvar.scenes.palette import OBJECT_COLOURS, second_tone
+from stepvar.scenes.render import texture_mask
+from stepvar.scenes.spec import HELD_OUT, RADIUS_FRACTIONS
 
 
 def _assert_laid_out(scene: Scene) -> None:

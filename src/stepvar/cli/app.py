@@ -14,7 +14,7 @@ from stepvar.cli.convert import conformance, convert
 from stepvar.cli.evaluate import evaluate
 from stepvar.cli.generate import generate, summary
 from stepvar.cli.reproduce import reproduce
-from stepvar.cli.scoring import clip, fid, fidelity, score
+from stepvar.cli.scores import clip, fid, fidelity, score
 
 app = typer.Typer(
     name="stepvar",

@@ -23,8 +23,8 @@ from stepvar.cli.models import (
 from stepvar.cli.options import FixedSeed, Json, ModelChoice, PlanChoice, SamplingChoice, SizeChoice
 
 if TYPE_CHECKING:
-    from stepvar.evaluation.benchmark_folder import Shard
     from stepvar.evaluation.benchmarks import Drawing, Run
+    from stepvar.evaluation.run_folder import Shard
 
 Prompts = Annotated[
     Path,
@@ -57,7 +57,7 @@ class RunChoice:
         Raises:
             InputError: When the value is not understood.
         """
-        from stepvar.evaluation.benchmark_folder import Shard
+        from stepvar.evaluation.run_folder import Shard
 
         if self.shard is None:
             return Shard()

@@ -93,7 +93,7 @@ def _prompts_of(file: Path, number: int) -> list[str]:
 
 def _scenes(number: int, moving: bool) -> list[str]:
     from stepvar.evaluation.calibration import PROMPT_SEED
-    from stepvar.evaluation.scenes import MOVING, STILL
+    from stepvar.evaluation.scene_score import MOVING, STILL
 
     return [prompt.text for prompt in (MOVING if moving else STILL).prompts(number, PROMPT_SEED)]
 

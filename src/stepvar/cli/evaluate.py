@@ -13,7 +13,7 @@ from stepvar.cli.models import check_options, open_pipeline, quiet_libraries
 from stepvar.cli.options import FixedSeed, Json, ModelChoice, PlanChoice, SamplingChoice, SizeChoice
 
 if TYPE_CHECKING:
-    from stepvar.evaluation.scenes import SceneScores
+    from stepvar.evaluation.scene_score import SceneScores
 
 evaluate = typer.Typer(help="Draw and score benchmarks.", no_args_is_help=True)
 
@@ -58,7 +58,12 @@ def scenes(
         pipeline = open_pipeline(model)
         everything = {**dimensions, **settings}
         check_options(pipeline, everything)
-        from stepvar.evaluation.scenes import MOVING, STILL, evaluate_generation, evaluate_reconstructions
+        from stepvar.evaluation.scene_score import (
+            MOVING,
+            STILL,
+            evaluate_generation,
+            evaluate_reconstructions,
+        )
 
         kind = MOVING if pipeline.draws_videos else STILL
         with display.progress_bar("judging", float(number)) as move:

@@ -140,7 +140,7 @@ def check_media(pipeline: NextScalePipeline, video: VideoChoice, wanted: Destina
     if not video.given and wanted.stem is None:
         wanted = replace(wanted, suffix=VIDEO_SUFFIXES[0])
     if wanted.kind == VIDEO_SUFFIXES[0]:
-        from stepvar.video import require_writer
+        from stepvar.media.video import require_writer
 
         require_writer(wanted.kind)
     return wanted

@@ -158,7 +158,7 @@ def _open_folder(folder: Path, index: Mapping[str, Any], dtype: torch.dtype) -> 
     Raises:
         InputError, CheckpointError: When something is missing, damaged, executable, or of another model.
     """
-    from stepvar.models.loading import CheckpointError
+    from stepvar.checkpoints.weights import CheckpointError
     from stepvar.models.registry import TEXT_ENCODERS
 
     kind = _pipeline_class(folder, index)
@@ -239,7 +239,7 @@ def _check_part(folder: Path, name: str, entry: Any) -> str | None:
 
 def _check_our_part(path: Path, library: str, kind: str) -> None:
     """Checks names, shapes and formats of a component's weights against its configuration."""
-    from stepvar.models.loading import Checkpoint, build_empty, require_same_layout, saved_config
+    from stepvar.checkpoints.weights import Checkpoint, build_empty, require_same_layout, saved_config
 
     try:
         found = getattr(import_module(library), kind)

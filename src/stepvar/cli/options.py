@@ -16,7 +16,7 @@ from stepvar.cli.values import parse_aspect, parse_numbers, parse_ratios, parse_
 if TYPE_CHECKING:
     import torch
 
-    from stepvar.pruning.base import PruningMethod
+    from stepvar.generation.pruner import PruningMethod
 
 EMBEDDED_VIDEO = "embedded-video"
 """What --model calls the video model inside the package."""
@@ -179,7 +179,7 @@ class PlanChoice:
             )
         ratios = parse_ratios(self.ratios) if self.ratios is not None else {}
         skip = parse_scales(self.skip) if self.skip is not None else ()
-        from stepvar.presets import with_scales
+        from stepvar.pruning.presets import with_scales
 
         return with_scales(self.method_name or "stepvar", ratios, skip)
 

@@ -131,7 +131,7 @@ def encode_media(
         return {
             path / f"{number:04}{SUFFIX}": encode_png(frame, settings) for number, frame in enumerate(drawn)
         }
-    from stepvar.video import Video, encode_video
+    from stepvar.media.video import Video, encode_video
 
     return {path: encode_video(Video(drawn, frames_per_second), path.suffix, json.dumps(settings))}
 

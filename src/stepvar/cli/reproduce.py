@@ -16,8 +16,8 @@ from stepvar.cli.models import open_pipeline, open_second, quiet_libraries
 from stepvar.cli.options import Json, Lpips, ModelChoice, Second
 
 if TYPE_CHECKING:
-    from stepvar.laboratory.run import Outcome, Plan
-    from stepvar.laboratory.study import Advance
+    from stepvar.report.run import Outcome, Plan
+    from stepvar.report.steps import Advance
 
 _LINE_EVERY = 60.0
 """Seconds between two lines of progress where there is no terminal to draw a bar on."""
@@ -44,22 +44,22 @@ def reproduce(
     """
     if quick and minutes is not None:
         raise InputError("--quick is a time of its own: give it, or --minutes, not both.")
-    from stepvar.laboratory.protocol import DEFAULT_MINUTES, QUICK_MINUTES
+    from stepvar.report.protocol import DEFAULT_MINUTES, QUICK_MINUTES
 
     wanted = QUICK_MINUTES if quick else DEFAULT_MINUTES if minutes is None else minutes
     with quiet_libraries():
-        from stepvar.laboratory.charts import require_matplotlib
+        from stepvar.report.charts import require_matplotlib
 
         require_matplotlib()
-        from stepvar.evaluation.perceptual import load_lpips
-        from stepvar.laboratory.folder import check_place
+        from stepvar.metrics.perceptual import load_lpips
+        from stepvar.report.folder import check_place
 
         # What can be refused at once is refused before a model is loaded.
         check_place(output)
         distance = None if lpips is None else load_lpips(lpips, model.resolve_device())
         pipeline = open_pipeline(model)
         second = None if cascade is None else open_second(model, cascade)
-        from stepvar.laboratory.run import reproduce as run
+        from stepvar.report.run import reproduce as run
 
         progress = _Progress()
         try:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 
+from stepvar.checkpoints.weights import CheckpointError
 from stepvar.conformance.case import Case, CaseError
 from stepvar.conformance.report import CaseReport
-from stepvar.models.loading import CheckpointError
 from stepvar.models.registry import MODELS
 
 FORK = "csguoh/FastVAR"

@@ -16,11 +16,11 @@ from stepvar.generation.sampling import (
     smoothing_temperature,
 )
 from stepvar.generation.schedule import Scale
-from stepvar.models.square_schedules import LEVELS, levels_of
-from stepvar.models.vector_checkpoints import tokenizer_of_state
-from stepvar.models.vector_tokenizer import VectorTokenizer
+from stepvar.models.common.square_schedules import LEVELS, levels_of
+from stepvar.models.common.vq_vae import VectorQuantizedVAE
+from stepvar.models.common.vq_vae_checkpoints import tokenizer_of_state
 
-Tokenizer = TypeVar("Tokenizer", bound=VectorTokenizer)
+Tokenizer = TypeVar("Tokenizer", bound=VectorQuantizedVAE)
 
 RELATIVE = 1e-4
 """Largest error in units of a tensor's largest value. Another order of sums gives a few 1e-6; mixtures at a

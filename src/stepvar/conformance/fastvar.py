@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stepvar.generation.plan import GenerationPlan
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.pruning.fastvar import FastVAR, FastVARPruner
-from stepvar.pruning.plan import GenerationPlan
 from stepvar.pruning.scores import distance_to_mean
 
 Watcher = Callable[[str, int, int, str, Tensor], None]

@@ -26,13 +26,13 @@ from stepvar.generation.sampling import (
     smoothing_temperature,
 )
 from stepvar.generation.schedule import Scale
+from stepvar.models.common.resizing import resize_area
 from stepvar.models.hart.checkpoints import official_format
 from stepvar.models.hart.diffusion import DiffusionNoise
 from stepvar.models.hart.official import level_numbers
 from stepvar.models.hart.session import HARTSession, ResidualDraw, part_places
 from stepvar.models.hart.sizes import levels, official_top_k, progress, scale_schedule
 from stepvar.models.hart.text import ContextFeatures
-from stepvar.models.resizing import resize_area
 
 TOKEN_STRIDE, LOGIT_STRIDE = 61, 244
 """Every how many tokens, or positions of a map, a ".slice" holds."""

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from stepvar.conformance.case import Comparison, watch
+from stepvar.models.common.resizing import Grid, resize_area
+from stepvar.models.common.vector_quantizer import VectorQuantizer, map_tokens, official_quantizer_keys
+from stepvar.models.common.vq_vae import Decoder
+from stepvar.models.common.vq_vae_checkpoints import tokenizer_of_state
 from stepvar.models.hart.diffusion import OUTPUT_SCALE, DiffusionHead, DiffusionNoise
 from stepvar.models.hart.official import diffusion_keys
-from stepvar.models.hart.tokenizer import HARTTokenizer
-from stepvar.models.resizing import Grid, resize_area
-from stepvar.models.vector_checkpoints import tokenizer_of_state
-from stepvar.models.vector_quantizer import VectorQuantizer, map_tokens, official_quantizer_keys
-from stepvar.models.vector_tokenizer import Decoder
+from stepvar.models.hart.vae import HARTVAE
 
 _TABLES = (
     "betas",
@@ -132,7 +132,7 @@ def run_tokenizer(comparison: Comparison) -> None:
     case, config = comparison.case, comparison.case.info["tokenizer_config"]
     state = case.state("tokenizer", "weights_tokenizer.safetensors")
     share = abs(config.get("quant_resi", 0.5))
-    tokenizer = tokenizer_of_state(HARTTokenizer, state, refinement_share=share)
+    tokenizer = tokenizer_of_state(HARTVAE, state, refinement_share=share)
     grids = [(side, side) if isinstance(side, int) else (side[0], side[1]) for side in config["v_patch_nums"]]
     image = comparison.take("image").float()
     handle = watch(tokenizer.encoder, lambda output: comparison.check("enc.z", output))
@@ -143,9 +143,7 @@ def run_tokenizer(comparison: Comparison) -> None:
     _plain(comparison, tokenizer, features, grids)
 
 
-def _hybrid(
-    comparison: Comparison, tokenizer: HARTTokenizer, features: Tensor, grids: Sequence[Grid]
-) -> None:
+def _hybrid(comparison: Comparison, tokenizer: HARTVAE, features: Tensor, grids: Sequence[Grid]) -> None:
     check = comparison.check
     code = tokenizer.quantize_hybrid(features, grids)
     for scale, index in enumerate(code.index):
@@ -163,7 +161,7 @@ def _hybrid(
     check("dec.image_direct_from_f", tokenizer.decode(features))
 
 
-def _plain(comparison: Comparison, tokenizer: HARTTokenizer, features: Tensor, grids: Sequence[Grid]) -> None:
+def _plain(comparison: Comparison, tokenizer: HARTVAE, features: Tensor, grids: Sequence[Grid]) -> None:
     """The path of the plain codebook tokenizer, whose last scale is refined too."""
     check, quantizer = comparison.check, tokenizer.quantizer
     cosine = bool(comparison.case.info["tokenizer_config"].get("using_znorm", False))

@@ -14,15 +14,15 @@ from stepvar.conformance.infinity_parts import draw_bits, run_sampler_units, run
 from stepvar.conformance.report import CaseReport
 from stepvar.generation.guidance import Guidance, per_scale
 from stepvar.generation.loop import generate
+from stepvar.generation.pruner import PruningMethod
 from stepvar.generation.sampling import bit_probabilities
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.models.infinity.checkpoints import tokenizer_of_state, transformer_of_state
 from stepvar.models.infinity.quantizer import latent_bits_from_tokens, tokens_from_latent_bits
 from stepvar.models.infinity.session import InfinitySession, TextCondition
 from stepvar.models.infinity.sizes import SizeTable
-from stepvar.models.infinity.tokenizer import InfinityTokenizer
 from stepvar.models.infinity.transformer import InfinityTransformer
-from stepvar.pruning.base import PruningMethod
+from stepvar.models.infinity.vae import InfinityVAE
 from stepvar.pruning.fastvar import FastVAR
 
 
@@ -90,9 +90,7 @@ class _ReplaySampler:
         return tokens_from_latent_bits(stored.squeeze(1).bool(), self.patch > 1).flatten(1, 2)
 
 
-def _run_generation(
-    comparison: Comparison, transformer: InfinityTransformer, tokenizer: InfinityTokenizer
-) -> None:
+def _run_generation(comparison: Comparison, transformer: InfinityTransformer, tokenizer: InfinityVAE) -> None:
     call = comparison.case.info["call"]
     patchify = transformer.config.bits != tokenizer.config.codebook_dim
     schedule = _schedule(call)

@@ -14,7 +14,7 @@ from stepvar.conformance.case import Comparison, watch
 from stepvar.generation.sampling import bit_probabilities
 from stepvar.models.infinity.quantizer import latent_from_bits, quantize_multiscale
 from stepvar.models.infinity.sizes import SizeTable
-from stepvar.models.infinity.tokenizer import InfinityTokenizer
+from stepvar.models.infinity.vae import InfinityVAE
 
 
 def draw_bits(probability: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -43,7 +43,7 @@ def run_sampler_units(comparison: Comparison) -> None:
             comparison.check(name, drawn.to(torch.uint8))
 
 
-def run_tokenizer(comparison: Comparison, tokenizer: InfinityTokenizer) -> None:
+def run_tokenizer(comparison: Comparison, tokenizer: InfinityVAE) -> None:
     """Encoding and decoding, with the activations between."""
     handles = _watch_convolutions(comparison, tokenizer)
     features = tokenizer.encode_features(comparison.take("input.image").float())
@@ -67,7 +67,7 @@ def run_tokenizer(comparison: Comparison, tokenizer: InfinityTokenizer) -> None:
 
 
 def _tokenizer_grids(
-    listed: Sequence[Sequence[int]] | None, tokenizer: InfinityTokenizer, features: Tensor
+    listed: Sequence[Sequence[int]] | None, tokenizer: InfinityVAE, features: Tensor
 ) -> list[tuple[int, int]]:
     """Latent grids of a tokenizer's case: those listed, of tokens or of the latent, or the published ones."""
     final = (features.shape[-2], features.shape[-1])
@@ -79,7 +79,7 @@ def _tokenizer_grids(
     return grids if grids[-1] == final else tokenizer.latent_grids(listed)
 
 
-def _watch_convolutions(comparison: Comparison, tokenizer: InfinityTokenizer) -> list[Any]:
+def _watch_convolutions(comparison: Comparison, tokenizer: InfinityVAE) -> list[Any]:
     """Hooks on the activations that the official names describe."""
     handles = []
     for side, prefix, levels, resampling in (

@@ -22,8 +22,8 @@ from stepvar.models.infinitystar.interactive import Continuation
 from stepvar.models.infinitystar.quantizer import codes_from_bits, expand, quantize
 from stepvar.models.infinitystar.schedules import PyramidSettings, VideoScale
 from stepvar.models.infinitystar.session import InfinityStarSession, TextPrefix
-from stepvar.models.infinitystar.tokenizer import InfinityStarTokenizer
 from stepvar.models.infinitystar.transformer import InfinityStarTransformer
+from stepvar.models.infinitystar.vae import InfinityStarVAE
 
 
 @torch.inference_mode()
@@ -143,7 +143,7 @@ def _text(comparison: Comparison, transformer: InfinityStarTransformer) -> TextP
 
 
 def _run_generation(
-    comparison: Comparison, transformer: InfinityStarTransformer, tokenizer: InfinityStarTokenizer
+    comparison: Comparison, transformer: InfinityStarTransformer, tokenizer: InfinityStarVAE
 ) -> None:
     info = comparison.case.info
     schedule = _settings(info).build_clips(*_clips(info["scale_schedule"]))
@@ -161,7 +161,7 @@ def _run_generation(
 
 
 def _run_continuation(
-    comparison: Comparison, transformer: InfinityStarTransformer, tokenizer: InfinityStarTokenizer
+    comparison: Comparison, transformer: InfinityStarTransformer, tokenizer: InfinityStarVAE
 ) -> None:
     info = comparison.case.info
     grids, [frames] = _clips(info["scale_schedule"])
@@ -248,7 +248,7 @@ def _cosine_sine(table: Tensor) -> Tensor:
     return torch.cat([table.real, table.imag])
 
 
-def _run_quantizer(comparison: Comparison, tokenizer: InfinityStarTokenizer) -> None:
+def _run_quantizer(comparison: Comparison, tokenizer: InfinityStarVAE) -> None:
     """Encoding a picture and a clip to the bits of every step."""
     info = comparison.case.info
     # Here the code book goes by the number of cells alone.
@@ -263,7 +263,7 @@ def _run_quantizer(comparison: Comparison, tokenizer: InfinityStarTokenizer) -> 
             comparison.check(f"{prefix}.quantized", codes_from_bits(step.bits, grid))
 
 
-def _run_tokenizer(comparison: Comparison, tokenizer: InfinityStarTokenizer) -> None:
+def _run_tokenizer(comparison: Comparison, tokenizer: InfinityStarVAE) -> None:
     """Encoding and decoding, with everything that leaves a level."""
 
     def probe(side: str, name: str, tensor: Tensor) -> None:

@@ -24,8 +24,8 @@ from stepvar.generation.schedule import Scale
 from stepvar.models.switti.checkpoints import FORMAT
 from stepvar.models.switti.session import SwittiSession, TextFeatures
 from stepvar.models.switti.text import encode_ids
-from stepvar.models.switti.tokenizer import SwittiTokenizer
 from stepvar.models.switti.transformer import SwittiTransformer
+from stepvar.models.switti.vae import SwittiVAE
 
 
 @torch.inference_mode()
@@ -44,7 +44,7 @@ def run(case: Case) -> CaseReport:
         rotary_extent=arguments.get("rope_size", 128.0),
         norm_eps=arguments.get("norm_eps", 1e-6),
     )
-    _run_generation(comparison, transformer, read_tokenizer(case, SwittiTokenizer))
+    _run_generation(comparison, transformer, read_tokenizer(case, SwittiVAE))
     return comparison.finish()
 
 
@@ -62,9 +62,7 @@ class _OfficialGuidance(Guidance):
         return images if scale >= self.stop else images * copies
 
 
-def _run_generation(
-    comparison: Comparison, transformer: SwittiTransformer, tokenizer: SwittiTokenizer
-) -> None:
+def _run_generation(comparison: Comparison, transformer: SwittiTransformer, tokenizer: SwittiVAE) -> None:
     call, scales = comparison.case.info["run"], len(transformer.schedule)
     start, stop = call.get("turn_on_cfg_start_si", 0), call.get("turn_off_cfg_start_si", 10)
     progress = [scale / (scales - 1) for scale in range(scales)]

@@ -20,22 +20,22 @@ from stepvar.conformance.codebook import (
     with_levels,
 )
 from stepvar.conformance.report import CaseReport
-from stepvar.generation.attention import BlockCausal
+from stepvar.generation.cache import BlockCausal
 from stepvar.generation.guidance import Guidance
 from stepvar.generation.loop import generate
+from stepvar.models.common.vector_quantizer import map_tokens
 from stepvar.models.var.checkpoints import FORMAT
 from stepvar.models.var.official import official_keys
 from stepvar.models.var.session import VARSession
-from stepvar.models.var.tokenizer import VARTokenizer
 from stepvar.models.var.training import drop_classes, teacher_forced_logits, token_losses
 from stepvar.models.var.transformer import VARTransformer
-from stepvar.models.vector_quantizer import map_tokens
+from stepvar.models.var.vae import VARVAE
 
 
 def run(case: Case) -> CaseReport:
     """Runs a VAR case in float32 on the CPU and compares every stored tensor."""
     comparison = Comparison(case, RELATIVE)
-    tokenizer = read_tokenizer(case, VARTokenizer)
+    tokenizer = read_tokenizer(case, VARVAE)
     arguments = case.info["constructor"].get("VAR")
     if arguments is None:
         _run_tokenizer(comparison, tokenizer)
@@ -53,7 +53,7 @@ def run(case: Case) -> CaseReport:
     return comparison.finish()
 
 
-def _run_generation(comparison: Comparison, transformer: VARTransformer, tokenizer: VARTokenizer) -> None:
+def _run_generation(comparison: Comparison, transformer: VARTransformer, tokenizer: VARVAE) -> None:
     call, last = comparison.case.info["run"], len(transformer.schedule) - 1
     progress = [scale / last for scale in range(last + 1)]
     # The official code carries the unconditional rows to the end, and so do the stored tensors.
@@ -83,7 +83,7 @@ def _classes(call: dict[str, Any], transformer: VARTransformer, sampler: ReplayS
 
 
 @torch.inference_mode()
-def _run_tokenizer(comparison: Comparison, tokenizer: VARTokenizer) -> None:
+def _run_tokenizer(comparison: Comparison, tokenizer: VARVAE) -> None:
     """Compares encoding, quantising, teacher inputs and decoding."""
     grids = _grids(comparison.case)
     encoder, decoder, check = tokenizer.encoder, tokenizer.decoder, comparison.check
@@ -135,7 +135,7 @@ def _teacher_inputs(latents: list[Tensor], grids: list[tuple[int, int]]) -> list
     return [map_tokens(latent, grid) for latent, grid in zip(latents[:-1], grids[1:], strict=True)]
 
 
-def _run_training(comparison: Comparison, transformer: VARTransformer, tokenizer: VARTokenizer) -> None:
+def _run_training(comparison: Comparison, transformer: VARTransformer, tokenizer: VARVAE) -> None:
     check, schedule = comparison.check, transformer.schedule
     grids = [(scale.height, scale.width) for scale in schedule]
     lengths = [scale.tokens for scale in schedule]

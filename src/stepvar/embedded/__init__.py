@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = Path(__file__).parent / "weights"
 
-MODELS: dict[str, Path] = {"pictures": WEIGHTS, "video": Path(__file__).parent / "video" / "weights"}
+MODELS: dict[str, Path] = {"pictures": WEIGHTS / "pictures", "video": WEIGHTS / "video"}
 """Folders of the embedded models."""
 
 

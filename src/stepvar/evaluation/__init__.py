@@ -1,1 +1,1 @@
-"""How good and how fast: fidelity of pictures, scores of scenes, times that can be compared."""
+"""Evaluation of models: scene score, benchmarks, comparison, calibration."""

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from stepvar.evaluation.benchmark_folder import IMAGES, RunFolder, Shard, write_atomically
 from stepvar.evaluation.prompts import Item, Loader, load_dpg, load_geneval, load_mjhq, load_vbench
 from stepvar.evaluation.provenance import fingerprint, versions
-from stepvar.video import Video, encode_video, require_writer
+from stepvar.evaluation.run_folder import IMAGES, RunFolder, Shard, write_atomically
+from stepvar.media.video import Video, encode_video, require_writer
 
 if TYPE_CHECKING:
+    from stepvar.generation.pruner import PruningMethod
     from stepvar.models.pipeline import NextScalePipeline
-    from stepvar.pruning.base import PruningMethod
 
 Advance = Callable[[int], None]
 """Told how many pictures were drawn."""

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stepvar.evaluation.fidelity import bounded_psnr
-from stepvar.evaluation.statistics import Interval, mean_interval, median_ratio_interval
-from stepvar.evaluation.timing import interleaved
-from stepvar.presets import with_scales
+from stepvar.metrics.fidelity import bounded_psnr
+from stepvar.metrics.statistics import Interval, mean_interval, median_ratio_interval
+from stepvar.metrics.timing import interleaved
+from stepvar.pruning.presets import with_scales
 
 if TYPE_CHECKING:
+    from stepvar.generation.pruner import LateScales
     from stepvar.models.pipeline import NextScalePipeline
-    from stepvar.pruning.base import LateScales
 
 PROMPT_SEED = 7_000
 """Of the prompts and pictures that a plan is calibrated with; evaluations use others."""
@@ -147,7 +147,7 @@ def calibrate(
         target_speedup: Dense time over pruned time.
         target_psnr: Instead: mean PSNR to the dense pictures of the same seeds, in dB. The fastest plan that
             still reaches it in the search is taken.
-        method: One of `stepvar.presets.METHODS`.
+        method: One of `stepvar.pruning.presets.METHODS`.
         skips: Late scales that may be left out where pruning alone does not reach the target speed; with a
             target PSNR, where that is faster.
         repeats: Interleaved rounds of each measurement of time.

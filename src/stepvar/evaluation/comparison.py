@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stepvar.evaluation.fidelity import psnr, ssim
 from stepvar.evaluation.speed import MethodSpeed, planned_arguments
-from stepvar.evaluation.timing import Samples, interleaved, machine
+from stepvar.metrics.fidelity import psnr, ssim
+from stepvar.metrics.timing import Samples, interleaved, machine
 
 if TYPE_CHECKING:
     from stepvar.generation.progress import Observer, ScaleReport
+    from stepvar.generation.pruner import PruningMethod
     from stepvar.generation.report import Report
     from stepvar.models.pipeline import NextScalePipeline
-    from stepvar.pruning.base import PruningMethod
 
 
 @dataclass(frozen=True)

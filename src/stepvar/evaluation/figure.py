@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from stepvar.evaluation.comparison import Comparison, Drawing, kept_mask
-from stepvar.evaluation.fidelity import amplified_difference
 from stepvar.generation.progress import ScaleReport
+from stepvar.metrics.fidelity import amplified_difference
 
 Colour = tuple[int, int, int]
 

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from stepvar.evaluation.benchmark_folder import IMAGES, MANIFEST, read_manifest
-from stepvar.evaluation.features import ClipFeatures, Extractor, alignment
-from stepvar.evaluation.fidelity import bounded_psnr, high_frequency_energy, ssim
-from stepvar.evaluation.frechet import frechet_distance, frechet_interval, require_enough
-from stepvar.evaluation.perceptual import PerceptualDistance
-from stepvar.evaluation.statistics import mean_interval
+from stepvar.evaluation.run_folder import IMAGES, MANIFEST, read_manifest
+from stepvar.metrics.features import ClipFeatures, Extractor, alignment
+from stepvar.metrics.fidelity import bounded_psnr, high_frequency_energy, ssim
+from stepvar.metrics.frechet import frechet_distance, frechet_interval, require_enough
+from stepvar.metrics.perceptual import PerceptualDistance
+from stepvar.metrics.statistics import mean_interval
 
 Pixels = NDArray[np.uint8]
 Advance = Callable[[float], None]

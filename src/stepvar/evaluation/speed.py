@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from stepvar.evaluation.timing import Samples, Spread, interleaved, machine
-from stepvar.presets import PRESETS
+from stepvar.metrics.timing import Samples, Spread, interleaved, machine
+from stepvar.pruning.presets import PRESETS
 
 if TYPE_CHECKING:
     from stepvar.generation.progress import Observer
+    from stepvar.generation.pruner import PruningMethod
     from stepvar.generation.report import Report, Summary
     from stepvar.models.pipeline import NextScalePipeline
-    from stepvar.pruning.base import PruningMethod
 
 
 def usual_methods(pipeline: NextScalePipeline) -> dict[str, str | None]:

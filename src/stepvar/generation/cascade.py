@@ -15,11 +15,11 @@ from torch import nn
 
 from stepvar.generation.guidance import Guidance
 from stepvar.generation.loop import Generation, Sampler, Session, generate
+from stepvar.generation.plan import GenerationPlan
 from stepvar.generation.progress import Observer, ScaleReport
+from stepvar.generation.pruner import LateScales, Preview, Pruner, PruningMethod, plan_generation
 from stepvar.generation.report import ScaleCost
 from stepvar.generation.schedule import ScaleSchedule
-from stepvar.pruning.base import LateScales, Preview, Pruner, PruningMethod, plan_generation
-from stepvar.pruning.plan import GenerationPlan
 
 
 @dataclass(frozen=True)

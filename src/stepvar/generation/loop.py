@@ -9,13 +9,21 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from stepvar.generation.attention import Cache, Memory
+from stepvar.generation.cache import Cache, Memory
 from stepvar.generation.guidance import Guidance
+from stepvar.generation.plan import GenerationPlan
 from stepvar.generation.progress import Observer, ScaleReport, Stopwatch
+from stepvar.generation.pruner import (
+    Branch,
+    Limits,
+    Preview,
+    Pruner,
+    PruningMethod,
+    plan_generation,
+    start_pruner,
+)
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.generation.tokens import Tokens
-from stepvar.pruning.base import Branch, Limits, Preview, Pruner, PruningMethod, plan_generation, start_pruner
-from stepvar.pruning.plan import GenerationPlan
 
 
 class Session(Protocol):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from stepvar.pruning.plan import ScalePlan
+from stepvar.generation.plan import ScalePlan
 
 
 @dataclass

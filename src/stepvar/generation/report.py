@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from stepvar.generation.plan import GenerationPlan
 from stepvar.generation.progress import ScaleReport
-from stepvar.pruning.plan import GenerationPlan
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from stepvar.generation.cascade import generate_in_cascade
 from stepvar.generation.guidance import Guidance
 from stepvar.generation.loop import Sampler, Session, generate, plan_generation
+from stepvar.generation.plan import GenerationPlan
 from stepvar.generation.progress import Observer, Stopwatch
+from stepvar.generation.pruner import PruningMethod
 from stepvar.generation.report import Report, ScaleCost, Summary
 from stepvar.generation.sampling import CodebookChoice
 from stepvar.generation.schedule import ScaleSchedule
+from stepvar.models.common.t5 import refuse_unknown_words
 from stepvar.models.request import Request, check_guidance, check_plan
-from stepvar.models.t5 import refuse_unknown_words
-from stepvar.presets import resolve_pruning
-from stepvar.pruning.base import PruningMethod
-from stepvar.pruning.plan import GenerationPlan
+from stepvar.pruning.presets import resolve_pruning
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -128,7 +128,7 @@ class NextScalePipeline(DiffusionPipeline):
         return (0,)
 
     def resolve_pruning(self, pruning: PruningMethod | str | None) -> PruningMethod | None:
-        """See `stepvar.presets.resolve_pruning`."""
+        """See `stepvar.pruning.presets.resolve_pruning`."""
         return resolve_pruning(pruning, type(self).__name__)
 
     def plan_method(

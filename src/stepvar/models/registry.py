@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepvar.models.loading import Checkpoint, CheckpointError, name_architecture
+from stepvar.checkpoints.weights import Checkpoint, CheckpointError, name_architecture
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +77,7 @@ TEXT_ENCODERS = {
     "CLIPTextModel": "stepvar.models.switti.text",
     "Qwen2Model": "stepvar.models.hart.text",
     "Qwen2VLTextModel": "stepvar.models.hart.text",
-    "T5EncoderModel": "stepvar.models.t5",
+    "T5EncoderModel": "stepvar.models.common.t5",
 }
 """Module whose `load_text_encoder` loads a text encoder strictly, by its class."""
 

@@ -11,10 +11,10 @@ import torch
 
 from stepvar.generation.cascade import Cascade
 from stepvar.generation.guidance import Guidance
+from stepvar.generation.plan import GenerationPlan
+from stepvar.generation.pruner import PruningMethod
 from stepvar.generation.sampling import CodebookSettings, SamplingSettings
 from stepvar.generation.schedule import ScaleSchedule
-from stepvar.pruning.base import PruningMethod
-from stepvar.pruning.plan import GenerationPlan
 
 MAXIMUM_SEED = 2**63 - 1
 

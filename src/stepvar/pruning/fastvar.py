@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stepvar.generation.plan import GenerationPlan, ScalePlan, find_scale
+from stepvar.generation.pruner import Branch, LateScales, Pruner
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.generation.tokens import Tokens, gather_tokens
-from stepvar.pruning.base import Branch, LateScales, Pruner
-from stepvar.pruning.plan import GenerationPlan, ScalePlan, find_scale
 from stepvar.pruning.recovery import area_resized, rows_of
 from stepvar.pruning.scores import distance_to_mean
 from stepvar.pruning.selection import keep_highest

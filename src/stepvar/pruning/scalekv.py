@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from stepvar.generation.attention import KVCache, LayerCache, attention
+from stepvar.generation.cache import KVCache, LayerCache, attention
+from stepvar.generation.plan import GenerationPlan, ScalePlan, find_scale
+from stepvar.generation.pruner import NestedPruner, Pruner, PruningMethod, plan_generation, start_pruner
 from stepvar.generation.schedule import ScaleSchedule
-from stepvar.pruning.base import NestedPruner, Pruner, PruningMethod, plan_generation, start_pruner
-from stepvar.pruning.plan import GenerationPlan, ScalePlan, find_scale
 
 WINDOW = 16
 """Tokens of the current scale that ask for all: they choose what is kept, and are kept themselves."""

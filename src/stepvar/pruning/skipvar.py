@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from stepvar.generation.schedule import Scale, ScaleSchedule
-from stepvar.pruning.base import (
+from stepvar.generation.plan import GenerationPlan
+from stepvar.generation.pruner import (
     Limits,
     NestedPruner,
     Preview,
@@ -27,7 +27,7 @@ from stepvar.pruning.base import (
     plan_generation,
     start_pruner,
 )
-from stepvar.pruning.plan import GenerationPlan
+from stepvar.generation.schedule import Scale, ScaleSchedule
 
 LATE_SCALES = 3
 """Scales that may be left out."""

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stepvar.generation.plan import GenerationPlan, ScalePlan, in_stages
+from stepvar.generation.pruner import Expect, LateScales, Pruner
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.generation.tokens import Tokens, gather_choice, gather_tokens, put_choice
-from stepvar.pruning.base import Expect, LateScales, Pruner
 from stepvar.pruning.guided import guided_gains
-from stepvar.pruning.plan import GenerationPlan, ScalePlan, in_stages
 from stepvar.pruning.recovery import (
     anchor_positions,
     area_resized,

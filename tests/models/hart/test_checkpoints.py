@@ -9,6 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from stepvar.checkpoints.weights import CheckpointError
+from stepvar.models.common.vq_vae_checkpoints import (
+    infer_tokenizer_config,
+    tokenizer_from_official,
+    tokenizer_to_official,
+)
 from stepvar.models.hart.checkpoints import (
     check_pair,
     load_tokenizer,
@@ -17,15 +23,9 @@ from stepvar.models.hart.checkpoints import (
 )
 from stepvar.models.hart.official import TRAINING_MASK, infer_config, to_official
 from stepvar.models.hart.pipeline import HARTPipeline
-from stepvar.models.hart.tokenizer import HARTTokenizer
 from stepvar.models.hart.transformer import HARTTransformer
-from stepvar.models.loading import CheckpointError
+from stepvar.models.hart.vae import HARTVAE
 from stepvar.models.registry import convert, model_of
-from stepvar.models.vector_checkpoints import (
-    infer_tokenizer_config,
-    tokenizer_from_official,
-    tokenizer_to_official,
-)
 from tiny_hart import make_hart, make_language_model, make_tokenizer, make_vae, write_published
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "hart"
@@ -76,7 +76,7 @@ def test_the_published_tokenizer_layout_maps_both_ways():
     used = {key: value for key, value in state.items() if "ema_vocab_hit" not in key}
     config = infer_tokenizer_config(state, "the layout")
     with torch.device("meta"):
-        model, default = HARTTokenizer(**config), HARTTokenizer()
+        model, default = HARTVAE(**config), HARTVAE()
     assert shapes(model.state_dict()) == shapes(default.state_dict())
     assert sum(parameter.numel() for parameter in model.parameters()) == content["vae_parameters"]
     ours = tokenizer_from_official(state, config)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from stepvar.generation.loop import plan_generation
-from stepvar.models.hart.cost import scale_costs
+from stepvar.models.hart.costs import scale_costs
 from stepvar.models.hart.transformer import HARTTransformer
-from stepvar.presets import PRESETS
+from stepvar.pruning.presets import PRESETS
 
 
 @pytest.mark.parametrize(

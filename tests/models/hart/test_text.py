@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import Qwen2VLConfig, Qwen2VLModel, T5Config, T5EncoderModel
 
+from stepvar.checkpoints.weights import CheckpointError
 from stepvar.models.hart.text import (
     SYSTEM_PROMPT,
     ContextFeatures,
@@ -16,7 +17,6 @@ from stepvar.models.hart.text import (
     load_text_tokenizer,
     token_ids,
 )
-from stepvar.models.loading import CheckpointError
 from tiny_hart import make_language_model, make_tokenizer, randomise
 
 SYSTEM = "draw : a big"

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from stepvar.checkpoints.weights import CheckpointError
 from stepvar.models.infinity.checkpoints import (
     check_pair,
     from_official,
@@ -25,9 +26,8 @@ from stepvar.models.infinity.official import (
     published_name,
     to_official,
 )
-from stepvar.models.infinity.tokenizer import InfinityTokenizer, convert_official_state
 from stepvar.models.infinity.transformer import InfinityTransformer
-from stepvar.models.loading import CheckpointError
+from stepvar.models.infinity.vae import InfinityVAE, convert_official_state
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "infinity"
 TINY = GOLDEN / "tiny_d16"
@@ -52,11 +52,9 @@ def small_transformer(**changes) -> InfinityTransformer:
     return model.eval()
 
 
-def small_tokenizer(**changes) -> InfinityTokenizer:
+def small_tokenizer(**changes) -> InfinityVAE:
     sizes = {"codebook_dim": 16, "base_channels": 24, "encoder_multipliers": [1, 1, 1, 1, 2]}
-    return InfinityTokenizer(
-        **{**sizes, "decoder_multipliers": [1, 1, 1, 2, 1], "encoder_blocks": 1, **changes}
-    )
+    return InfinityVAE(**{**sizes, "decoder_multipliers": [1, 1, 1, 2, 1], "encoder_blocks": 1, **changes})
 
 
 def official(model: InfinityTransformer) -> dict[str, torch.Tensor]:
@@ -145,8 +143,8 @@ def test_published_tokenizer_layouts(bits):
     name = "vae_d14_f8" if bits == 14 else f"vae_d{bits}"
     _, state = layout(name)
     with torch.device("meta"):
-        model = InfinityTokenizer(**infer_tokenizer_config(convert_official_state(state)[0]))
-        published = InfinityTokenizer.published(bits)
+        model = InfinityVAE(**infer_tokenizer_config(convert_official_state(state)[0]))
+        published = InfinityVAE.published(bits)
     assert (model.bits_per_token, model.token_stride) == (56 if bits == 14 else bits, 16)
     assert model.config.patchify == published.config.patchify
     assert {key: value.shape for key, value in model.state_dict().items()} == {

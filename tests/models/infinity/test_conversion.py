@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
+from stepvar.checkpoints.weights import CheckpointError
 from stepvar.models.infinity.checkpoints import convert, load_tokenizer, load_transformer
-from stepvar.models.infinity.tokenizer import InfinityTokenizer
 from stepvar.models.infinity.transformer import InfinityTransformer
-from stepvar.models.loading import CheckpointError
+from stepvar.models.infinity.vae import InfinityVAE
 
 TINY = Path(__file__).parents[2] / "golden" / "infinity" / "tiny_d16"
 TRANSFORMER, TOKENIZER = TINY / "transformer.safetensors", TINY / "vae.safetensors"
@@ -45,14 +45,14 @@ def test_a_whole_pipeline_folder(tmp_path):
     assert index == {
         "_class_name": "InfinityPipeline",
         "transformer": ["stepvar", "InfinityTransformer"],
-        "vae": ["stepvar", "InfinityTokenizer"],
+        "vae": ["stepvar", "InfinityVAE"],
         "text_encoder": ["transformers", "T5EncoderModel"],
         "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
     }
     assert_same_weights(
         load_transformer(TRANSFORMER), InfinityTransformer.from_pretrained(folder / "transformer")
     )
-    assert_same_weights(load_tokenizer(TOKENIZER), InfinityTokenizer.from_pretrained(folder / "vae"))
+    assert_same_weights(load_tokenizer(TOKENIZER), InfinityVAE.from_pretrained(folder / "vae"))
     encoder = T5EncoderModel.from_pretrained(folder / "text_encoder")
     assert encoder.config.d_model == 256
     assert encoder.encoder.block[0].layer[0].SelfAttention.q.weight.dtype == torch.float16

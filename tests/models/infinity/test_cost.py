@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from stepvar.generation.loop import plan_generation
-from stepvar.models.infinity.cost import scale_costs
+from stepvar.models.infinity.costs import scale_costs
 from stepvar.models.infinity.sizes import SizeTable
 from stepvar.models.infinity.transformer import InfinityTransformer
 from stepvar.pruning.fastvar import FastVAR

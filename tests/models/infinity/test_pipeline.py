@@ -12,8 +12,8 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from stepvar import InfinityPipeline, InfinityTokenizer, StepVAR
-from stepvar.models.t5 import encode_prompts
+from stepvar import InfinityPipeline, InfinityVAE, StepVAR
+from stepvar.models.common.t5 import encode_prompts
 from tiny_models import SMALL, make_transformer
 
 GRIDS = [[scale.height, scale.width] for scale in SMALL]
@@ -38,10 +38,10 @@ def make_encoder() -> T5EncoderModel:
     ).eval()
 
 
-def make_vae(patchify: bool = False, channels: int = 4) -> InfinityTokenizer:
+def make_vae(patchify: bool = False, channels: int = 4) -> InfinityVAE:
     torch.manual_seed(1)
     multipliers = (1, 1, 1, 1)
-    return InfinityTokenizer(channels, 24, multipliers, multipliers, 1, 1, patchify=patchify).eval()
+    return InfinityVAE(channels, 24, multipliers, multipliers, 1, 1, patchify=patchify).eval()
 
 
 def make_pipeline(**transformer) -> InfinityPipeline:

@@ -10,25 +10,25 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from stepvar.models.common.resizing import resize_area
 from stepvar.models.infinity.quantizer import (
     latent_bits_from_tokens,
     latent_from_bits,
     quantize_multiscale,
     tokens_from_latent_bits,
 )
-from stepvar.models.infinity.tokenizer import InfinityTokenizer, convert_official_state, official_key
-from stepvar.models.resizing import resize_area
+from stepvar.models.infinity.vae import InfinityVAE, convert_official_state, official_key
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "infinity"
 LAYOUTS = sorted(GOLDEN.glob("layout_vae_*.json"))
 ACTIVATION, PIXEL = 1e-5, 5e-5
 
 
-def tokenizer_of(case: dict) -> InfinityTokenizer:
+def tokenizer_of(case: dict) -> InfinityVAE:
     """The tokenizer of a golden weight folder's ``vae`` entry, with its weights."""
     folder = GOLDEN / Path(case["weights"].split()[0]).parent.name
     arguments = json.loads((folder / "case.json").read_text())["vae"]["full_args"]
-    model = InfinityTokenizer(
+    model = InfinityVAE(
         codebook_dim=arguments["codebook_dim"],
         base_channels=arguments["base_ch"],
         encoder_multipliers=arguments["encoder_ch_mult"],
@@ -41,7 +41,7 @@ def tokenizer_of(case: dict) -> InfinityTokenizer:
     return model.float().eval()
 
 
-def hook_activations(model: InfinityTokenizer) -> dict[str, torch.Tensor]:
+def hook_activations(model: InfinityVAE) -> dict[str, torch.Tensor]:
     """Collect activations under the names the golden data gives them."""
     found: dict[str, torch.Tensor] = {}
 
@@ -65,7 +65,7 @@ def hook_activations(model: InfinityTokenizer) -> dict[str, torch.Tensor]:
     return found
 
 
-def computed_tensors(model: InfinityTokenizer, case: dict, stored: dict) -> dict[str, torch.Tensor]:
+def computed_tensors(model: InfinityVAE, case: dict, stored: dict) -> dict[str, torch.Tensor]:
     """Everything the case stores, computed by this library."""
     found = hook_activations(model)
     grids = [tuple(entry[-2:]) for entry in case["schedule"]]
@@ -122,7 +122,7 @@ def golden():
     return case, stored, computed_tensors(tokenizer_of(case), case, stored)
 
 
-def small_tokenizer(**changes) -> InfinityTokenizer:
+def small_tokenizer(**changes) -> InfinityVAE:
     arguments = {
         "codebook_dim": 14,
         "base_channels": 24,
@@ -132,7 +132,7 @@ def small_tokenizer(**changes) -> InfinityTokenizer:
         "decoder_blocks": 1,
     }
     torch.manual_seed(0)
-    return InfinityTokenizer(**(arguments | changes)).eval()
+    return InfinityVAE(**(arguments | changes)).eval()
 
 
 def test_golden_every_tensor(golden):
@@ -153,7 +153,7 @@ def test_golden_comparison_notices_a_change(golden, name):
 def test_published_layouts_both_ways(path):
     layout = json.loads(path.read_text())
     with torch.device("meta"):
-        model = InfinityTokenizer.published(layout["_meta"]["codebook_dim"])
+        model = InfinityVAE.published(layout["_meta"]["codebook_dim"])
     expected = {key: tuple(shape) for key, (shape, _) in layout["state_dict"].items()}
     masks = {key for key in expected if key.endswith("lfq.mask")}
     own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
@@ -279,7 +279,7 @@ def test_channels_last_changes_nothing():
 def test_save_and_load(tmp_path):
     model = small_tokenizer(patchify=True, norm_groups=8)
     model.save_pretrained(tmp_path)
-    again = InfinityTokenizer.from_pretrained(tmp_path)
+    again = InfinityVAE.from_pretrained(tmp_path)
     assert again.config.norm_groups == 8
     assert again.token_stride == 16
     assert all(torch.equal(again.state_dict()[key], value) for key, value in model.state_dict().items())
@@ -292,7 +292,7 @@ def test_errors_name_the_numbers():
     with pytest.raises(ValueError, match="end at the latent grid"):
         model.quantize(torch.zeros(1, 14, 4, 4), [(1, 1), (2, 2)])
     with pytest.raises(ValueError, match="vae_type"):
-        InfinityTokenizer.published(56)
+        InfinityVAE.published(56)
     with pytest.raises(ValueError, match="multiples of 32 or 24"):
         small_tokenizer(base_channels=20)
     with pytest.raises(ValueError, match="stride"):

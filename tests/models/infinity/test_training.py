@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as functional
 
 from stepvar.generation.schedule import ScaleSchedule
+from stepvar.models.common.training import bit_losses, take_tokens
 from stepvar.models.infinity import training
 from stepvar.models.infinity.quantizer import quantize_multiscale
 from stepvar.models.infinity.sizes import SizeTable
 from stepvar.models.infinity.training import initialise, teacher_forced_logits
-from stepvar.models.training import bit_losses, take_tokens
 from tiny_models import SMALL, bits, draw, make_text, make_transformer
 
 GRIDS = [(scale.height, scale.width) for scale in SMALL]

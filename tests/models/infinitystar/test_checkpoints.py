@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from stepvar.checkpoints.weights import CheckpointError
 from stepvar.models.infinitystar import checkpoints
 from stepvar.models.infinitystar.checkpoints import (
     from_official,
@@ -24,9 +25,8 @@ from stepvar.models.infinitystar.official import (
     tokenizer_part,
     tokenizer_to_official,
 )
-from stepvar.models.infinitystar.tokenizer import InfinityStarTokenizer
 from stepvar.models.infinitystar.transformer import InfinityStarTransformer
-from stepvar.models.loading import CheckpointError
+from stepvar.models.infinitystar.vae import InfinityStarVAE
 from tiny_star import make_star_pipeline, make_star_tokenizer, make_star_transformer
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "infinitystar"
@@ -62,8 +62,8 @@ def test_the_published_tokenizer_maps_both_ways():
     official = published_layout("videovae")
     config = infer_tokenizer_config(official)
     with torch.device("meta"):
-        model = InfinityStarTokenizer(**config)
-        assert layout(model.state_dict()) == layout(InfinityStarTokenizer().state_dict())
+        model = InfinityStarVAE(**config)
+        assert layout(model.state_dict()) == layout(InfinityStarVAE().state_dict())
     assert layout(tokenizer_part(official)) == layout(model.state_dict())
     assert layout(tokenizer_to_official(model.state_dict())) == layout(official)
 
@@ -97,7 +97,7 @@ def test_a_sharded_folder_loads_in_bfloat16_with_what_must_stay_exact(shards):
 
 
 def test_weights_are_read_one_shard_after_the_other(shards, monkeypatch):
-    from stepvar.models import loading
+    from stepvar.checkpoints import weights as loading
 
     alive: list[int] = []
     read = loading.read_tensors

@@ -13,11 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from stepvar import InfinityStarPipeline
 from stepvar.evaluation.speed import usual_methods
 from stepvar.generation.loop import plan_generation
-from stepvar.models.infinitystar.cost import memory_plan, scale_costs
+from stepvar.models.infinitystar.costs import memory_plan, scale_costs
 from stepvar.models.infinitystar.sizes import VideoSizes
-from stepvar.models.infinitystar.tokenizer import InfinityStarTokenizer
 from stepvar.models.infinitystar.transformer import InfinityStarTransformer
-from stepvar.presets import PRESETS
+from stepvar.models.infinitystar.vae import InfinityStarVAE
+from stepvar.pruning.presets import PRESETS
 from tiny_star import make_star_pipeline
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "infinitystar"
@@ -78,9 +78,7 @@ def test_presets_reach_what_they_promise_decoding_included(model, preset, resolu
 def published_pipeline(resolution: str) -> InfinityStarPipeline:
     """A pipeline of the published sizes, of two layers and without numbers."""
     with torch.device("meta"):
-        return InfinityStarPipeline(
-            InfinityStarTransformer.published(resolution, depth=2), InfinityStarTokenizer()
-        )
+        return InfinityStarPipeline(InfinityStarTransformer.published(resolution, depth=2), InfinityStarVAE())
 
 
 @pytest.mark.parametrize(
@@ -144,7 +142,7 @@ def test_the_decoder_holds_what_is_planned(chunk, tile, seconds, pace):
     pipeline = make_star_pipeline(clip_frames=pace, latents_per_second=pace)
     with torch.device("meta"):
         # The published one with narrower levels; the coarse positions still have their 16 channels.
-        tokenizer = InfinityStarTokenizer(channels=(24, 48, 96, 96, 96), with_encoder=False)
+        tokenizer = InfinityStarVAE(channels=(24, 48, 96, 96, 96), with_encoder=False)
     pipeline.vae = tokenizer
     latent = torch.empty(1, 64, 1 + seconds * pace, 3, 5, device="meta")
     with torch.no_grad(), _Living() as living:
@@ -172,7 +170,7 @@ def test_tiles_bound_the_memory_of_a_video():
 
 def test_what_the_8b_model_needs(model):
     with torch.device("meta"):
-        tokenizer = InfinityStarTokenizer()
+        tokenizer = InfinityStarVAE()
     schedule = schedule_of("480p", 5)
     plan = plan_generation(None, schedule, 36)
     memory = memory_plan(model, tokenizer, None, schedule, plan, 2, TEXT)

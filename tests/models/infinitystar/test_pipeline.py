@@ -131,7 +131,7 @@ def test_a_continuation_keeps_its_size_and_length():
 
 
 def test_of_a_file_only_the_part_that_is_gone_on_from_is_read(pipeline, tmp_path):
-    from stepvar.video import Video, encode_mp4
+    from stepvar.media.video import Video, encode_mp4
 
     shades = [Image.new("RGB", (80, 48), (6 * place, 100, 40)) for place in range(40)]
     (tmp_path / "long.mp4").write_bytes(encode_mp4(Video(shades, 16)))

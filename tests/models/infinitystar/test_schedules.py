@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from stepvar.generation.attention import Span
+from stepvar.generation.cache import Span
+from stepvar.generation.plan import GenerationPlan
 from stepvar.models.infinitystar.rotary import RotaryTables
 from stepvar.models.infinitystar.schedules import PUBLISHED, PyramidSettings, published_templates
 from stepvar.models.infinitystar.session import layer_windows
 from stepvar.models.infinitystar.sizes import VideoSizes
-from stepvar.pruning.plan import GenerationPlan
 from stepvar.pruning.stepvar import StepVAR
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "infinitystar"

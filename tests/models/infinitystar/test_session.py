@@ -9,11 +9,11 @@ import torch
 
 from stepvar.generation.guidance import Guidance, ProjectedGuidance
 from stepvar.generation.loop import generate
+from stepvar.generation.plan import GenerationPlan
 from stepvar.generation.sampling import BitSampler, SamplingSettings
 from stepvar.models.infinitystar import transformer as transformer_module
 from stepvar.models.infinitystar.quantizer import quantize
 from stepvar.models.infinitystar.session import InfinityStarSession, KnownClips, TextPrefix
-from stepvar.pruning.plan import GenerationPlan
 from stepvar.pruning.stepvar import StepVAR
 from tiny_star import STEPS_OF_CLIP, STEPS_OF_PICTURE, make_star_transformer, make_text_prefix
 

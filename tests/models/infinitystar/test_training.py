@@ -9,10 +9,10 @@ import torch
 
 from stepvar.generation.guidance import Guidance
 from stepvar.generation.loop import generate
+from stepvar.models.common.training import bit_losses
 from stepvar.models.infinitystar.quantizer import quantize
 from stepvar.models.infinitystar.session import InfinityStarSession, TextPrefix
 from stepvar.models.infinitystar.training import initialise, teacher_forced_logits, teacher_inputs
-from stepvar.models.training import bit_losses
 from stepvar.pruning.stepvar import StepVAR
 from tiny_star import STEPS_OF_CLIP, STEPS_OF_PICTURE, TEXT_CHANNELS, make_star_transformer
 

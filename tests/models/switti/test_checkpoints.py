@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stepvar import SwittiPipeline, convert
-from stepvar.models.loading import CheckpointError
+from stepvar.checkpoints.weights import CheckpointError
+from stepvar.models.common.vq_vae_checkpoints import STATISTICS, infer_tokenizer_config, tokenizer_to_official
 from stepvar.models.switti.checkpoints import FORMAT, load_transformer
 from stepvar.models.switti.official import infer_config, published_config, rename, to_official
-from stepvar.models.switti.tokenizer import SwittiTokenizer
 from stepvar.models.switti.transformer import SwittiTransformer
-from stepvar.models.vector_checkpoints import STATISTICS, infer_tokenizer_config, tokenizer_to_official
+from stepvar.models.switti.vae import SwittiVAE
 from tiny_switti import WIDTHS, make_encoders, make_switti, make_words
 from tiny_var import make_vector_tokenizer
 
@@ -59,7 +59,7 @@ def test_the_layout_of_the_tokenizer_maps_both_ways():
     facts, state = layout("vqvae_1024")
     config = infer_tokenizer_config(state, "the layout")
     with torch.device("meta"):
-        model = SwittiTokenizer(**config)
+        model = SwittiVAE(**config)
     assert sum(parameter.numel() for parameter in model.parameters()) == facts["parameters"]
     back = tokenizer_to_official(model.state_dict(), config)
     kept = {key: value.shape for key, value in state.items() if key != STATISTICS}
@@ -120,7 +120,7 @@ def test_a_damaged_state_dict_is_refused_in_words(change, words):
 def files(tmp_path):
     """Official files of a tiny model, and folders of its text encoders."""
     model = make_switti(width=64, heads=1, pixels_per_token=16, text_length=77)
-    tokenizer = make_vector_tokenizer(kind=SwittiTokenizer, multipliers=(1,) * 5)
+    tokenizer = make_vector_tokenizer(kind=SwittiVAE, multipliers=(1,) * 5)
     save_file(official(model), tmp_path / "switti.safetensors")
     save_file(tokenizer_to_official(tokenizer.state_dict(), tokenizer.config), tmp_path / "vae.safetensors")
     for number, encoder in enumerate(make_encoders()):

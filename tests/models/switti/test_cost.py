@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from stepvar.generation.loop import plan_generation
-from stepvar.models.switti.cost import scale_costs
+from stepvar.models.switti.costs import scale_costs
 from stepvar.models.switti.transformer import SwittiTransformer
 from stepvar.pruning.stepvar import StepVAR
 from tiny_switti import draw_switti, make_switti

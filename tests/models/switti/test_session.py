@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepvar.generation.attention import NoCache
+from stepvar.generation.cache import NoCache
 from stepvar.models.switti.session import TextFeatures
 from stepvar.pruning.scores import SCORERS
 from stepvar.pruning.stepvar import StepVAR

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as functional
 
-from stepvar.generation.attention import NoCache
+from stepvar.generation.cache import NoCache
 from tiny_switti import make_switti
 
 

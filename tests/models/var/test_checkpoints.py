@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stepvar import VARPipeline, convert
-from stepvar.models.loading import CheckpointError
+from stepvar.checkpoints.weights import CheckpointError
+from stepvar.models.common.vq_vae_checkpoints import tokenizer_to_official
 from stepvar.models.var.checkpoints import FORMAT, load_transformer, read_labels
 from stepvar.models.var.official import DERIVED, infer_config, published_config, rename, to_official
 from stepvar.models.var.transformer import VARTransformer
-from stepvar.models.vector_checkpoints import tokenizer_to_official
 from tiny_var import CLASSES, make_var, make_vector_tokenizer
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "var"

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from stepvar.generation.loop import plan_generation
-from stepvar.models.var.cost import scale_costs
+from stepvar.models.var.costs import scale_costs
 from stepvar.models.var.transformer import VARTransformer
 from stepvar.pruning.stepvar import StepVAR
 from tiny_var import draw_var, make_var

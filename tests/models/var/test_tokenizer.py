@@ -9,9 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stepvar.models.loading import CheckpointError
-from stepvar.models.var.tokenizer import VARTokenizer
-from stepvar.models.vector_checkpoints import (
+from stepvar.checkpoints.weights import CheckpointError
+from stepvar.models.common.vq_vae_checkpoints import (
     STATISTICS,
     infer_tokenizer_config,
     load_vector_tokenizer,
@@ -19,6 +18,7 @@ from stepvar.models.vector_checkpoints import (
     tokenizer_of_state,
     tokenizer_to_official,
 )
+from stepvar.models.var.vae import VARVAE
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "var"
 
@@ -29,8 +29,8 @@ def official() -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(official) -> VARTokenizer:
-    return tokenizer_of_state(VARTokenizer, official).requires_grad_(False)
+def tokenizer(official) -> VARVAE:
+    return tokenizer_of_state(VARVAE, official).requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +43,8 @@ def test_the_published_layout_maps_both_ways():
     state = {key: torch.empty(shape, device="meta") for key, (shape, _) in layout["state_dict"].items()}
     config = infer_tokenizer_config(state, "the layout")
     with torch.device("meta"):
-        model = VARTokenizer(**config)
-        default = VARTokenizer()
+        model = VARVAE(**config)
+        default = VARVAE()
     assert list(default.config.multipliers) == config["multipliers"]
     assert all(default.config[key] == config[key] for key in config if key != "multipliers")
     assert sum(parameter.numel() for parameter in model.parameters()) == layout["parameters"]
@@ -68,7 +68,7 @@ def test_a_picture_survives_encoding_and_decoding_as_in_the_official_code(tokeni
 
 def test_a_saved_tokenizer_comes_back(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
-    again = load_vector_tokenizer(VARTokenizer, tmp_path)
+    again = load_vector_tokenizer(VARVAE, tmp_path)
     assert again.config.items() >= {"codes": 128, "channels": 16}.items()
     for key, value in tokenizer.state_dict().items():
         assert torch.equal(again.state_dict()[key], value)
@@ -80,7 +80,7 @@ def test_an_official_file_loads_with_any_number_format(official, tokenizer, tmp_
     if prefix:
         stored["disc.main.0.weight"] = torch.zeros(2)
     save_file(stored, tmp_path / "vae.safetensors")
-    loaded = load_vector_tokenizer(VARTokenizer, tmp_path / "vae.safetensors", torch.bfloat16, prefix=prefix)
+    loaded = load_vector_tokenizer(VARVAE, tmp_path / "vae.safetensors", torch.bfloat16, prefix=prefix)
     assert loaded.quantizer.codebook.weight.dtype == torch.float32
     assert loaded.decoder.conv_out.weight.dtype == torch.bfloat16
     assert torch.equal(loaded.quantizer.codebook.weight, tokenizer.quantizer.codebook.weight)
@@ -93,14 +93,14 @@ def test_missing_and_unexpected_keys_are_named(official, tmp_path):
     with pytest.raises(
         CheckpointError, match=r"1 missing \(quant_conv.bias\); 1 unexpected \(quant_conv.gain\)"
     ):
-        load_vector_tokenizer(VARTokenizer, tmp_path / "vae.safetensors")
+        load_vector_tokenizer(VARVAE, tmp_path / "vae.safetensors")
 
 
 def test_another_file_is_called_by_its_name(tmp_path):
     keys = ("word_embed.weight", "class_emb.weight")
     save_file({key: torch.zeros(2, 2) for key in keys}, tmp_path / "var.safetensors")
     with pytest.raises(CheckpointError, match="is a VAR transformer, not a visual tokenizer with a codebook"):
-        load_vector_tokenizer(VARTokenizer, tmp_path / "var.safetensors")
+        load_vector_tokenizer(VARVAE, tmp_path / "var.safetensors")
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 40, 32), (1, 1, 32, 32), (3, 32, 32)])

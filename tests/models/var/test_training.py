@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from stepvar.models.common.vector_quantizer import map_tokens
 from stepvar.models.var.training import (
     drop_classes,
     initialise,
     teacher_forced_logits,
     token_losses,
 )
-from stepvar.models.vector_quantizer import map_tokens
 from tiny_var import CODES, SIDES, draw_var, indices, make_var, make_vector_tokenizer
 
 GRIDS = [(side, side) for side in SIDES]

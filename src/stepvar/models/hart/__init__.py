@@ -1,0 +1,1 @@
+"""HART: text to image with a hybrid tokenizer and a diffusion head."""

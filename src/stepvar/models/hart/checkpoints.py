@@ -14,15 +14,15 @@ from typing import Any
 
 import torch
 
-from stepvar.models import vector_checkpoints
-from stepvar.models.conversion import Conversion, TextSide
+from stepvar.checkpoints.conversion import Conversion, TextSide
+from stepvar.checkpoints.official import OfficialFormat
+from stepvar.checkpoints.weights import Checkpoint, CheckpointError, saved_config
+from stepvar.models.common import vq_vae_checkpoints as vector_checkpoints
+from stepvar.models.common.square_schedules import LEVELS
 from stepvar.models.hart.official import infer_config, is_optional, rename, to_official
 from stepvar.models.hart.text import load_text_encoder, load_text_tokenizer
-from stepvar.models.hart.tokenizer import HARTTokenizer
 from stepvar.models.hart.transformer import HARTTransformer
-from stepvar.models.loading import Checkpoint, CheckpointError, saved_config
-from stepvar.models.official import OfficialFormat
-from stepvar.models.square_schedules import LEVELS
+from stepvar.models.hart.vae import HARTVAE
 
 PathLike = str | os.PathLike[str]
 
@@ -102,7 +102,7 @@ def load_tokenizer(
     path: PathLike,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
-) -> HARTTokenizer:
+) -> HARTVAE:
     """Loads a visual tokenizer; its architecture is read off the weights.
 
     Args:
@@ -120,8 +120,8 @@ def load_tokenizer(
     path = Path(path).expanduser()
     source = f"'{path}'"
     prefix = "vae." if any(key.startswith("vae.") for key in Checkpoint.open(path).layout) else ""
-    tokenizer = vector_checkpoints.load_vector_tokenizer(HARTTokenizer, path, dtype, device, prefix)
-    if saved_config(path, HARTTokenizer.__name__) is None:
+    tokenizer = vector_checkpoints.load_vector_tokenizer(HARTVAE, path, dtype, device, prefix)
+    if saved_config(path, HARTVAE.__name__) is None:
         told = official_config(path) or {}
         expected = {theirs: tokenizer.config[ours] for theirs, ours in _TOKENIZER_FIELDS.items()}
         expected |= {"quant_resi": 0.5, "quantizer_type": "var_hybrid"}
@@ -135,7 +135,7 @@ def load_tokenizer(
     return tokenizer
 
 
-def check_pair(transformer: HARTTransformer, tokenizer: HARTTokenizer) -> None:
+def check_pair(transformer: HARTTransformer, tokenizer: HARTVAE) -> None:
     """Checks that a transformer's codes are the tokenizer's.
 
     Raises:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from stepvar.models.layers import linear, sinusoid
+from stepvar.models.common.layers import linear, sinusoid
 
 TRAINED_STEPS = 1000
 """Steps of the process that the network was trained on; a few of them are taken."""

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stepvar.checkpoints.weights import CheckpointError, TensorMap, name_architecture
+from stepvar.models.common.square_schedules import LEVELS, SIDES_BY_PIXELS, shape_of
 from stepvar.models.hart.diffusion import SINUSOID_CHANNELS
 from stepvar.models.hart.transformer import gated_width
-from stepvar.models.loading import CheckpointError, TensorMap, name_architecture
-from stepvar.models.square_schedules import LEVELS, SIDES_BY_PIXELS, shape_of
 
 PUBLISHED_SIDES = SIDES_BY_PIXELS[1024]
 HEAD_DIM = 64

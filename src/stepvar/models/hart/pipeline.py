@@ -12,20 +12,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stepvar.generation.guidance import Guidance
 from stepvar.generation.progress import Observer
+from stepvar.generation.pruner import PruningMethod
 from stepvar.generation.report import Summary
 from stepvar.generation.schedule import ScaleSchedule
-from stepvar.models.codebook import CodebookPipeline
+from stepvar.models.common.codebook_pipeline import CodebookPipeline
 from stepvar.models.hart.checkpoints import check_pair
-from stepvar.models.hart.cost import scale_costs
+from stepvar.models.hart.costs import scale_costs
 from stepvar.models.hart.sampling import make_guidance, make_sampling
 from stepvar.models.hart.session import HARTSession, ResidualDraw, draw_residual_noise
 from stepvar.models.hart.sizes import draw_orders, scale_schedule
 from stepvar.models.hart.text import ContextFeatures, encode_prompts
-from stepvar.models.hart.tokenizer import HARTTokenizer
 from stepvar.models.hart.transformer import HARTTransformer
+from stepvar.models.hart.vae import HARTVAE
 from stepvar.models.pipeline import ImageOutput
 from stepvar.models.request import PerScale, Request, Subject
-from stepvar.pruning.base import PruningMethod
 
 RESIDUALS = ("all", "kept", "none")
 """Where the diffusion head draws residuals: everywhere, where the transformer ran, or nowhere."""
@@ -64,7 +64,7 @@ class HARTPipeline(CodebookPipeline):
     def __init__(
         self,
         transformer: HARTTransformer,
-        vae: HARTTokenizer,
+        vae: HARTVAE,
         text_encoder: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         guidance_scale: float = 4.5,

@@ -19,16 +19,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stepvar.generation.attention import Memory
+from stepvar.generation.cache import Memory
+from stepvar.generation.pruner import Branch
 from stepvar.generation.sampling import CodebookChoice
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.generation.tokens import Tokens, gather_tokens
-from stepvar.models.codebook_session import CodebookSession
+from stepvar.models.common.codebook_session import CodebookSession
+from stepvar.models.common.vector_quantizer import VectorQuantizer
 from stepvar.models.hart.diffusion import DiffusionNoise
 from stepvar.models.hart.text import ContextFeatures
 from stepvar.models.hart.transformer import HARTTransformer, pool_largest, pool_mean
-from stepvar.models.vector_quantizer import VectorQuantizer
-from stepvar.pruning.base import Branch
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from stepvar.models.loading import CheckpointError, first_line, transformers_folder
+from stepvar.checkpoints.weights import CheckpointError, first_line, transformers_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

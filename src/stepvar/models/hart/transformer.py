@@ -20,11 +20,11 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from stepvar.generation.attention import Memory
+from stepvar.generation.cache import Memory
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.generation.tokens import Tokens
+from stepvar.models.common.layers import GatedFeedForward, RMSNorm, by_pieces, linear, sinusoid
 from stepvar.models.hart.diffusion import SINUSOID_CHANNELS, DiffusionHead
-from stepvar.models.layers import GatedFeedForward, RMSNorm, by_pieces, linear, sinusoid
 
 LARGEST_LOG_SCALE = math.log(100)
 """Cosine attention's learned log scale is clamped here."""

@@ -1,0 +1,1 @@
+"""Infinity: text to image by bitwise next-scale prediction."""

@@ -13,7 +13,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stepvar.models.conversion import Conversion, TextSide
+from stepvar.checkpoints.conversion import Conversion, TextSide
+from stepvar.checkpoints.weights import (
+    Checkpoint,
+    CheckpointError,
+    TensorMap,
+    build_empty,
+    fill,
+    require_same_layout,
+    saved_config,
+)
+from stepvar.models.common.t5 import load_text_encoder, load_text_tokenizer
 from stepvar.models.infinity.official import (
     BUDGETS_BY_PIXELS,
     DERIVED,
@@ -27,18 +37,8 @@ from stepvar.models.infinity.official import (
     to_official,
     with_one_scale_shape,
 )
-from stepvar.models.infinity.tokenizer import InfinityTokenizer, convert_official_state
 from stepvar.models.infinity.transformer import InfinityTransformer
-from stepvar.models.loading import (
-    Checkpoint,
-    CheckpointError,
-    TensorMap,
-    build_empty,
-    fill,
-    require_same_layout,
-    saved_config,
-)
-from stepvar.models.t5 import load_text_encoder, load_text_tokenizer
+from stepvar.models.infinity.vae import InfinityVAE, convert_official_state
 
 __all__ = [
     "check_pair",
@@ -89,7 +89,7 @@ def transformer_of_state(state: Mapping[str, Tensor], source: str = "The state d
     return transformer.eval()
 
 
-def tokenizer_of_state(state: Mapping[str, Tensor], source: str = "The state dict") -> InfinityTokenizer:
+def tokenizer_of_state(state: Mapping[str, Tensor], source: str = "The state dict") -> InfinityVAE:
     """A tokenizer with the weights of an official state dict, checked strictly.
 
     Raises:
@@ -98,7 +98,7 @@ def tokenizer_of_state(state: Mapping[str, Tensor], source: str = "The state dic
     """
     refuse_others(state, TOKENIZERS, source)
     part = _tokenizer_part(state)
-    tokenizer = build_empty(InfinityTokenizer, infer_tokenizer_config(part, source), source)
+    tokenizer = build_empty(InfinityVAE, infer_tokenizer_config(part, source), source)
     require_same_layout(part, tokenizer.state_dict(), source)
     tokenizer.load_state_dict(part, assign=True)
     return tokenizer.eval()
@@ -191,7 +191,7 @@ def load_tokenizer(
     vae_type: int | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
-) -> InfinityTokenizer:
+) -> InfinityVAE:
     """Loads a visual tokenizer; its architecture is read off the weights.
 
     Args:
@@ -210,12 +210,12 @@ def load_tokenizer(
     path = Path(path).expanduser()
     source = f"'{path}'"
     checkpoint = Checkpoint.open(path, _TOKENIZER_ROUTES)
-    config = saved_config(path, InfinityTokenizer.__name__)
+    config = saved_config(path, InfinityVAE.__name__)
     if config is None:
         refuse_others(checkpoint.layout, TOKENIZERS, source)
     layout = _tokenizer_part(checkpoint.layout)
     config = config or infer_tokenizer_config(layout, source)
-    tokenizer = build_empty(InfinityTokenizer, config, source)
+    tokenizer = build_empty(InfinityVAE, config, source)
     bits = tokenizer.config.codebook_dim
     if vae_type is not None and bits != vae_type:
         raise CheckpointError(
@@ -232,7 +232,7 @@ def _tokenizer_part(state: Mapping[str, Tensor]) -> TensorMap:
     return {key: value for key, value in converted.items() if key.startswith(("encoder.", "decoder."))}
 
 
-def check_pair(transformer: InfinityTransformer, tokenizer: InfinityTokenizer) -> None:
+def check_pair(transformer: InfinityTransformer, tokenizer: InfinityVAE) -> None:
     """Checks that a transformer's tokens are the tokenizer's.
 
     Raises:

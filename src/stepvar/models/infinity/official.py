@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepvar.models.infinity.tokenizer import PUBLISHED_VAE_TYPES
+from stepvar.checkpoints.weights import CheckpointError, TensorMap, name_architecture
 from stepvar.models.infinity.transformer import feed_forward_width
-from stepvar.models.loading import CheckpointError, TensorMap, name_architecture
+from stepvar.models.infinity.vae import PUBLISHED_VAE_TYPES
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,7 @@ def refuse_others(state: Mapping[str, Tensor], accepted: tuple[str, ...], source
 
 
 def infer_tokenizer_config(state: Mapping[str, Tensor], source: str = "The state dict") -> dict[str, Any]:
-    """Constructor arguments of `InfinityTokenizer`, from the keys and shapes of its state dict.
+    """Constructor arguments of `InfinityVAE`, from the keys and shapes of its state dict.
 
     Args:
         state: A state dict as `convert_official_state` returns it; the meta device is enough.

@@ -15,18 +15,18 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel
 from stepvar.generation.cascade import Cascade, cascade_costs
 from stepvar.generation.guidance import Guidance, per_scale
 from stepvar.generation.progress import Observer
+from stepvar.generation.pruner import PruningMethod
 from stepvar.generation.report import Summary
 from stepvar.generation.sampling import BitSampler, SamplingSettings
 from stepvar.generation.schedule import ScaleSchedule
+from stepvar.models.common.t5 import encode_prompts
 from stepvar.models.infinity.checkpoints import check_pair
-from stepvar.models.infinity.cost import scale_costs
+from stepvar.models.infinity.costs import scale_costs
 from stepvar.models.infinity.session import InfinitySession, TextCondition
-from stepvar.models.infinity.tokenizer import InfinityTokenizer
 from stepvar.models.infinity.transformer import InfinityTransformer
+from stepvar.models.infinity.vae import InfinityVAE
 from stepvar.models.pipeline import ImageOutput, NextScalePipeline
 from stepvar.models.request import PerScale, Request, Subject, check_filters, check_temperatures
-from stepvar.models.t5 import encode_prompts
-from stepvar.pruning.base import PruningMethod
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class InfinityPipeline(NextScalePipeline):
     def __init__(
         self,
         transformer: InfinityTransformer,
-        vae: InfinityTokenizer,
+        vae: InfinityVAE,
         text_encoder: T5EncoderModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         guidance_scale: float = 3.0,

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepvar.models.resizing import Grid, resize_area, resize_bilinear
+from stepvar.models.common.resizing import Grid, resize_area, resize_bilinear
 
 
 @dataclass(frozen=True)

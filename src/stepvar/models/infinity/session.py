@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from stepvar.generation.attention import KVCache, Memory
+from stepvar.generation.cache import KVCache, Memory
+from stepvar.generation.plan import GenerationPlan
+from stepvar.generation.pruner import Branch
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.generation.tokens import Tokens
+from stepvar.models.common.layers import padding_mask
+from stepvar.models.common.resizing import resize_bilinear
 from stepvar.models.infinity.quantizer import codes_from_bits, latent_bits_from_tokens
 from stepvar.models.infinity.transformer import InfinityTransformer
-from stepvar.models.layers import padding_mask
-from stepvar.models.resizing import resize_bilinear
-from stepvar.pruning.base import Branch
-from stepvar.pruning.plan import GenerationPlan
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from stepvar.generation.attention import BlockCausal
+from stepvar.generation.cache import BlockCausal
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.generation.tokens import Tokens
+from stepvar.models.common.layers import padding_mask
+from stepvar.models.common.training import take_tokens
 from stepvar.models.infinity.transformer import InfinityBlock, InfinityTransformer
-from stepvar.models.layers import padding_mask
-from stepvar.models.training import take_tokens
 
 
 def initialise(transformer: InfinityTransformer) -> None:

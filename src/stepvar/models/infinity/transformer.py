@@ -17,11 +17,10 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from stepvar.generation.attention import Memory, attention
+from stepvar.generation.cache import Memory, attention
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.generation.tokens import Tokens
-from stepvar.models.infinity.sizes import SizeTable
-from stepvar.models.layers import (
+from stepvar.models.common.layers import (
     FeedForward,
     RMSNorm,
     by_pieces,
@@ -30,6 +29,7 @@ from stepvar.models.layers import (
     rotary_table_2d,
     rotate,
 )
+from stepvar.models.infinity.sizes import SizeTable
 
 LARGEST_LOG_SCALE = math.log(100)
 """Cosine attention's learned log scale is clamped here."""

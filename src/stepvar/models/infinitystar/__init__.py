@@ -1,0 +1,1 @@
+"""InfinityStar: text to video, image to video and continuation."""

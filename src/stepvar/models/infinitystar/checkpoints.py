@@ -16,7 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepvar.models.conversion import Conversion, TextSide
+from stepvar.checkpoints.conversion import Conversion, TextSide
+from stepvar.checkpoints.weights import (
+    Checkpoint,
+    CheckpointError,
+    TensorMap,
+    build_empty,
+    fill,
+    require_same_layout,
+    saved_config,
+)
+from stepvar.models.common.t5 import load_text_encoder, load_text_tokenizer
 from stepvar.models.infinitystar.official import (
     UNUSED,
     infer_config,
@@ -26,18 +36,8 @@ from stepvar.models.infinitystar.official import (
     tokenizer_part,
 )
 from stepvar.models.infinitystar.schedules import PUBLISHED
-from stepvar.models.infinitystar.tokenizer import InfinityStarTokenizer
 from stepvar.models.infinitystar.transformer import InfinityStarTransformer
-from stepvar.models.loading import (
-    Checkpoint,
-    CheckpointError,
-    TensorMap,
-    build_empty,
-    fill,
-    require_same_layout,
-    saved_config,
-)
-from stepvar.models.t5 import load_text_encoder, load_text_tokenizer
+from stepvar.models.infinitystar.vae import InfinityStarVAE
 
 logger = logging.getLogger(__name__)
 
@@ -73,13 +73,13 @@ def transformer_of_state(
     return transformer.eval()
 
 
-def tokenizer_of_state(state: Mapping[str, Tensor], source: str = "The state dict") -> InfinityStarTokenizer:
+def tokenizer_of_state(state: Mapping[str, Tensor], source: str = "The state dict") -> InfinityStarVAE:
     """A video tokenizer with the weights of an official state dict; what else it holds is left out.
 
     Raises:
         CheckpointError: When it belongs to another architecture, or something is missing or of another shape.
     """
-    tokenizer = build_empty(InfinityStarTokenizer, infer_tokenizer_config(state, source), source)
+    tokenizer = build_empty(InfinityStarVAE, infer_tokenizer_config(state, source), source)
     own = _own_part(state, tokenizer.state_dict())
     require_same_layout(own, tokenizer.state_dict(), source)
     tokenizer.load_state_dict(own, assign=True)
@@ -202,7 +202,7 @@ def _changed_resolution(config: Mapping[str, Any], resolution: str, source: str)
 
 def load_tokenizer(
     path: PathLike, dtype: torch.dtype | None = None, device: torch.device | str | None = None
-) -> InfinityStarTokenizer:
+) -> InfinityStarVAE:
     """Loads the video tokenizer; its architecture is read off the weights.
 
     Args:
@@ -219,16 +219,16 @@ def load_tokenizer(
     path = Path(path).expanduser()
     source = f"'{path}'"
     checkpoint = Checkpoint.open(path, _TOKENIZER_ROUTES)
-    config = saved_config(path, InfinityStarTokenizer.__name__)
+    config = saved_config(path, InfinityStarVAE.__name__)
     config = config or infer_tokenizer_config(checkpoint.layout, source)
-    tokenizer = build_empty(InfinityStarTokenizer, config, source)
+    tokenizer = build_empty(InfinityStarVAE, config, source)
     expected = tokenizer.state_dict()
     require_same_layout(_own_part(checkpoint.layout, expected), expected, source)
     fill(tokenizer, checkpoint, lambda state: _own_part(state, expected), dtype, device)
     return tokenizer.eval()
 
 
-def check_pair(transformer: InfinityStarTransformer, tokenizer: InfinityStarTokenizer) -> None:
+def check_pair(transformer: InfinityStarTransformer, tokenizer: InfinityStarVAE) -> None:
     """Checks that a transformer's fine tokens fill the tokenizer's latent cells, and mean as many pixels.
 
     Raises:

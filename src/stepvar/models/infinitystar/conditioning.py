@@ -15,13 +15,13 @@ import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from stepvar.media.video import Video, read_video
 from stepvar.models.infinitystar.frames import fit, spread_frames, to_pixels
 from stepvar.models.infinitystar.interactive import Continuation
 from stepvar.models.infinitystar.quantizer import quantize
 from stepvar.models.infinitystar.schedules import VideoSchedule
 from stepvar.models.infinitystar.session import KnownClips
-from stepvar.models.infinitystar.tokenizer import InfinityStarTokenizer
-from stepvar.video import Video, read_video
+from stepvar.models.infinitystar.vae import InfinityStarVAE
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ def read_footage(video: Footage, frames_per_second: float, seconds: float, from_
 
 
 def encode_known(
-    tokenizer: InfinityStarTokenizer,
+    tokenizer: InfinityStarVAE,
     pixels: Tensor,
     schedule: VideoSchedule,
     generator: torch.Generator | None,
@@ -141,7 +141,7 @@ def encode_known(
 
 
 def encode_latent(
-    tokenizer: InfinityStarTokenizer,
+    tokenizer: InfinityStarVAE,
     pixels: Tensor,
     generator: torch.Generator | None,
     device: torch.device,
@@ -157,7 +157,7 @@ def encode_latent(
 
 
 def begin_continuation(
-    tokenizer: InfinityStarTokenizer, pixels: Tensor, generator: torch.Generator | None, device: torch.device
+    tokenizer: InfinityStarVAE, pixels: Tensor, generator: torch.Generator | None, device: torch.device
 ) -> Continuation:
     """What an interactive continuation goes on from: the latents of a whole clip and its first frame."""
     latent = encode_latent(tokenizer, pixels, generator, device)

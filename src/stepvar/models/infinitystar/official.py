@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stepvar.checkpoints.weights import CheckpointError, TensorMap, name_architecture
 from stepvar.models.infinitystar.schedules import PUBLISHED
-from stepvar.models.loading import CheckpointError, TensorMap, name_architecture
 
 _TOP_KEYS = {
     "unconditional_text.weight": "cfg_uncond",
@@ -163,7 +163,7 @@ def tokenizer_to_official(state: Mapping[str, Tensor]) -> TensorMap:
 
 
 def infer_tokenizer_config(state: Mapping[str, Tensor], source: str = "The state dict") -> dict[str, Any]:
-    """Constructor arguments of `InfinityStarTokenizer`, from the keys and shapes of its state dict.
+    """Constructor arguments of `InfinityStarVAE`, from the keys and shapes of its state dict.
 
     Raises:
         CheckpointError: When it belongs to another architecture, or tells too little.

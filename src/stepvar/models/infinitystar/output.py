@@ -16,7 +16,7 @@ from stepvar.generation.progress import ScaleReport
 from stepvar.generation.report import Report
 from stepvar.models.infinitystar.frames import collect
 from stepvar.models.infinitystar.interactive import Continuation
-from stepvar.models.infinitystar.tokenizer import InfinityStarTokenizer
+from stepvar.models.infinitystar.vae import InfinityStarVAE
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Decoding:
 
 
 def decode_frames(
-    tokenizer: InfinityStarTokenizer, latent: Tensor, before: Continuation | None, decoding: Decoding
+    tokenizer: InfinityStarVAE, latent: Tensor, before: Continuation | None, decoding: Decoding
 ) -> Tensor:
     """Frames [F, H, W, 3] of a video as bytes, or its codes themselves.
 

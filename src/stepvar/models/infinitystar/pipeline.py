@@ -14,11 +14,13 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from stepvar.generation.loop import plan_generation
 from stepvar.generation.progress import Observer, Stopwatch
+from stepvar.generation.pruner import PruningMethod
 from stepvar.generation.report import Summary
 from stepvar.generation.sampling import BitSampler
+from stepvar.models.common.t5 import encode_prompts
 from stepvar.models.infinitystar.checkpoints import check_pair
 from stepvar.models.infinitystar.conditioning import Footage, Picture, begin_continuation, encode_known
-from stepvar.models.infinitystar.cost import memory_plan, scale_costs
+from stepvar.models.infinitystar.costs import memory_plan, scale_costs
 from stepvar.models.infinitystar.interactive import Continuation
 from stepvar.models.infinitystar.output import (
     Decoding,
@@ -31,8 +33,8 @@ from stepvar.models.infinitystar.request import VideoDefaults, VideoPlan, check_
 from stepvar.models.infinitystar.schedules import FRAMES_PER_LATENT, VideoScale, VideoSchedule
 from stepvar.models.infinitystar.session import InfinityStarSession, KnownClips, TextPrefix
 from stepvar.models.infinitystar.text import worded
-from stepvar.models.infinitystar.tokenizer import DECODER_CHUNK, InfinityStarTokenizer
 from stepvar.models.infinitystar.transformer import InfinityStarTransformer
+from stepvar.models.infinitystar.vae import DECODER_CHUNK, InfinityStarVAE
 from stepvar.models.pipeline import (
     NextScalePipeline,
     check_output_type,
@@ -40,8 +42,6 @@ from stepvar.models.pipeline import (
     reset_peak_memory,
 )
 from stepvar.models.request import PerScale, Request, Subject
-from stepvar.models.t5 import encode_prompts
-from stepvar.pruning.base import PruningMethod
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ class InfinityStarPipeline(NextScalePipeline):
     def __init__(
         self,
         transformer: InfinityStarTransformer,
-        vae: InfinityStarTokenizer,
+        vae: InfinityStarVAE,
         text_encoder: T5EncoderModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         guidance_scale: float | None = None,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from stepvar.generation.guidance import Guidance, ProjectedGuidance, per_scale
+from stepvar.generation.plan import GenerationPlan
 from stepvar.generation.sampling import SamplingSettings
 from stepvar.models.infinitystar.conditioning import Beginning, Footage, Picture, read_footage, read_picture
 from stepvar.models.infinitystar.interactive import Continuation
@@ -19,7 +20,6 @@ from stepvar.models.infinitystar.schedules import (
 from stepvar.models.infinitystar.sizes import VideoSizes
 from stepvar.models.infinitystar.text import SUFFIX
 from stepvar.models.request import PerScale, check_filters, check_temperatures
-from stepvar.pruning.plan import GenerationPlan
 
 Size = tuple[int | None, int | None, float | None, str | None]
 """Height, width, aspect ratio (width / height) and pixel budget, each as it was given."""

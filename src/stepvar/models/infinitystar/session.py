@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stepvar.generation.attention import Alone, KVCache, Memory, Span, Window
+from stepvar.generation.cache import Alone, KVCache, Memory, Span, Window
+from stepvar.generation.plan import GenerationPlan
+from stepvar.generation.pruner import Branch
 from stepvar.generation.tokens import Tokens
 from stepvar.models.infinitystar.quantizer import expand, resize_area
 from stepvar.models.infinitystar.schedules import VideoScale, VideoSchedule
 from stepvar.models.infinitystar.transformer import InfinityStarTransformer
-from stepvar.pruning.base import Branch
-from stepvar.pruning.plan import GenerationPlan
 
 PrefixProbe = Callable[[str, str, Tensor], None]
 """Called with (prefix, name, tensor) for "input", "rotary" and "layer 0", ... of every prefix."""

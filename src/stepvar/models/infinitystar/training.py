@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from stepvar.generation.attention import BlockWindows
+from stepvar.generation.cache import BlockWindows
+from stepvar.models.common.training import take_tokens
 from stepvar.models.infinitystar.quantizer import QuantizedStep, resize_area
 from stepvar.models.infinitystar.schedules import VideoScale, VideoSchedule
 from stepvar.models.infinitystar.transformer import InfinityStarBlock, InfinityStarTransformer
-from stepvar.models.training import take_tokens
 
 
 def initialise(transformer: InfinityStarTransformer) -> None:

@@ -15,11 +15,11 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from stepvar.generation.attention import Memory
+from stepvar.generation.cache import Memory
+from stepvar.models.common.layers import GatedFeedForward, RMSNorm, by_pieces, linear, rotate
 from stepvar.models.infinitystar.rotary import RotaryTables
 from stepvar.models.infinitystar.schedules import PIXELS_PER_CELL, PyramidSettings
 from stepvar.models.infinitystar.sizes import VideoSizes
-from stepvar.models.layers import GatedFeedForward, RMSNorm, by_pieces, linear, rotate
 
 TOKENS_AT_ONCE = 8192
 """Tokens that one matrix product works on: keeps the wide feed-forward and float32 copies small."""

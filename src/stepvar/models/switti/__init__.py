@@ -1,0 +1,1 @@
+"""Switti: text to image without causal attention between scales."""

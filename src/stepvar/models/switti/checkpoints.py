@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 
-from stepvar.models.conversion import Conversion, TextSide
-from stepvar.models.loading import CheckpointError
-from stepvar.models.official import OfficialFormat
-from stepvar.models.square_schedules import LEVELS
+from stepvar.checkpoints.conversion import Conversion, TextSide
+from stepvar.checkpoints.official import OfficialFormat
+from stepvar.checkpoints.weights import CheckpointError
+from stepvar.models.common.square_schedules import LEVELS
+from stepvar.models.common.vq_vae_checkpoints import check_pair, load_vector_tokenizer
 from stepvar.models.switti.official import DERIVED, MASK, infer_config, rename, to_official
 from stepvar.models.switti.text import load_text_encoder, load_text_tokenizer
-from stepvar.models.switti.tokenizer import SwittiTokenizer
 from stepvar.models.switti.transformer import SwittiTransformer
-from stepvar.models.vector_checkpoints import check_pair, load_vector_tokenizer
+from stepvar.models.switti.vae import SwittiVAE
 
 PathLike = str | os.PathLike[str]
 
@@ -80,9 +80,9 @@ def _official_config(path: Path) -> Mapping[str, Any]:
 
 def load_tokenizer(
     path: PathLike, dtype: torch.dtype | None = None, device: torch.device | str | None = None
-) -> SwittiTokenizer:
+) -> SwittiVAE:
     """Loads a visual tokenizer, official or our own; see `load_vector_tokenizer`."""
-    return load_vector_tokenizer(SwittiTokenizer, path, dtype, device)
+    return load_vector_tokenizer(SwittiVAE, path, dtype, device)
 
 
 convert = Conversion(

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from stepvar.models.loading import CheckpointError, TensorMap, name_architecture
-from stepvar.models.square_schedules import LEVELS, SIDES_BY_PIXELS, levels_of, read_sides, shape_of
+from stepvar.checkpoints.weights import CheckpointError, TensorMap, name_architecture
+from stepvar.models.common.square_schedules import LEVELS, SIDES_BY_PIXELS, levels_of, read_sides, shape_of
 
 PUBLISHED: dict[str, tuple[int, bool]] = {
     "512": (512, False),

@@ -12,18 +12,18 @@ from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
 from stepvar.generation.guidance import Guidance
 from stepvar.generation.progress import Observer
+from stepvar.generation.pruner import PruningMethod
 from stepvar.generation.report import Summary
 from stepvar.generation.sampling import CodebookSettings
-from stepvar.models.codebook import CodebookPipeline, even_progress
+from stepvar.models.common.codebook_pipeline import CodebookPipeline, even_progress
+from stepvar.models.common.vq_vae_checkpoints import check_pair
 from stepvar.models.pipeline import ImageOutput
 from stepvar.models.request import PerScale, Request, Subject, check_filters
-from stepvar.models.switti.cost import scale_costs
+from stepvar.models.switti.costs import scale_costs
 from stepvar.models.switti.session import SwittiSession, TextFeatures
 from stepvar.models.switti.text import encode_prompts
-from stepvar.models.switti.tokenizer import SwittiTokenizer
 from stepvar.models.switti.transformer import SwittiTransformer
-from stepvar.models.vector_checkpoints import check_pair
-from stepvar.pruning.base import PruningMethod
+from stepvar.models.switti.vae import SwittiVAE
 
 
 class SwittiPipeline(CodebookPipeline):
@@ -51,7 +51,7 @@ class SwittiPipeline(CodebookPipeline):
     def __init__(
         self,
         transformer: SwittiTransformer,
-        vae: SwittiTokenizer,
+        vae: SwittiVAE,
         text_encoder: CLIPTextModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         text_encoder_2: CLIPTextModel | None = None,

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from stepvar.generation.attention import Cache, Memory, NoCache
+from stepvar.generation.cache import Cache, Memory, NoCache
+from stepvar.generation.plan import GenerationPlan
+from stepvar.generation.pruner import Branch
 from stepvar.generation.schedule import Scale
 from stepvar.generation.tokens import Tokens
-from stepvar.models.codebook_session import CodebookSession
-from stepvar.models.layers import padding_mask
+from stepvar.models.common.codebook_session import CodebookSession
+from stepvar.models.common.layers import padding_mask
+from stepvar.models.common.vector_quantizer import VectorQuantizer
 from stepvar.models.switti.transformer import SwittiTransformer
-from stepvar.models.vector_quantizer import VectorQuantizer
-from stepvar.pruning.base import Branch
-from stepvar.pruning.plan import GenerationPlan
 
 
 @dataclass(frozen=True)

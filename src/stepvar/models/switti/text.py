@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from stepvar.models.loading import CheckpointError
+from stepvar.checkpoints.weights import CheckpointError
 from stepvar.models.switti.session import TextFeatures
 
 if TYPE_CHECKING:

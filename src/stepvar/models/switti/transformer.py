@@ -17,10 +17,10 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from stepvar.generation.attention import Memory, attention
+from stepvar.generation.cache import Memory, attention
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.generation.tokens import Tokens
-from stepvar.models.layers import (
+from stepvar.models.common.layers import (
     FeedForward,
     GatedFeedForward,
     RMSNorm,

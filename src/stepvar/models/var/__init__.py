@@ -1,0 +1,1 @@
+"""VAR: class to image."""

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import torch
 
-from stepvar.models.conversion import Conversion
-from stepvar.models.loading import CheckpointError
-from stepvar.models.official import OfficialFormat
-from stepvar.models.square_schedules import LEVELS
+from stepvar.checkpoints.conversion import Conversion
+from stepvar.checkpoints.official import OfficialFormat
+from stepvar.checkpoints.weights import CheckpointError
+from stepvar.models.common.square_schedules import LEVELS
+from stepvar.models.common.vq_vae_checkpoints import check_pair, load_vector_tokenizer
 from stepvar.models.var.official import DERIVED, ZERO_BIAS, infer_config, rename, to_official
-from stepvar.models.var.tokenizer import VARTokenizer
 from stepvar.models.var.transformer import VARTransformer
-from stepvar.models.vector_checkpoints import check_pair, load_vector_tokenizer
+from stepvar.models.var.vae import VARVAE
 
 PathLike = str | os.PathLike[str]
 
@@ -44,9 +44,9 @@ def load_transformer(
 
 def load_tokenizer(
     path: PathLike, dtype: torch.dtype | None = None, device: torch.device | str | None = None
-) -> VARTokenizer:
+) -> VARVAE:
     """Loads a visual tokenizer, official or our own; see `load_vector_tokenizer`."""
-    return load_vector_tokenizer(VARTokenizer, path, dtype, device)
+    return load_vector_tokenizer(VARVAE, path, dtype, device)
 
 
 CONVERSION = Conversion("VARPipeline", load_transformer, load_tokenizer, check_pair)

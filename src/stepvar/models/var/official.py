@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepvar.models.loading import CheckpointError, TensorMap, name_architecture
-from stepvar.models.square_schedules import LEVELS, SIDES_BY_PIXELS, levels_of, read_sides, shape_of
+from stepvar.checkpoints.weights import CheckpointError, TensorMap, name_architecture
+from stepvar.models.common.square_schedules import LEVELS, SIDES_BY_PIXELS, levels_of, read_sides, shape_of
 
 PUBLISHED_SIZES: dict[str, tuple[int, int]] = {
     "d16": (16, 256),

@@ -11,17 +11,17 @@ import torch
 
 from stepvar.generation.guidance import Guidance
 from stepvar.generation.progress import Observer
+from stepvar.generation.pruner import PruningMethod
 from stepvar.generation.report import Summary
 from stepvar.generation.sampling import CodebookSettings
-from stepvar.models.codebook import CodebookPipeline, even_progress
+from stepvar.models.common.codebook_pipeline import CodebookPipeline, even_progress
+from stepvar.models.common.vq_vae_checkpoints import check_pair
 from stepvar.models.pipeline import ImageOutput
 from stepvar.models.request import PerScale, Request, Subject, check_filters
-from stepvar.models.var.cost import scale_costs
+from stepvar.models.var.costs import scale_costs
 from stepvar.models.var.session import VARSession
-from stepvar.models.var.tokenizer import VARTokenizer
 from stepvar.models.var.transformer import VARTransformer
-from stepvar.models.vector_checkpoints import check_pair
-from stepvar.pruning.base import PruningMethod
+from stepvar.models.var.vae import VARVAE
 
 ClassLabel = int | str
 
@@ -52,7 +52,7 @@ class VARPipeline(CodebookPipeline):
     def __init__(
         self,
         transformer: VARTransformer,
-        vae: VARTokenizer,
+        vae: VARVAE,
         labels: dict[str, str] | list[str] | None = None,
         guidance_scale: float = 4.0,
         top_k: int = 900,

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stepvar.generation.attention import Memory
+from stepvar.generation.cache import Memory
+from stepvar.generation.pruner import Branch
 from stepvar.generation.schedule import Scale
 from stepvar.generation.tokens import Tokens
-from stepvar.models.codebook_session import CodebookSession
+from stepvar.models.common.codebook_session import CodebookSession
+from stepvar.models.common.vector_quantizer import VectorQuantizer
 from stepvar.models.var.transformer import VARTransformer
-from stepvar.models.vector_quantizer import VectorQuantizer
-from stepvar.pruning.base import Branch
 
 
 class VARSession(CodebookSession):

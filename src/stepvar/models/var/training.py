@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from stepvar.generation.attention import BlockCausal
+from stepvar.generation.cache import BlockCausal
 from stepvar.models.var.transformer import VARTransformer
 
 

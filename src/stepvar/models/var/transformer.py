@@ -17,9 +17,9 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from stepvar.generation.attention import Memory
+from stepvar.generation.cache import Memory
 from stepvar.generation.schedule import Scale, ScaleSchedule
-from stepvar.models.layers import FeedForward, linear, modulated_norm
+from stepvar.models.common.layers import FeedForward, linear, modulated_norm
 
 LARGEST_LOG_SCALE = math.log(100)
 """Cosine attention's learned log scale is clamped here."""

@@ -1,0 +1,1 @@
+"""Reading of weight files, strict key maps and conversion; nothing in a file is executed."""

@@ -1,1 +1,0 @@
-"""The embedded video model: a small InfinityStar that draws moving scenes."""

@@ -1,0 +1,1 @@
+"""Pure measures: fidelity, Fréchet distance, perceptual distance, statistics, timing, memory."""

@@ -1,0 +1,142 @@
+"""Fréchet distance between two sets of pictures, from features of any extractor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stepvar.metrics.statistics import Interval, drawn_interval, resamples
+
+Features = NDArray[np.floating[Any]]
+
+
+def frechet_distance(first: Features, second: Features) -> float:
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of two Gaussian fits.
+
+    Args:
+        first, second: [N, F] and [M, F] features, N and M of at least 2. The distance falls with N and M:
+            compare only numbers from equally many pictures.
+
+    Raises:
+        ValueError: When there are too few pictures, or the features do not fit together.
+
+    Source: Heusel et al. 2017 (FID, with Inception features).
+    """
+    if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
+        raise ValueError(
+            f"Features of one extractor are needed, one row a picture; got {first.shape} and {second.shape}."
+        )
+    for features in (first, second):
+        _require_pictures(features)
+    mean = first.mean(axis=0, dtype=np.float64) - second.mean(axis=0, dtype=np.float64)
+    covariances = [np.atleast_2d(np.cov(side.astype(np.float64), rowvar=False)) for side in (first, second)]
+    root = _square_root(covariances[0])
+    product = np.linalg.eigvalsh(root @ covariances[1] @ root)
+    overlap = np.sqrt(np.clip(product, 0.0, None)).sum()
+    distance = mean @ mean + np.trace(covariances[0]) + np.trace(covariances[1]) - 2.0 * overlap
+    return max(float(distance), 0.0)
+
+
+class FrechetReference:
+    """One set of pictures that many others are compared with, resampled once for all of them.
+
+    A resample takes the same places of both sets, so the other set must show the same prompts in the same
+    order.
+
+    Args:
+        features: [N, F] of the reference, N of at least 2.
+        repeats: Resamples.
+
+    Raises:
+        ValueError: When there are too few pictures.
+    """
+
+    def __init__(self, features: Features, repeats: int = 200) -> None:
+        _require_pictures(features)
+        self.shape = features.shape
+        count = len(features)
+        # The first row takes every picture once: the distance itself.
+        places = [np.arange(count), *resamples(count, repeats)]
+        self.counts = np.stack([np.bincount(row, minlength=count) for row in places]).astype(np.float64)
+        self.means, self.covariances = _moments(features, self.counts)
+        self.roots = _square_root(self.covariances)
+
+    def distances(self, others: Features) -> NDArray[np.float64]:
+        """Distance of the others' features [N, F], followed by those of all resamples.
+
+        Raises:
+            ValueError: When they do not fit the reference.
+        """
+        if others.shape != self.shape:
+            raise ValueError(
+                "Features of the same pictures and extractor are needed; got "
+                f"{self.shape} and {others.shape}."
+            )
+        means, covariances = _moments(others, self.counts)
+        traces = np.trace(self.covariances + covariances, axis1=1, axis2=2)
+        product = np.linalg.eigvalsh(self.roots @ covariances @ self.roots)
+        overlap = np.sqrt(np.clip(product, 0.0, None)).sum(axis=1)
+        return np.maximum(((self.means - means) ** 2).sum(axis=1) + traces - 2.0 * overlap, 0.0)
+
+    def interval(self, others: Features) -> Interval:
+        """Distance of the others with its interval."""
+        return self.told(self.distances(others))
+
+    def difference(self, ours: Features, theirs: Features) -> Interval:
+        """How much farther `ours` is than `theirs`; below 0, ours is nearer."""
+        return self.told(self.distances(ours) - self.distances(theirs))
+
+    def told(self, values: NDArray[np.float64]) -> Interval:
+        """The interval of a number made of distances, from its value and its resamples."""
+        return drawn_interval(float(values[0]), values[1:], self.shape[0], centred=True)
+
+
+def frechet_interval(dense: Features, pruned: Features, repeats: int = 200) -> Interval:
+    """Fréchet distance of a method's pictures to the dense run's, on the same prompts and seeds."""
+    return FrechetReference(dense, repeats).interval(pruned)
+
+
+def _moments(features: Features, counts: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Means [R, F] and covariances [R, F, F] of resamples that take each picture `counts` [R, N] times."""
+    count, width = features.shape
+    middle = features.mean(axis=0, dtype=np.float64)
+    centred = features.astype(np.float64) - middle
+    means = counts @ centred / count
+    # Products of all pairs of features, in blocks of bounded memory.
+    block = max(1, 4_000_000 // (count * width))
+    parts = [
+        counts @ (centred[:, start : start + block, None] * centred[:, None, :]).reshape(count, -1)
+        for start in range(0, width, block)
+    ]
+    products = np.concatenate(parts, axis=1).reshape(-1, width, width) / count
+    covariances = (products - means[:, :, None] * means[:, None, :]) * (count / (count - 1))
+    return means + middle, covariances
+
+
+def _require_pictures(features: Features) -> None:
+    if len(features) < 2:
+        raise ValueError(
+            f"A Fréchet distance needs at least 2 pictures a side; got {len(features)}: draw more."
+        )
+
+
+def require_enough(pictures: int, features: int, what: str) -> None:
+    """Refuses a distance whose covariance could not be full: fewer pictures than features.
+
+    Raises:
+        ValueError: Naming both numbers.
+    """
+    if pictures <= features:
+        raise ValueError(
+            f"{what} has {pictures} pictures, but a Fréchet distance over {features} features needs more "
+            f"than {features}: draw more, or take an extractor with fewer features."
+        )
+
+
+def _square_root(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Roots of symmetric matrices [..., F, F] without negative eigenvalues."""
+    values, vectors = np.linalg.eigh(matrices)
+    scaled = vectors * np.sqrt(np.clip(values, 0.0, None))[..., None, :]
+    return scaled @ np.swapaxes(vectors, -1, -2)

@@ -1,0 +1,57 @@
+"""What a transformer of the VAR family costs, from its sizes and a plan alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from stepvar.generation.plan import GenerationPlan
+from stepvar.generation.report import ScaleCost
+from stepvar.generation.schedule import Scale
+
+
+@dataclass(frozen=True)
+class LayerSizes:
+    """What a token meets in a layer.
+
+    Attributes:
+        width: Channels of a token, and of its keys and values.
+        matrices: Weights of all matrices that it is multiplied by.
+        item: Bytes of a number in the cache.
+        text: Text tokens that cross-attention reads.
+        prompt: Tokens in the sequence besides the maps: they run with the first scale, and every later one
+            sees them.
+        remembers: Whether a scale sees all earlier ones, and so leaves keys and values behind.
+    """
+
+    width: int
+    matrices: int
+    item: int
+    text: int = 0
+    prompt: int = 0
+    remembers: bool = True
+
+
+def transformer_costs(
+    plan: GenerationPlan, rows: Sequence[int], layer: LayerSizes, outside: Callable[[Scale], int]
+) -> tuple[ScaleCost, ...]:
+    """FLOPs and cache bytes of every scale; a multiply-add counts as two.
+
+    Args:
+        plan: What will run.
+        rows: Batch rows at each scale.
+        layer: Sizes of the layers, which are all alike.
+        outside: Weights that the tokens of a scale meet outside the layers: embedding and head.
+    """
+    seen = [plan.attended(number) for number in range(plan.depth)]
+    stored, costs = [0, *plan.stored_tokens(layer.prompt)], []
+    for index, (entry, count) in enumerate(zip(plan.scales, rows, strict=True)):
+        flops = 0 if entry.skipped else 2 * outside(entry.scale) * entry.scale.tokens
+        for number in range(plan.depth):
+            tokens = entry.tokens(number) + (layer.prompt if index == 0 else 0)
+            keys = seen[number][index] + layer.prompt if layer.remembers else tokens
+            flops += 2 * tokens * layer.matrices + 4 * tokens * layer.width * (keys + layer.text)
+        cache = 2 * (stored[index + 1] - stored[index]) * layer.width * layer.item if layer.remembers else 0
+        # The room is allocated once, for as many rows as any scale has.
+        costs.append(ScaleCost(count * flops, max(rows) * cache, 0 if entry.skipped else count))
+    return tuple(costs)

@@ -1,0 +1,272 @@
+"""What is compared: a list of named configurations, and the exhibits that each takes part in.
+
+A new method in `stepvar.pruning.presets.METHODS` stands in both main tables, dense and skip only beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from stepvar.generation.pruner import LateScales, PruningMethod
+from stepvar.generation.schedule import ScaleSchedule
+from stepvar.pruning.presets import METHODS, with_scales
+from stepvar.pruning.scalekv import ScaleKV
+from stepvar.pruning.scores import SCORERS
+from stepvar.pruning.skipvar import SkipVAR
+from stepvar.pruning.stepvar import RECOVERIES, StepVAR
+
+Ratios = Mapping[int, float]
+Skip = tuple[int, ...]
+Build = Callable[[Ratios, Skip], PruningMethod]
+
+WITHOUT_SKIPS: tuple[Ratios, Skip] = ({-2: 0.5, -1: 0.75}, ())
+"""The paper's ratios for HART, on the last two scales: what tells scorers apart."""
+
+WITH_SKIPS: tuple[Ratios, Skip] = ({-4: 0.4, -3: 0.5}, (-2, -1))
+"""The paper's plan for Infinity: most of what it saves, it saves by skipping."""
+
+OURS = "StepVAR"
+LABELS = {"stepvar": OURS, "fastvar": "FastVAR", "sparsevar-standin": "SparseVAR stand-in"}
+"""How methods of `stepvar.pruning.presets.METHODS` are called in a report; others keep their name."""
+
+BASELINES: dict[str, Build] = {
+    "L2 distance": lambda ratios, skip: StepVAR(ratios=ratios, skip=skip, score="distance"),
+    "random": lambda ratios, skip: StepVAR(ratios=ratios, skip=skip, score="random"),
+}
+"""What a method must beat: the paper's own baselines, with StepVAR's recovery."""
+
+VARIANTS: dict[str, StepVAR] = {
+    "as in the paper": StepVAR(ratios=WITHOUT_SKIPS[0]),
+    "gains of like neighbours": StepVAR(ratios=WITHOUT_SKIPS[0], recovery="guided"),
+    "values copied too": StepVAR(ratios=WITHOUT_SKIPS[0], values="copied"),
+    "expected values": StepVAR(ratios=WITHOUT_SKIPS[0], values="expected"),
+    "last layer dense again": StepVAR(ratios=WITHOUT_SKIPS[0], dense_end=1),
+    "narrowed in two stages": StepVAR(ratios=WITHOUT_SKIPS[0], stages=2),
+    "anchors of stride 4": StepVAR(ratios=WITHOUT_SKIPS[0], anchor_stride=4),
+    "mostly texture": StepVAR(ratios=WITHOUT_SKIPS[0], structure_weight=0.25),
+    "mostly structure": StepVAR(ratios=WITHOUT_SKIPS[0], structure_weight=0.75),
+    "scores by rank": StepVAR(ratios=WITHOUT_SKIPS[0], normalisation="rank"),
+    "pool of five tokens": StepVAR(ratios=WITHOUT_SKIPS[0], kernel=5),
+    "every layer pruned": StepVAR(ratios=WITHOUT_SKIPS[0], first_layer=0),
+}
+"""What the paper leaves open, and beyond it: one thing changed at a time."""
+
+OTHERS: dict[str, PruningMethod] = {
+    "no guidance on the last two scales": StepVAR(unguided=-2),
+    "pruned, no guidance on the last two": StepVAR(ratios=WITHOUT_SKIPS[0], unguided=-2),
+    "SkipVAR": SkipVAR(),
+    "ScaleKV, 6 %": ScaleKV(share=0.06),
+}
+"""Accelerators of other kinds, alone or with pruning."""
+
+RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
+PAIR_RATIO = 0.7
+LONGEST_SKIP = 3
+
+STRETCHES = (0.5, 0.75, 1.0, 1.2, 1.6)
+"""How much of the ratios ours prunes, to find out what it gives in a rival's time."""
+
+CENTRAL, MAIN, ABLATION = "central", "main", "ablation"
+RANKS = (CENTRAL, MAIN, ABLATION)
+"""On how many prompts a contestant is drawn: the plans in question on most, ablations on fewest."""
+
+BEST, FAITHFUL = "best", "faithful"
+"""Names of presets that were searched for on the model itself."""
+
+DENSE, SKIP_ONLY, PRUNE_ONLY, BOTH, OTHER = "dense", "skip only", "prune only", "both", "other"
+KINDS = (DENSE, SKIP_ONLY, PRUNE_ONLY, BOTH)
+"""What a plan does: every exhibit shows all four."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One configuration.
+
+    Attributes:
+        name: Unique.
+        pruning: What the pipeline is given; None is dense.
+        rank: One of `RANKS`.
+        drafted: Scales that the model draws before a second one goes on; 0 where it draws all.
+    """
+
+    name: str
+    pruning: PruningMethod | None
+    rank: str = ABLATION
+    drafted: int = 0
+
+    @property
+    def kind(self) -> str:
+        """One of `KINDS`, or "other"."""
+        method = self.pruning
+        if self.drafted or (method is not None and not isinstance(method, LateScales)):
+            return OTHER
+        if method is None:
+            return DENSE
+        if method.unguided is not None:
+            return OTHER
+        prunes = any(method.ratios.values())
+        return BOTH if prunes and method.skip else SKIP_ONLY if method.skip else PRUNE_ONLY
+
+
+Entry = tuple[str, Contestant]
+"""A contestant and what an exhibit calls it."""
+
+
+class Field:
+    """The contestants of one report, without duplicates.
+
+    Args:
+        schedule: The model's scales: stage pairs depend on how many there are.
+        depth: Its layers; variants that need more are left out.
+        cascade: Whether there is a second model that goes on where the first one stops.
+        own: Plans that were found for this very model, by name: `BEST`, `FAITHFUL`.
+    """
+
+    def __init__(
+        self,
+        schedule: ScaleSchedule,
+        depth: int,
+        cascade: bool = False,
+        own: Mapping[str, StepVAR] | None = None,
+    ) -> None:
+        self.schedule, self.depth = schedule, depth
+        self.own = dict(own or {})
+        self.members: list[Contestant] = []
+        self.exhibits: dict[str, list[Entry]] = {}
+        self.families: dict[str, list[Contestant]] = {}
+        self._enter_main()
+        self._enter_ablations()
+        if cascade:
+            self._enter_cascades()
+
+    def __iter__(self) -> Iterator[Contestant]:
+        return iter(self.members)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __getitem__(self, name: str) -> Contestant:
+        return next(member for member in self.members if member.name == name)
+
+    def exhibit(self, name: str) -> list[Entry]:
+        """Label and contestant of everything that an exhibit compares, in its order."""
+        return self.exhibits[name]
+
+    def frame(self, name: str) -> list[Entry]:
+        """What an exhibit is seen against: a plan of each kind that it has none of."""
+        shown = {member.kind for _, member in self.exhibits[name]}
+        known = {member.kind: (label, member) for label, member in self.exhibits["decomposition"][:4]}
+        return [known[kind] for kind in KINDS if kind not in shown]
+
+    def add(
+        self,
+        exhibit: str,
+        label: str,
+        pruning: PruningMethod | None,
+        rank: str = ABLATION,
+        drafted: int = 0,
+    ) -> Contestant:
+        """Enters a configuration, or lets one that is equal take part in a further exhibit."""
+        same = (entry for entry in self.members if (entry.pruning, entry.drafted) == (pruning, drafted))
+        member = next(same, None)
+        if member is None:
+            name = f"{exhibit}: {label}" if rank == ABLATION else label
+            member = Contestant(name, pruning, rank, drafted)
+            self.members.append(member)
+        self.exhibits.setdefault(exhibit, []).append((label, member))
+        return member
+
+    def digest(self) -> str:
+        """Changes when any configuration does."""
+        from stepvar.models.pipeline import describe
+
+        told: list[Any] = [
+            [member.name, describe(member.pruning), member.rank, member.drafted] for member in self
+        ]
+        told += [[name, label, entry.name] for name, shown in self.exhibits.items() for label, entry in shown]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _enter_main(self) -> None:
+        self.add("decomposition", DENSE, None, CENTRAL)
+        self.add("decomposition", SKIP_ONLY, StepVAR(skip=WITH_SKIPS[1]), CENTRAL)
+        self.add("decomposition", PRUNE_ONLY, StepVAR(ratios=WITH_SKIPS[0]), CENTRAL)
+        for table, plan, note in (("table 1", WITHOUT_SKIPS, ""), ("table 2", WITH_SKIPS, " and skips")):
+            self.add(table, DENSE, None)
+            self.add(table, SKIP_ONLY, StepVAR(skip=WITH_SKIPS[1]))
+            for name, build in whole_methods().items():
+                self.add(table, f"{name}{note}", build(*plan), CENTRAL if name == OURS else MAIN)
+        self.add("decomposition", "prune and skip", StepVAR(*WITH_SKIPS))
+        self.add("decomposition", "prune the last two instead", StepVAR(*WITHOUT_SKIPS))
+        for name, plan in self.own.items():
+            self.add("decomposition", name, plan, CENTRAL)
+        self._enter_equal_time()
+
+    def _enter_equal_time(self) -> None:
+        """Ours at several strengths, and the rivals, each in its own time."""
+        bases = {OURS: StepVAR(*WITHOUT_SKIPS)}
+        if FAITHFUL in self.own:
+            bases[FAITHFUL] = self.own[FAITHFUL]
+        for family, base in bases.items():
+            for stretch in STRETCHES:
+                ratios = {scale: round(min(stretch * ratio, 0.95), 4) for scale, ratio in base.ratios.items()}
+                label = family if stretch == 1.0 else f"{family}, {stretch:g} of the ratios"
+                member = self.add("equal time", label, replace(base, ratios=ratios), MAIN)
+                self.families.setdefault(family, []).append(member)
+        for name, build in whole_methods().items():
+            if name != OURS:
+                self.add("equal time", name, build(*WITHOUT_SKIPS))
+
+    def _enter_ablations(self) -> None:
+        last = -len(self.schedule) + 1
+        for score in SCORERS:
+            self.add("selection", score, StepVAR(ratios=WITHOUT_SKIPS[0], score=score))
+        for recovery in RECOVERIES:
+            self.add("recovery", recovery, StepVAR(ratios=WITHOUT_SKIPS[0], recovery=recovery))
+        for name, variant in VARIANTS.items():
+            if variant.stages + variant.dense_end < self.depth:
+                self.add("variants", name, variant)
+        self.add("others", OURS, StepVAR(*WITHOUT_SKIPS))
+        for name, other in OTHERS.items():
+            self.add("others", name, other)
+        self.add("ratio", "0", None)
+        for ratio in RATIOS:
+            self.add("ratio", f"{ratio:g}", StepVAR(ratios={-2: ratio, -1: ratio}))
+        for first in range(last, -1):
+            pair = {first: PAIR_RATIO, first + 1: PAIR_RATIO}
+            self.add("pairs", pair_label(self.schedule, first), StepVAR(ratios=pair))
+        for count in range(1, min(LONGEST_SKIP, len(self.schedule) - 2) + 1):
+            label = "last scale" if count == 1 else f"last {count} scales"
+            self.add("skips", label, StepVAR(skip=tuple(range(-count, 0))))
+
+    def _enter_cascades(self) -> None:
+        """CoDe: the second model draws the last scale, or the last two, or those with pruning."""
+        scales = len(self.schedule)
+        for left in (1, 2):
+            scale = "the last scale" if left == 1 else f"the last {left} scales"
+            self.add("others", f"CoDe, second model draws {scale}", None, drafted=scales - left)
+        pruned = StepVAR(ratios=WITHOUT_SKIPS[0])
+        self.add("others", "CoDe, the last 2 scales, pruned", pruned, drafted=scales - 2)
+
+
+def whole_methods() -> dict[str, Build]:
+    """Every method of the main tables by its label, ours first."""
+    known = {LABELS.get(name, name): _builder(name) for name in METHODS}
+    return {**known, **BASELINES}
+
+
+def _builder(name: str) -> Build:
+    return lambda ratios, skip: with_scales(name, ratios, skip)
+
+
+def pair_label(schedule: ScaleSchedule, first: int) -> str:
+    """Name of two adjacent scales, the first of which is counted from the end."""
+    return f"{schedule[len(schedule) + first]}, {schedule[len(schedule) + first + 1]}"
+
+
+def rivals(members: list[Entry], ours: str) -> list[Entry]:
+    """The other methods of a table: neither ours, nor dense, nor skip only."""
+    return [(label, entry) for label, entry in members if label not in (ours, DENSE, SKIP_ONLY)]

@@ -1,0 +1,68 @@
+"""Who looks at the pictures of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stepvar.metrics.features import Extractor, TokenizerFeatures
+from stepvar.metrics.perceptual import PerceptualDistance, scene_distance
+from stepvar.scenes import Prompt, render, scene_for
+from stepvar.scenes.network import load_scene_network
+
+if TYPE_CHECKING:
+    from stepvar.models.pipeline import NextScalePipeline
+
+Pixels = NDArray[np.uint8]
+
+_RENDERING = 1
+"""Tells the random numbers of renders from those of prompts."""
+
+
+@dataclass(frozen=True)
+class Judges:
+    """What measures a batch of pictures, besides plain arithmetic.
+
+    Attributes:
+        extractor: Features for Fréchet distances and diversity.
+        features: How the extractor is called.
+        network: Scores pictures with their prompts, as CLIP would.
+        likeness: The stand-in for LPIPS, over that network's eye.
+        lpips: LPIPS itself; None where its weights were not given.
+    """
+
+    extractor: Extractor
+    features: str
+    network: Any
+    likeness: PerceptualDistance
+    lpips: PerceptualDistance | None = None
+
+    @classmethod
+    def of(
+        cls,
+        pipeline: NextScalePipeline,
+        extractor: Extractor | None = None,
+        lpips: PerceptualDistance | None = None,
+    ) -> Judges:
+        """Those of a pipeline, on its device; without an extractor its own visual tokenizer sees for it."""
+        network = load_scene_network(device=pipeline._execution_device)
+        name = "tokenizer" if extractor is None else getattr(extractor, "__name__", type(extractor).__name__)
+        chosen = TokenizerFeatures(pipeline.vae) if extractor is None else extractor
+        return cls(chosen, name, network, scene_distance(network), lpips)
+
+    def fits(self, pictures: Pixels, prompts: Sequence[str]) -> list[float]:
+        """Cosine of each picture [N, H, W, 3] with its prompt."""
+        return self.network.scores(pictures, list(prompts)).tolist()
+
+
+def renders(prompts: Sequence[Prompt], seeds: Sequence[int], side: int) -> Pixels:
+    """Real pictures of prompts, uint8 [N, side, side, 3]: scenes that show what is asked for."""
+    pictures = []
+    for prompt, seed in zip(prompts, seeds, strict=True):
+        random = np.random.default_rng([seed, _RENDERING])
+        pictures.append(render(scene_for(random, prompt.spec, split="any", canvas=side), side, seed=seed))
+    return np.stack(pictures)

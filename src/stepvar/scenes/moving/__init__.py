@@ -1,0 +1,1 @@
+"""Moving scenes: grammar, rendering and checker of short videos."""

@@ -1,0 +1,294 @@
+"""Training of the scene network within a budget of minutes, resumable.
+
+Run ``python -m stepvar.training.scene_network.train --minutes 12 --output runs/scene_network``; the same
+command resumes an interrupted run. The finished network is in the folder ``network`` of the output.
+
+First the eye learns to find objects and what they look like, then it is locked: scenes are encoded once, and
+picture and word encoders learn from what was encoded, which costs little and sees every scene in many words.
+
+Source: locking the image side as in Zhai et al., "LiT", arXiv 2111.07991.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stepvar.scenes.network.image_backbone import to_input
+from stepvar.scenes.network.network import SceneNetwork
+from stepvar.training.muon import Muon
+from stepvar.training.precision import mixed_precision
+from stepvar.training.run import TrainingRun, read_settings
+from stepvar.training.scene_network.batches import (
+    DescribedScenes,
+    EyeBatch,
+    EyeBatches,
+    PromptBatch,
+    PromptBatches,
+    disturb,
+    stream,
+)
+from stepvar.training.scene_network.encoded import EncodedScenes
+from stepvar.training.scene_network.losses import alignment_losses, eye_losses, target_loss
+from stepvar.training.scene_network.targets import SPEC_TARGETS
+
+logger = logging.getLogger(__name__)
+
+ENCODED = "encoded.pt"
+
+_FIRST_SCALE, _LARGEST_SCALE = 14.0, 100.0
+_TARGET_WEIGHT = 5.0
+_TARGET_SCALE = 10.0
+
+
+@dataclass(frozen=True)
+class SceneNetworkTraining:
+    """Settings of a run.
+
+    Attributes:
+        output: Folder of the checkpoint, the log and the finished network.
+        minutes: Budget of training time; learning rates reach zero at the end of each stage.
+        device: torch device.
+        threads: CPU threads of the main process.
+        workers: Processes that render and write prompts; 0 does it in the main one.
+        eye_share, encoding_share: Parts of the budget; the prompts have the rest.
+        eye_batch: Pictures a step of the eye, of 192 pixels.
+        prompt_batch: Scenes a step of the prompts.
+        negatives: False prompts of every scene.
+        settling_steps, settling_rate: Steps and first learning rate of `settle`.
+        least_encoded: Scenes to encode even when the budget has no time for them.
+        eye_filter_rate, eye_rate: Peak learning rates of the eye: Muon's of filters, AdamW's of the rest.
+        prompt_matrix_rate, prompt_rate: The same of the encoders.
+        warmup: First part of each stage, in which its learning rates rise.
+        plateau: Part of each stage after which they fall.
+        log_every: Steps between log lines.
+        checkpoint_minutes: Minutes between checkpoints.
+        seed: Of weights and scenes.
+    """
+
+    output: str = "runs/scene_network"
+    minutes: float = 12.0
+    device: str = "cpu"
+    threads: int = 1
+    workers: int = 1
+    eye_share: float = 0.30
+    encoding_share: float = 0.12
+    eye_batch: int = 24
+    prompt_batch: int = 64
+    negatives: int = 2
+    settling_steps: int = 250
+    settling_rate: float = 3e-2
+    least_encoded: int = 256
+    eye_filter_rate: float = 6e-3
+    eye_rate: float = 3e-3
+    prompt_matrix_rate: float = 2e-3
+    prompt_rate: float = 2e-3
+    warmup: float = 0.04
+    plateau: float = 0.3
+    log_every: int = 50
+    checkpoint_minutes: float = 2.0
+    seed: int = 0
+
+
+class SceneNetworkTrainer(TrainingRun):
+    """One run: the network, its optimisers and what was reached so far."""
+
+    settings: SceneNetworkTraining
+
+    def __init__(self, config: SceneNetworkTraining) -> None:
+        super().__init__(Path(config.output), config, config.minutes, torch.device(config.device))
+        torch.set_num_threads(config.threads)
+        torch.manual_seed(config.seed)
+        self.network = SceneNetwork().to(self.device)
+        self.scale = nn.Parameter(torch.tensor(math.log(_FIRST_SCALE), device=self.device))
+        # Reads attributes off either embedding: it ties both to the same directions from the start.
+        self.reader = nn.Linear(self.network.size.features, SPEC_TARGETS).to(self.device)
+        encoders = nn.ModuleList((self.network.picture_encoder, self.network.word_encoder))
+        eye_rates = config.eye_filter_rate, config.eye_rate
+        prompt_rates = config.prompt_matrix_rate, config.prompt_rate
+        self.optimisers = {
+            "eye": _optimisers(self.network.eye, [], *eye_rates),
+            "prompts": _optimisers(encoders, [self.scale, *self.reader.parameters()], *prompt_rates),
+        }
+        self.resume()
+        self.random = np.random.default_rng([config.seed, self.step])
+
+    def parts(self) -> dict[str, Any]:
+        scale = nn.ParameterList([self.scale])
+        return {"network": self.network, "reader": self.reader, "scale": scale, **self.optimisers}
+
+    def run(self) -> Path:
+        """Trains until the budget is spent and returns the folder of the finished network."""
+        finished = self.progress >= 1.0
+        eye_end = self.settings.eye_share
+        prompts_start = eye_end + self.settings.encoding_share
+        if self.progress < eye_end:
+            batches = stream(EyeBatches(self.settings.eye_batch, self._seed(0)), self.settings.workers)
+            self._stage("eye", batches, 0.0, eye_end)
+            self.settle()
+        self.network.eye.eval().requires_grad_(False)
+        if not finished:
+            encoded = self._encoded(prompts_start)
+            words = self.network.words
+            prompts = PromptBatches(
+                encoded.scenes,
+                words.get_vocab(),
+                words.eos_token_id,
+                self.settings.prompt_batch,
+                self.settings.negatives,
+                self._seed(2),
+            )
+            self._stage("prompts", stream(prompts, self.settings.workers), prompts_start, 1.0, encoded)
+        self.network.eval().save(self.folder / "network")
+        return self.folder / "network"
+
+    def _seed(self, stage: int) -> int:
+        # The step is part of the seed, so that a resumed run sees new scenes.
+        return self.settings.seed + 1000 * self.step + 100 * stage
+
+    def _stage(
+        self, name: str, batches: Iterator, start: float, end: float, encoded: EncodedScenes | None = None
+    ) -> None:
+        lines: list[dict[str, Tensor]] = []
+        saved = logged = self.spent
+        over = False
+        while not over:
+            started = time.monotonic()
+            rate = self._rate((self.progress - start) / (end - start))
+            batch = next(batches).to(self.device)
+            parts = self._eye_losses(batch) if encoded is None else self._prompt_losses(batch, encoded)
+            self._update(name, parts["loss"], rate)
+            lines.append({key: value.detach() for key, value in parts.items()})
+            self.spent += time.monotonic() - started
+            over = self.progress >= end
+            if self.step % self.settings.log_every == 0 or over:
+                self._log(name, lines, (self.spent - logged) / len(lines), rate)
+                lines, logged = [], self.spent
+            if self.spent - saved > 60.0 * self.settings.checkpoint_minutes:
+                self.save()
+                saved = self.spent
+        self.save()
+
+    def _rate(self, part: float) -> float:
+        """Learning rate at a part of a stage as a share of its peak: warm-up, plateau, linear fall."""
+        rise = (part + 1e-3) / self.settings.warmup
+        return min(1.0, rise, max((1.0 - part) / (1.0 - self.settings.plateau), 0.0))
+
+    def _eye_losses(self, batch: EyeBatch) -> dict[str, Tensor]:
+        self.network.eye.train()
+        with mixed_precision(self.device):
+            return eye_losses(self.network.eye(disturb(to_input(batch.pictures), self.random)), batch)
+
+    def settle(self) -> None:
+        """Fits the heads to features of the locked eye.
+
+        A batch has pictures of one side, so while the eye learns its normalisations tell the side; locked,
+        they do not, and sizes, which are relative to the side, would be misjudged.
+        """
+        eye = self.network.eye.eval().requires_grad_(False)
+        eye.heads.requires_grad_(True)
+        optimiser = torch.optim.AdamW(eye.heads.parameters(), weight_decay=0.0)
+        batches = stream(EyeBatches(self.settings.eye_batch, self._seed(3)), self.settings.workers)
+        for step in range(self.settings.settling_steps):
+            started = time.monotonic()
+            batch = next(batches).to(self.device)
+            left = 1.0 - step / self.settings.settling_steps
+            optimiser.param_groups[0]["lr"] = left * self.settings.settling_rate
+            eye_losses(eye(to_input(batch.pictures)), batch)["loss"].backward()
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            self.spent += time.monotonic() - started
+        self.save()
+
+    def _prompt_losses(self, batch: PromptBatch, encoded: EncodedScenes) -> dict[str, Tensor]:
+        with mixed_precision(self.device):
+            pictures = self.network.picture_encoder(*encoded.at(batch.scenes))
+            prompts = self.network.word_encoder(batch.ids, batch.lengths)
+            scale = self.scale.exp().clamp(max=_LARGEST_SCALE)
+            parts = alignment_losses(pictures, prompts, scale, batch)
+            seen, read = (self.reader(_TARGET_SCALE * vectors) for vectors in (pictures, prompts))
+            parts["seen"] = target_loss(seen, batch.scene_targets)
+            parts["read"] = target_loss(read, batch.prompt_targets, batch.prompt_known)
+        parts["loss"] = parts["loss"] + _TARGET_WEIGHT * (parts["seen"] + parts["read"])
+        parts["scale"] = scale
+        return parts
+
+    def _update(self, name: str, loss: Tensor, rate: float) -> None:
+        loss.backward()
+        for optimiser in self.optimisers[name]:
+            for group in optimiser.param_groups:
+                group["lr"] = rate * group["peak"]
+            parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        self.step += 1
+
+    def _encoded(self, end: float) -> EncodedScenes:
+        """Encoded scenes: those of an earlier run, or as many as there is time for."""
+        file = self.folder / ENCODED
+        if file.exists():
+            return EncodedScenes.load(file, self.device)
+        encoded = EncodedScenes.empty()
+        batches = stream(DescribedScenes(self.settings.eye_batch, self._seed(1)), self.settings.workers)
+        while self.progress < end or len(encoded) < self.settings.least_encoded:
+            started = time.monotonic()
+            pictures, scenes = next(batches)
+            encoded.add(self.network, pictures, scenes)
+            self.spent += time.monotonic() - started
+        encoded = encoded.gathered(self.device)
+        encoded.save(file)
+        self.append({"encoded": len(encoded)})
+        self.save()
+        return encoded
+
+    def _log(self, stage: str, lines: Sequence[dict[str, Tensor]], seconds: float, rate: float) -> None:
+        means = {name: torch.stack([line[name] for line in lines]).mean().item() for name in lines[0]}
+        record = {
+            "stage": stage,
+            "rate": round(rate, 3),
+            "seconds_per_step": round(seconds, 3),
+        } | {name: round(value, 4) for name, value in means.items()}
+        self.append(record)
+        logger.info("step %d: %s", self.step, record)
+
+
+def _optimisers(
+    module: nn.Module, others: list[nn.Parameter], matrix_rate: float, rate: float
+) -> list[torch.optim.Optimizer]:
+    """Muon for filters of convolutions and matrices of blocks, AdamW for the rest."""
+    matrices = [
+        parameter
+        for name, parameter in module.named_parameters()
+        if parameter.dim() > 2 or (parameter.dim() == 2 and ".blocks." in name)
+    ]
+    chosen = {id(parameter) for parameter in matrices}
+    rest = [parameter for parameter in module.parameters() if id(parameter) not in chosen] + others
+    pair = [
+        Muon(matrices, matrix_rate, weight_decay=0.01),
+        torch.optim.AdamW(rest, rate, betas=(0.9, 0.98), weight_decay=1e-4),
+    ]
+    for optimiser, peak in zip(pair, (matrix_rate, rate), strict=True):
+        for group in optimiser.param_groups:
+            group["peak"] = peak
+    return pair
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parses the command line and trains."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    trainer = SceneNetworkTrainer(read_settings(SceneNetworkTraining, __doc__, arguments))
+    logger.info("scene network saved to %s", trainer.run())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+"""Reading weight files: what is refused, in which words, and that nothing in a file is ever executed."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from stepvar.checkpoints.weights import (
+    Checkpoint,
+    CheckpointError,
+    name_architecture,
+    read_tensors,
+    staged_folder,
+    weight_files,
+)
+
+
+class Malicious:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, target: Path):
+        self.target = target
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.target),))
+
+
+def refusal(path: Path) -> str:
+    """The one sentence with which a path is refused."""
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint.open(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "\n" not in message
+    assert message.endswith(".")
+    return message
+
+
+def write_index(folder: Path, weight_map: object, name: str = "model.safetensors.index.json") -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+def test_missing_file(tmp_path):
+    assert "There is no file or folder" in refusal(tmp_path / "none.pth")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_malicious_pickle_is_not_executed(tmp_path, legacy):
+    file, target = tmp_path / "evil.pth", tmp_path / "created"
+    torch.save(
+        {"weight": torch.ones(1), "payload": Malicious(target)},
+        file,
+        _use_new_zipfile_serialization=not legacy,
+    )
+    message = refusal(file)
+    assert "not executed" in message
+    assert "mkdir" in message
+    assert not target.exists()
+
+
+def test_bare_malicious_pickle_is_not_executed(tmp_path):
+    file, target = tmp_path / "evil.bin", tmp_path / "created"
+    file.write_bytes(pickle.dumps(Malicious(target), protocol=2))
+    assert "not executed" in refusal(file)
+    # Protocol 0 is plain text, the oldest form of the same attack.
+    file.write_bytes(pickle.dumps(Malicious(target), protocol=0))
+    assert "is not a checkpoint" in refusal(file)
+    assert not target.exists()
+
+
+def test_malicious_shard_is_not_executed(tmp_path):
+    folder, target = write_index(tmp_path / "shards", {"weight": "shard.bin"}), tmp_path / "created"
+    torch.save({"weight": Malicious(target)}, folder / "shard.bin")
+    with pytest.raises(CheckpointError, match="not executed"):
+        Checkpoint.open(folder)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("empty.pth", b"", "is empty"),
+        ("empty.safetensors", b"", "is empty"),
+        ("text.pth", b"just some text, nothing else", "is not a checkpoint"),
+        ("text.safetensors", b"just some text, nothing else", "truncated or damaged"),
+        ("pointer.pth", b"version https://git-lfs and so on", "Git LFS pointer"),
+        ("pointer.safetensors", b"version https://git-lfs and so on", "Git LFS pointer"),
+        ("page.pth", b"\n<!DOCTYPE html><html>", "web page"),
+        ("model.gguf", b"GGUF\x03\x00\x00\x00", "GGUF"),
+        ("noise.bin", b"\x80\x02" + bytes(range(100)), "is not a checkpoint"),
+    ],
+)
+def test_files_that_are_no_weights(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    assert words in refusal(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["cut.pth", "cut_legacy.pth", "cut.safetensors"])
+def test_truncated_files(tmp_path, name):
+    file = tmp_path / name
+    if file.suffix == ".safetensors":
+        save_file({"weight": torch.ones(1000)}, file)
+    else:
+        torch.save({"weight": torch.ones(1000)}, file, _use_new_zipfile_serialization="legacy" not in name)
+    complete = file.read_bytes()
+    for size in (len(complete) - 10, len(complete) // 2):
+        file.write_bytes(complete[:size])
+        assert "truncated or damaged" in refusal(file)
+
+
+def test_other_archives_are_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "photos.pth", "w") as archive:
+        archive.writestr("photo.txt", "hello")
+    assert "is not a checkpoint" in refusal(tmp_path / "photos.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([torch.ones(1)], "holds a list"),
+        (torch.ones(1), "holds a Tensor"),
+        ({}, "holds no tensors"),
+        ({"epoch": 3, "model": {"weight": torch.ones(1)}}, "epoch, model is no named tensor"),
+        ({3: torch.ones(1)}, "3 is no named tensor"),
+        ({"weight": torch.eye(3).to_sparse()}, "weight is no named tensor"),
+    ],
+)
+def test_content_that_is_no_state_dict(tmp_path, content, words):
+    torch.save(content, tmp_path / "file.pth")
+    assert words in refusal(tmp_path / "file.pth")
+
+
+def test_folders_without_usable_weights(tmp_path):
+    assert "contains no weights" in refusal(tmp_path)
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "config.json").write_text("{}")
+    assert "give one of its folders vae" in refusal(tmp_path)
+    for name in ("a.pth", "b.pth"):
+        torch.save({"weight": torch.ones(1)}, tmp_path / name)
+    assert "a.pth, b.pth but no shard index" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../secret.bin", "/etc/passwd", "..", "a\\b.bin", "", "C:x", "sub/a.bin"])
+def test_an_index_cannot_point_outside_its_folder(tmp_path, name):
+    torch.save({"weight": torch.ones(1)}, tmp_path / "secret.bin")
+    folder = write_index(tmp_path / "shards", {"weight": name})
+    with pytest.raises(CheckpointError, match="points outside its folder"):
+        Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize("weight_map", [None, [], {"weight": 3}, {"weight": ["a.bin"]}])
+def test_unreadable_index(tmp_path, weight_map):
+    with pytest.raises(CheckpointError, match="not a readable shard index"):
+        Checkpoint.open(write_index(tmp_path / "shards", weight_map))
+
+
+def test_missing_doubled_and_empty_shards(tmp_path):
+    folder = write_index(tmp_path / "shards", {"a": "a.safetensors", "b": "b.safetensors"})
+    save_file({"a": torch.ones(1)}, folder / "a.safetensors")
+    assert "lacks 1 of its 2 shards (b.safetensors)" in refusal(folder)
+    save_file({"a": torch.ones(1)}, folder / "b.safetensors")
+    assert "stores a in two shards" in refusal(folder)
+    with pytest.raises(CheckpointError, match="lists no shards"):
+        Checkpoint.open(write_index(tmp_path / "none", {}))
+
+
+def test_safetensors_are_preferred_and_recognised_by_content(tmp_path):
+    tensors = {"weight": torch.randn(3)}
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "pytorch_model.bin")
+    save_file(tensors, tmp_path / "model.safetensors")
+    (shard,) = Checkpoint.open(tmp_path).shards()
+    assert torch.equal(shard["weight"], tensors["weight"])
+    renamed = (tmp_path / "model.safetensors").rename(tmp_path / "model.pth")
+    assert torch.equal(read_tensors(renamed)["weight"], tensors["weight"])
+
+
+@pytest.mark.parametrize("length", range(1, 70))
+def test_a_safetensors_header_of_any_length_is_no_web_page(tmp_path, length):
+    # The first byte of the file is the length of its header, and 60 is the code of "<".
+    save_file({"w" * length: torch.ones(1)}, tmp_path / "file.pth")
+    assert list(read_tensors(tmp_path / "file.pth")) == ["w" * length]
+
+
+def test_routes_lead_to_the_nested_state_dict(tmp_path):
+    state = {"weight": torch.ones(2)}
+    torch.save({"args": {"lr": 1.0}, "trainer": {"empty": None, "model": state}}, tmp_path / "training.pth")
+    routes = [("trainer", "empty"), ("trainer", "model")]
+    checkpoint = Checkpoint.open(tmp_path / "training.pth", routes)
+    assert checkpoint.layout["weight"].is_meta
+    assert torch.equal(next(checkpoint.shards())["weight"], state["weight"])
+
+
+def test_architectures_are_named():
+    assert name_architecture(["word_embed.weight", "class_emb.weight", "pos_1LC"]) == "a VAR transformer"
+    assert name_architecture(["word_embed.weight", "context_embed.weight"]) == "a HART transformer"
+    assert name_architecture(["something.else"]) is None
+
+
+def test_staged_folder_appears_when_complete(tmp_path):
+    with staged_folder(tmp_path / "out") as folder:
+        (folder / "file").write_text("x")
+        assert not (tmp_path / "out").exists()
+    assert (tmp_path / "out" / "file").read_text() == "x"
+    assert [child.name for child in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(CheckpointError, match="exists already"), staged_folder(tmp_path / "out"):
+        pass
+
+
+def test_staged_folder_leaves_nothing_after_a_failure(tmp_path):
+    with pytest.raises(KeyboardInterrupt), staged_folder(tmp_path / "out") as folder:
+        (folder / "file").write_text("x")
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+
+
+def test_averaged_weights_beside_plain_ones_are_left_to_those_who_name_them(tmp_path):
+    for name in ("ema_model.bin", "pytorch_model.bin"):
+        torch.save({"weight": torch.ones(1)}, tmp_path / name)
+    assert weight_files(tmp_path) == [tmp_path / "pytorch_model.bin"]
+    (tmp_path / "pytorch_model.bin").unlink()
+    assert weight_files(tmp_path) == [tmp_path / "ema_model.bin"]

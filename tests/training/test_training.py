@@ -1,0 +1,224 @@
+"""Training, packaging and loading of the embedded model, on budgets of seconds."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from stepvar.models.infinity.pipeline import InfinityPipeline
+from stepvar.scenes import VOCABULARY, parse, sample
+from stepvar.training.encoded_scenes import SHARD, FeatureStore, encode_scenes, object_tokens
+from stepvar.training.muon import Muon, orthogonalise
+from stepvar.training.pictures.package import assemble, package
+from stepvar.training.pictures.sizes import PIXELS_PER_TOKEN, SIZES
+from stepvar.training.pictures.train_vae import TokenizerTrainer, TokenizerTraining, build_tokenizer
+from stepvar.training.prompted_model import draw_tokens
+from stepvar.training.transformer_trainer import (
+    Batch,
+    EmbeddedModel,
+    Phase,
+    TransformerTrainer,
+    TransformerTraining,
+)
+
+SIZE = SIZES["192"]
+CURRICULUM = (Phase(0.5, (Batch(3, 4),)), Phase(0.5, (Batch(8, 2, share=0.2), Batch(5, 2))))
+SETTINGS = TransformerTraining(minutes=0.03, curriculum=CURRICULUM, checkpoint_minutes=1.0)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """One shard of scenes, encoded by an untrained tokenizer."""
+    folder = tmp_path_factory.mktemp("features")
+    torch.manual_seed(0)
+    assert list(encode_scenes(build_tokenizer().eval(), folder, shards=1, canvas=64, batch=32)) == [1]
+    loaded = FeatureStore.load(folder)
+    # Scenes encoded on a small canvas are quick; the schedule wants the full grid.
+    loaded.features = torch.nn.functional.interpolate(loaded.features.float(), size=(24, 24)).half()
+    loaded.objects = torch.nn.functional.interpolate(loaded.objects[:, None].float(), size=(24, 24))[:, 0] > 0
+    return loaded
+
+
+def make_trainer(store, folder, settings, start=None):
+    torch.manual_seed(settings.seed)
+    model = EmbeddedModel(SIZE)
+    if start is not None:
+        model.start_from(start)
+    return TransformerTrainer(model, store, folder, settings)
+
+
+@pytest.fixture(scope="module")
+def run(store, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("transformer")
+    trainer = make_trainer(store, folder, SETTINGS)
+    list(trainer.run())
+    return trainer
+
+
+def test_every_scene_keeps_what_it_shows(store):
+    assert len(store) == SHARD == len(store.features)
+    assert all(spec.groups for spec in store.specs)
+
+
+def test_encoded_scenes_are_not_encoded_twice(store, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no encoded scenes"):
+        FeatureStore.load(tmp_path)
+
+
+def test_the_tokenizer_trains_and_resumes(tmp_path):
+    settings = TokenizerTraining(
+        output=str(tmp_path), minutes=0.02, threads=1, workers=0, batch=4, crop=32, log_every=1, full_share=0
+    )
+    trainer = TokenizerTrainer(settings)
+    folder = trainer.run()
+    assert trainer.step >= 1
+    assert (folder / "config.json").exists() and list(tmp_path.glob("sheet_*.png"))
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert lines[0]["step"] == 1 and lines[0]["loss"] > 0
+    assert len(lines[-1]["evaluation_entropy"]) == len(SIZE.sides)
+    again = TokenizerTrainer(settings)
+    assert again.step == trainer.step and again.progress == 1.0
+
+
+def test_training_follows_its_budget_and_resumes(run, store):
+    assert run.progress >= 1.0
+    assert run.step > 1
+    again = make_trainer(store, run.folder, SETTINGS)
+    assert again.step == run.step
+    assert list(again.run()) == []
+    for name, value in again.average.state_dict().items():
+        assert torch.equal(value, run.average.state_dict()[name]), name
+
+
+def test_losses_fall_when_the_same_pictures_come_again(store):
+    torch.manual_seed(0)
+    model = EmbeddedModel(SIZE)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    prompts = ["a red star on sand", "two blue rings"]
+    features, weights = store.features[:2], store.objects[:2].float() + 1.0
+    losses = []
+    for _ in range(12):
+        loss = model.losses(features, weights, prompts, [False, True], 4, torch.zeros(2)).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_tokens_are_drawn_by_their_weight():
+    torch.manual_seed(0)
+    weights = torch.ones(200, 400)
+    weights[:, :100] = 4.0
+    drawn = draw_tokens(weights, 0.25)
+    assert drawn.shape == (200, 100)
+    assert (drawn.diff(dim=1) > 0).all(), "ascending, hence each once"
+    heavy = (drawn < 100).float().mean().item()
+    assert 0.45 < heavy < 0.6, "a quarter of the tokens holds four sevenths of the weight"
+    assert draw_tokens(weights, 1.0) is None
+    assert draw_tokens(weights[:, :100], 0.25) is None, "coarse scales run whole"
+
+
+def test_flipped_bits_change_inputs_and_targets(store):
+    from stepvar.models.infinity.quantizer import quantize_multiscale
+
+    torch.manual_seed(0)
+    features = store.features[:1].float()
+    clean = quantize_multiscale(features, SIZE.grids)
+    flipped = quantize_multiscale(features, SIZE.grids, torch.tensor([0.25]))
+    assert torch.equal(clean.bits[0], flipped.bits[0])
+    assert not torch.equal(clean.teacher_inputs[0], flipped.teacher_inputs[0])
+    assert any(not torch.equal(a, b) for a, b in zip(clean.bits[1:], flipped.bits[1:], strict=True))
+
+
+def test_the_package_is_small_and_loads_by_itself(run, tmp_path):
+    build_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    size = package(assemble(tmp_path / "tokenizer", run.checkpoint), tmp_path / "weights")
+    assert size <= 24e6
+    assert json.loads((tmp_path / "weights" / "model_index.json").read_text())["_class_name"] == (
+        "InfinityPipeline"
+    )
+    pipeline = InfinityPipeline.from_pretrained(tmp_path / "weights", torch_dtype=torch.float32)
+    picture = pipeline("a red star", seed=0, pruning="paper").images[0]
+    assert picture.size == (192, 192)
+    assert np.asarray(picture).std() > 0
+
+
+def test_training_goes_on_from_a_packaged_model(run, store, tmp_path):
+    build_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    package(assemble(tmp_path / "tokenizer", run.checkpoint), tmp_path / "weights")
+    trainer = make_trainer(store, tmp_path / "more", SETTINGS, start=tmp_path / "weights")
+    for name, value in run.average.state_dict().items():
+        assert torch.allclose(trainer.average.state_dict()[name], value, atol=1e-2, rtol=1e-2), name
+
+
+def test_a_larger_model_starts_from_a_smaller_one(run, tmp_path):
+    build_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    package(assemble(tmp_path / "tokenizer", run.checkpoint), tmp_path / "weights")
+    larger = EmbeddedModel(SIZES["256"])
+    larger.start_from(tmp_path / "weights")
+    before = run.average.transformer.level_embedding.weight
+    after = larger.transformer.level_embedding.weight
+    assert torch.allclose(after[: len(before)], before, atol=1e-2)
+    assert torch.equal(after[len(before) - 1], after[-1])
+
+
+def test_the_word_tokenizer_knows_the_whole_grammar():
+    words = EmbeddedModel(SIZE).words
+    ids = words("Two YELLOW stars, above a striped blue ring on sand.").input_ids
+    assert words.unk_token_id not in ids
+    assert ids[-1] == words.eos_token_id
+    assert set(VOCABULARY) <= set(words.get_vocab())
+    assert parse("two yellow stars above a striped blue ring on sand").relation == "above"
+
+
+def test_object_tokens_cover_every_object_and_not_everything():
+    random = np.random.default_rng(3)
+    for _ in range(20):
+        scene = sample(random, "single object", canvas=192)[1]
+        covered = object_tokens(scene)
+        assert covered.shape == (24, 24)
+        item = scene.objects[0]
+        assert covered[int(item.y) // PIXELS_PER_TOKEN, int(item.x) // PIXELS_PER_TOKEN]
+        side = 2 * item.radius / PIXELS_PER_TOKEN
+        assert side**2 <= covered.sum() <= (side + 2) ** 2
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 20), (2, 20, 8), (1, 5, 5)])
+def test_orthogonalised_matrices_have_singular_values_about_one(shape):
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
+    assert (values > 0.5).all()
+    assert (values < 1.4).all()
+
+
+def test_muon_finds_a_matrix():
+    torch.manual_seed(0)
+    target, found = torch.randn(6, 9), torch.nn.Parameter(torch.zeros(6, 9))
+    optimiser = Muon([found], lr=0.1)
+    for step in range(200):
+        optimiser.param_groups[0]["lr"] = 0.1 * (1 - step / 200)
+        optimiser.zero_grad()
+        (found - target).square().mean().backward()
+        optimiser.step()
+    assert (found - target).abs().max() < 0.1
+
+
+def _one_step_in_a_group(rank, folder, store):
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.FileStore(str(folder / "group"), 2), rank=rank, world_size=2
+    )
+    curriculum = (Phase(1.0, (Batch(2, 2),)),)
+    settings = TransformerTraining(minutes=1e-4, curriculum=curriculum, checkpoint_minutes=1.0)
+    trainer = make_trainer(store, folder / "run", settings)
+    list(trainer.run())
+    torch.save(trainer.model.state_dict(), folder / f"weights-{rank}.pt")
+
+
+def test_processes_of_a_group_end_with_the_same_weights(store, tmp_path):
+    few = FeatureStore(store.features[:8].clone(), store.objects[:8].clone(), store.specs[:8])
+    torch.multiprocessing.spawn(_one_step_in_a_group, (tmp_path, few), 2)
+    first, second = (torch.load(tmp_path / f"weights-{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
