@@ -35,7 +35,7 @@ from stepvar.pruning.scores import SCORERS
 from stepvar.pruning.stepvar import StepVAR
 from stepvar.report.drawing import Job, draw, measure
 from stepvar.report.folder import ReportFolder
-from stepvar.report.metrics import Judges
+from stepvar.report.metrics import Metrics
 from stepvar.scenes import evaluation_prompts
 
 FAST, FAITHFUL, REFERENCE = "fast", "faithful", "reference"
@@ -193,7 +193,7 @@ class Search:
     ) -> None:
         self.pipeline, self.folder, self.options = pipeline, folder, options
         self.candidates = list(candidates)
-        self.judges = Judges.of(pipeline)
+        self.judges = Metrics.of(pipeline)
         prompts = evaluation_prompts(max(options.pictures), options.seed)
         self.jobs = [Job(prompt, options.seed + index) for index, prompt in enumerate(prompts)]
 

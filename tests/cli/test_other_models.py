@@ -71,11 +71,11 @@ def test_summary_compare_and_bench(run, kind, request):
     folder = request.getfixturevalue(f"{kind}_folder")
     told = run("summary", "--model", folder, "--pruning", "prune", "--json")
     assert told.code == 0 and told.json["scales"][-1]["kept"] == 16
-    subject = "hen" if kind == "var" else "a red ring"
+    inputs = "hen" if kind == "var" else "a red ring"
     short = ("--model", folder, "--repeats", 1, "--json")
-    compared = run("compare", subject, *short, "--seed", 1, "-o", "c.png")
+    compared = run("compare", inputs, *short, "--seed", 1, "-o", "c.png")
     assert compared.code == 0, compared.stderr
-    assert compared.json["prompt"] == subject
+    assert compared.json["prompt"] == inputs
     words = [] if kind == "var" else ["a ring"]
     measured = run("bench", *words, *short)
     assert measured.code == 0, measured.stderr

@@ -78,8 +78,8 @@ def test_skipvar_judges_the_pictures_of_a_batch_apart(name, contrast, target, fa
     batch, together = draw(name, method, images=6)
     endings = set()
     for image in range(6):
-        subject = MAKERS[name][1][image % 2]
-        output = made(name)(subject, seed=5 + image, pruning=method, output_type="latent")
+        inputs = MAKERS[name][1][image % 2]
+        output = made(name)(inputs, seed=5 + image, pruning=method, output_type="latent")
         # Cold mixtures of codes and guided residuals amplify the rounding of another batch size.
         torch.testing.assert_close(batch[image], output.images[0], rtol=0, atol=2e-2)
         endings.add(tuple(scale.rows for scale in output.report.scales))

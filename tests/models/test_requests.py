@@ -91,7 +91,7 @@ def test_one_part_is_on_the_device_at_a_time():
         _, hook = cpu_offload_with_hook(part, execution_device=torch.device("cpu"))
         hook.offload = lambda name=name: moves.append(name)
         pipe._all_hooks.append(hook)
-    pipe.bring_in(pipe.transformer)
+    pipe.load_to_device(pipe.transformer)
     assert sorted(moves) == ["text_encoder", "vae"]
 
 

@@ -1,1 +1,1 @@
-"""The generation loop and its parts: schedule, plan, cache, guidance, sampling, contract of a pruning method."""
+"""The generation loop: schedule, plan, cache, guidance, sampling, and the contract of pruning methods."""

@@ -105,7 +105,7 @@ class NextScalePipeline(DiffusionPipeline):
             )
         super().enable_sequential_cpu_offload(*args, **kwargs)
 
-    def bring_in(self, part: nn.Module) -> None:
+    def load_to_device(self, part: nn.Module) -> None:
         """Moves a part onto its device, and the others away, where offloading does so at their `forward`.
 
         The loop calls the layers of a transformer one by one, so nobody else would.
@@ -206,13 +206,13 @@ class NextScalePipeline(DiffusionPipeline):
         Raises:
             ValueError: When they cannot be encoded.
         """
-        positive, negative = request.subject.features
+        positive, negative = request.inputs.features
         if positive is None:
-            positive = self.encode(request.subject.prompts)
+            positive = self.encode(request.inputs.prompts)
         if not request.guidance.active:
             return positive, None
-        if negative is None and request.subject.negatives is not None:
-            negative = self.encode(request.subject.negatives)
+        if negative is None and request.inputs.negatives is not None:
+            negative = self.encode(request.inputs.negatives)
         return positive, negative
 
     def draw(self, request: Request, output_type: str, observer: Observer | None) -> ImageOutput:
@@ -260,17 +260,17 @@ class NextScalePipeline(DiffusionPipeline):
             scale: choice.index if isinstance(choice, CodebookChoice) else choice
             for scale, choice in result.choices.items()
         }
-        seeds = request.subject.seeds
+        seeds = request.inputs.seeds
         return session, Report(result.scales, stages, result.cache_bytes, 0, seeds, choices=choices)
 
     def settings(self, request: Request) -> dict[str, Any]:
         """What the pictures of a request depend on, in a form that JSON can hold."""
-        subject, (height, width) = request.subject, self.pixels(request.schedule)
-        negatives = {} if subject.negatives is None else {"negative_prompts": subject.negatives}
+        inputs, (height, width) = request.inputs, self.pixels(request.schedule)
+        negatives = {} if inputs.negatives is None else {"negative_prompts": inputs.negatives}
         return describe(
             {
                 "model": self.origin,
-                "prompts": subject.prompts,
+                "prompts": inputs.prompts,
                 **negatives,
                 "width": width,
                 "height": height,
@@ -292,9 +292,9 @@ class NextScalePipeline(DiffusionPipeline):
 
     def preview(self, codes: Tensor) -> Tensor:
         """Draws codes [B, d, h, w] of any size as pixels in -1..1, in the middle of a generation."""
-        self.bring_in(self.vae)
+        self.load_to_device(self.vae)
         pixels = self.vae.decode(codes)
-        self.bring_in(self.transformer)
+        self.load_to_device(self.transformer)
         return pixels
 
     def decode_output(self, latent: Tensor, report: Report, output_type: str) -> ImageOutput:
@@ -303,7 +303,7 @@ class NextScalePipeline(DiffusionPipeline):
         watch = Stopwatch(device)
         watch.mark()
         if output_type != "latent":
-            self.bring_in(self.vae)
+            self.load_to_device(self.vae)
         images = latent if output_type == "latent" else to_output(self.vae.decode(latent), output_type)
         watch.mark()
         report.stages["decode"] = watch.seconds(0)

@@ -24,7 +24,7 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 @dataclass(frozen=True)
-class Subject:
+class Inputs:
     """What to draw and with which random numbers; nothing is encoded yet.
 
     Attributes:
@@ -52,7 +52,7 @@ class Subject:
         negatives: list[str] | None = None,
         features: tuple[Any, Any] = (None, None),
         counted: str = "num_images_per_prompt",
-    ) -> Subject:
+    ) -> Inputs:
         """Of checked prompts.
 
         Raises:
@@ -73,7 +73,7 @@ class Subject:
         seed: Seeds,
         generator: Generators,
         repeats: int = 1,
-    ) -> Subject:
+    ) -> Inputs:
         """Of a prompt or several, or of their features.
 
         Raises:
@@ -103,14 +103,14 @@ class Request:
     """A checked call, which `NextScalePipeline.run` carries out; models add what is their own.
 
     Attributes:
-        subject: What to draw.
+        inputs: What to draw.
         schedule: The scales.
         guidance, sampling: How values are drawn.
         method: Of pruning; None for none.
         cascade: Another pipeline that draws the first scales.
     """
 
-    subject: Subject
+    inputs: Inputs
     schedule: ScaleSchedule
     guidance: Guidance
     sampling: SamplingSettings | CodebookSettings

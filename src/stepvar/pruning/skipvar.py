@@ -157,7 +157,7 @@ class SkipVAR:
 
 
 class SkipVARPruner(NestedPruner):
-    """Judges the pictures once; all else is the inner method's."""
+    """Looks at the pictures once; all else is the inner method's."""
 
     def __init__(self, config: SkipVAR, plan: GenerationPlan, inner: Pruner) -> None:
         super().__init__(plan, inner)

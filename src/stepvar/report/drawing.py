@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from stepvar.generation.pruner import PruningMethod
     from stepvar.generation.report import Report
     from stepvar.models.pipeline import NextScalePipeline
-    from stepvar.report.metrics import Judges
+    from stepvar.report.metrics import Metrics
 
 Pixels = NDArray[np.uint8]
 
@@ -73,7 +73,7 @@ def draw(
     return Drawn([np.asarray(image) for image in result.images], result.report, seconds)
 
 
-def measure(drawn: Drawn, dense: Drawn, jobs: Sequence[Job], judges: Judges) -> dict[str, Any]:
+def measure(drawn: Drawn, dense: Drawn, jobs: Sequence[Job], judges: Metrics) -> dict[str, Any]:
     """Everything that tables need to know of a batch, one entry a picture.
 
     Args:

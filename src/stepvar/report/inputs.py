@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from stepvar.generation.cascade import Cascade
 from stepvar.report.contestants import Contestant
 from stepvar.report.drawing import Drawn, Job, draw
-from stepvar.report.metrics import Judges
+from stepvar.report.metrics import Metrics
 
 if TYPE_CHECKING:
     from stepvar.generation.report import Summary
@@ -30,7 +30,7 @@ class Models:
     """
 
     pipeline: NextScalePipeline
-    judges: Judges
+    judges: Metrics
     refiner: NextScalePipeline | None = None
 
     def draw(self, jobs: Sequence[Job], member: Contestant) -> Drawn:

@@ -24,7 +24,7 @@ _RENDERING = 1
 
 
 @dataclass(frozen=True)
-class Judges:
+class Metrics:
     """What measures a batch of pictures, besides plain arithmetic.
 
     Attributes:
@@ -47,7 +47,7 @@ class Judges:
         pipeline: NextScalePipeline,
         extractor: Extractor | None = None,
         lpips: PerceptualDistance | None = None,
-    ) -> Judges:
+    ) -> Metrics:
         """Those of a pipeline, on its device; without an extractor its own visual tokenizer sees for it."""
         network = load_scene_network(device=pipeline._execution_device)
         name = "tokenizer" if extractor is None else getattr(extractor, "__name__", type(extractor).__name__)

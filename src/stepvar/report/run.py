@@ -16,7 +16,7 @@ from stepvar.report.charts import require_matplotlib
 from stepvar.report.contestants import BEST, FAITHFUL, Field
 from stepvar.report.folder import NUMBERS, PAGE, ReportFolder
 from stepvar.report.inputs import Models
-from stepvar.report.metrics import Judges
+from stepvar.report.metrics import Metrics
 from stepvar.report.page import render
 from stepvar.report.protocol import DEFAULT_MINUTES, Protocol, protocol_for
 from stepvar.report.results import Results
@@ -104,7 +104,7 @@ def reproduce(
     field = Field(
         pipeline.schedule(), pipeline.summary().plan.depth, cascade is not None, _own_plans(pipeline)
     )
-    models = Models(pipeline, Judges.of(pipeline, extractor, lpips), cascade)
+    models = Models(pipeline, Metrics.of(pipeline, extractor, lpips), cascade)
     asked = {"protocol": protocol.as_json()} if protocol is not None else {"minutes": minutes}
     store = ReportFolder(folder, _identity(models, field, asked))
     for member in field:

@@ -90,7 +90,7 @@ class TrainingRun:
 
 
 @torch.no_grad()
-def follow(average: nn.Module, model: nn.Module, step: int, decay: float) -> None:
+def update_ema(average: nn.Module, model: nn.Module, step: int, decay: float) -> None:
     """Moves averaged weights towards the model's; the average is short while the training is young."""
     decay = min(decay, step / (step + 10.0))
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1.0 - decay)

@@ -30,7 +30,7 @@ from stepvar.training.muon import Muon
 from stepvar.training.pictures.sizes import EmbeddedSize, build_transformer
 from stepvar.training.precision import mixed_precision
 from stepvar.training.prompted_model import Examples, PromptedModel, draw_tokens, weigh_kept
-from stepvar.training.run import TrainingRun, follow
+from stepvar.training.run import TrainingRun, update_ema
 
 
 @dataclass(frozen=True)
@@ -281,7 +281,7 @@ class TransformerTrainer(TrainingRun):
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
         self.step += 1
-        follow(self.average, self.model, self.step, settings.average)
+        update_ema(self.average, self.model, self.step, settings.average)
         return losses.detach()
 
     def _rate(self) -> float:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from stepvar.training.pictures.crops import to_signed
 from stepvar.training.precision import mixed_precision
-from stepvar.training.run import TrainingRun, follow
+from stepvar.training.run import TrainingRun, update_ema
 from stepvar.training.vae_losses import (
     bit_entropy,
     commitment_loss,
@@ -200,7 +200,7 @@ class AutoencoderTrainer(TrainingRun, Generic[Settings, Model]):
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.step += 1
-        follow(self.average, self.model, self.step, _EMA_DECAY)
+        update_ema(self.average, self.model, self.step, _EMA_DECAY)
         seen, wanted = result.pictures[: result.whole], result.targets[: result.whole]
         parts["squared_error"] = (seen.clamp(-1, 1) - wanted).square().mean()
         parts["entropy"] = scale_entropies(result.bits)

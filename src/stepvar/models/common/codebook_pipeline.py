@@ -28,7 +28,7 @@ class CodebookPipeline(NextScalePipeline):
         return self.vae.quantizer.to(device)
 
     def sampler(self, request: Request, device: torch.device) -> CodebookSampler:
-        codebook, generators = self.quantizer(device).codebook.weight, request.subject.generators
+        codebook, generators = self.quantizer(device).codebook.weight, request.inputs.generators
         return CodebookSampler(request.sampling, request.schedule, codebook, generators, device)
 
     def schedule(self, height: int | None = None, width: int | None = None) -> ScaleSchedule:

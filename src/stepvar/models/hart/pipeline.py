@@ -25,7 +25,7 @@ from stepvar.models.hart.text import ContextFeatures, encode_prompts
 from stepvar.models.hart.transformer import HARTTransformer
 from stepvar.models.hart.vae import HARTVAE
 from stepvar.models.pipeline import ImageOutput
-from stepvar.models.request import PerScale, Request, Subject
+from stepvar.models.request import Inputs, PerScale, Request
 
 RESIDUALS = ("all", "kept", "none")
 """Where the diffusion head draws residuals: everywhere, where the transformer ran, or nowhere."""
@@ -137,7 +137,7 @@ class HARTPipeline(CodebookPipeline):
         """
         _require_known(residual)
         features = (prompt_embeds, negative_prompt_embeds)
-        subject = Subject.of_texts(prompt, negative_prompt, features, seed, generator, num_images_per_prompt)
+        inputs = Inputs.of_texts(prompt, negative_prompt, features, seed, generator, num_images_per_prompt)
         config, schedule = self.config, self.schedule(height, width, parts)
         guidance = self._guidance(guidance_scale, schedule)
         sampling = make_sampling(
@@ -148,7 +148,7 @@ class HARTPipeline(CodebookPipeline):
             config.smooth if smooth is None else smooth,
         )
         method = self.plan_method(pruning, schedule, guidance)
-        request = HARTRequest(subject, schedule, guidance, sampling, method, residual=residual)
+        request = HARTRequest(inputs, schedule, guidance, sampling, method, residual=residual)
         return self.draw(request, output_type, observer)
 
     def summary(
@@ -202,24 +202,24 @@ class HARTPipeline(CodebookPipeline):
         return encode_prompts(self.tokenizer, self.text_encoder, prompts, length, device)
 
     def start(self, request: HARTRequest, device: torch.device) -> HARTSession:
-        subject, final = request.subject, request.schedule.final
+        inputs, final = request.inputs, request.schedule.final
         condition = self._condition(request)
-        self.bring_in(self.transformer)
+        self.load_to_device(self.transformer)
         return HARTSession(
             self.transformer,
             self.quantizer(device),
             condition,
-            subject.images,
+            inputs.images,
             request.schedule,
             self._residual(request, device),
-            draw_orders(subject.generators, final, device),
+            draw_orders(inputs.generators, final, device),
         )
 
     def _residual(self, request: HARTRequest, device: torch.device) -> ResidualDraw | None:
         """How residuals are drawn; their noise is drawn in any case, so that it moves no other noise."""
         final, head = request.schedule.final, self.transformer.residual_head
         tokens, channels = final.height * final.width, self.transformer.config.latent_channels
-        noise = draw_residual_noise(request.subject.generators, tokens, channels, len(head.schedule), device)
+        noise = draw_residual_noise(request.inputs.generators, tokens, channels, len(head.schedule), device)
         if request.residual == "none":
             return None
         return ResidualDraw(noise, request.guidance.weights[-1] - 1.0, request.residual == "all")
@@ -229,12 +229,12 @@ class HARTPipeline(CodebookPipeline):
         positive, negative = self.features(request)
         for given in (positive, negative):
             self._require_shape(given)
-        positive = positive.repeat(request.subject.repeats)
+        positive = positive.repeat(request.inputs.repeats)
         if not request.guidance.active:
             return positive
         if negative is None:
             return positive.joined(ContextFeatures.empty(*positive.features.shape, positive.features.device))
-        return positive.joined(negative.repeat(request.subject.repeats))
+        return positive.joined(negative.repeat(request.inputs.repeats))
 
     def _require_shape(self, given: ContextFeatures | None) -> None:
         config = self.transformer.config

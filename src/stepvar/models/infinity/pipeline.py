@@ -26,7 +26,7 @@ from stepvar.models.infinity.session import InfinitySession, TextCondition
 from stepvar.models.infinity.transformer import InfinityTransformer
 from stepvar.models.infinity.vae import InfinityVAE
 from stepvar.models.pipeline import ImageOutput, NextScalePipeline
-from stepvar.models.request import PerScale, Request, Subject, check_filters, check_temperatures
+from stepvar.models.request import Inputs, PerScale, Request, check_filters, check_temperatures
 
 logger = logging.getLogger(__name__)
 
@@ -126,14 +126,14 @@ class InfinityPipeline(NextScalePipeline):
             ValueError: When an input is wrong; nothing has been computed then.
         """
         features = (prompt_embeds, negative_prompt_embeds)
-        subject = Subject.of_texts(prompt, negative_prompt, features, seed, generator, num_images_per_prompt)
+        inputs = Inputs.of_texts(prompt, negative_prompt, features, seed, generator, num_images_per_prompt)
         schedule = self.schedule(height, width, aspect_ratio, pixel_budget)
         guidance = self._guidance(guidance_scale, guidance_layers, len(schedule))
         sampling = self._sampling(temperature, top_k, top_p, len(schedule))
         method = self.plan_method(pruning, schedule, guidance)
         if cascade is not None:
             cascade.check(self, schedule, guidance, method)
-        request = Request(subject, schedule, guidance, sampling, method, cascade)
+        request = Request(inputs, schedule, guidance, sampling, method, cascade)
         return self.draw(request, output_type, observer)
 
     def summary(
@@ -248,7 +248,7 @@ class InfinityPipeline(NextScalePipeline):
         return encode_prompts(self.tokenizer, self.text_encoder, prompts, length, device)
 
     def sampler(self, request: Request, device: torch.device) -> BitSampler:
-        bits, generators = self.transformer.config.bits, request.subject.generators
+        bits, generators = self.transformer.config.bits, request.inputs.generators
         return BitSampler(request.sampling, request.schedule, bits, generators, device)
 
     def start(self, request: Request, device: torch.device) -> InfinitySession:
@@ -256,10 +256,10 @@ class InfinityPipeline(NextScalePipeline):
         if negative is None and request.guidance.active:
             negative = [self.transformer.unconditional_text[: len(text)] for text in positive]
         texts = [
-            tuple(text for text in side or () for _ in range(request.subject.repeats))
+            tuple(text for text in side or () for _ in range(request.inputs.repeats))
             for side in (positive, negative)
         ]
-        self.bring_in(self.transformer)
+        self.load_to_device(self.transformer)
         return InfinitySession(
             self.transformer, TextCondition(*texts), request.schedule, self.vae.config.patchify
         )

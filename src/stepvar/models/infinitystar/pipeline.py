@@ -41,7 +41,7 @@ from stepvar.models.pipeline import (
     peak_memory,
     reset_peak_memory,
 )
-from stepvar.models.request import PerScale, Request, Subject
+from stepvar.models.request import Inputs, PerScale, Request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +187,7 @@ class InfinityStarPipeline(NextScalePipeline):
         check_output_type(output_type)
         decoding = Decoding(decode_chunk, decode_tile, output_type)
         features = (prompt_embeds, negative_prompt_embeds)
-        subject = Subject.of_texts(prompt, negative_prompt, features, seed, generator)
+        inputs = Inputs.of_texts(prompt, negative_prompt, features, seed, generator)
         plan = plan_video(
             self.transformer.sizes,
             self.defaults,
@@ -204,7 +204,7 @@ class InfinityStarPipeline(NextScalePipeline):
         )
         plan.require_beginning()
         method = self._method(pruning, plan)
-        request = VideoRequest(subject, plan.schedule, plan.guidance, plan.sampling, method, plan=plan)
+        request = VideoRequest(inputs, plan.schedule, plan.guidance, plan.sampling, method, plan=plan)
         return self._draw_all(request, decoding, observer)
 
     def summary(
@@ -314,13 +314,13 @@ class InfinityStarPipeline(NextScalePipeline):
         """Text of every video, encoded as the published weights read it."""
         defaults, seconds = self.defaults, request.plan.seconds
         style = (seconds, defaults.prompt_suffix, defaults.marks_duration)
-        prompts = [worded(prompt, *style) for prompt in request.subject.prompts]
-        worded_request = replace(request, subject=replace(request.subject, prompts=prompts))
+        prompts = [worded(prompt, *style) for prompt in request.inputs.prompts]
+        worded_request = replace(request, inputs=replace(request.inputs, prompts=prompts))
         positive, negative = self.features(worded_request)
         if not request.guidance.active:
             return [TextPrefix(text) for text in positive]
         if negative is None:
-            self.bring_in(self.transformer)
+            self.load_to_device(self.transformer)
             blank, device = self.transformer.unconditional, self._execution_device
             negative = [blank(len(text), device) for text in positive]
         return [TextPrefix(*pair) for pair in zip(positive, negative, strict=True)]
@@ -329,12 +329,12 @@ class InfinityStarPipeline(NextScalePipeline):
         """One video after the other, and one report of them all."""
         watch = Stopwatch(self._execution_device)
         watch.mark()
-        texts, subject = self._texts(request), request.subject
+        texts, inputs = self._texts(request), request.inputs
         watch.mark()
         drawn = []
-        for text, generator, seed in zip(texts, subject.generators, subject.seeds, strict=True):
-            one = replace(subject, generators=[generator], seeds=[seed])
-            drawn.append(self._draw_one(replace(request, subject=one, text=text), decoding, observer))
+        for text, generator, seed in zip(texts, inputs.generators, inputs.seeds, strict=True):
+            one = replace(inputs, generators=[generator], seeds=[seed])
+            drawn.append(self._draw_one(replace(request, inputs=one, text=text), decoding, observer))
         self.maybe_free_model_hooks()
         report = merge_reports([one.report for one in drawn])
         report.stages["text"] += watch.seconds(0)
@@ -357,7 +357,7 @@ class InfinityStarPipeline(NextScalePipeline):
         watch.mark()
         latent = session.video()
         if decoding.output_type != "latent":
-            self.bring_in(self.vae)
+            self.load_to_device(self.vae)
         frames = decode_frames(self.vae, latent, before, decoding)
         watch.mark()
         report.stages["text"] += watch.seconds(0)
@@ -370,11 +370,11 @@ class InfinityStarPipeline(NextScalePipeline):
         self, request: VideoRequest, device: torch.device
     ) -> tuple[KnownClips | None, Continuation | None]:
         """Encodes what the video begins with, or goes on from."""
-        plan, (generator,) = request.plan, request.subject.generators
+        plan, (generator,) = request.plan, request.inputs.generators
         source = generator if plan.posterior == "sample" else None
         if plan.beginning is None:
             return None, plan.continuation
-        self.bring_in(self.vae)
+        self.load_to_device(self.vae)
         pixels = plan.beginning.pixels(*self.transformer.sizes.pixels(plan.schedule))
         if plan.known_schedule is None:
             return None, begin_continuation(self.vae, pixels, source, device)
@@ -382,10 +382,10 @@ class InfinityStarPipeline(NextScalePipeline):
 
     def sampler(self, request: VideoRequest, device: torch.device) -> BitSampler:
         bits = [scale.bits for scale in request.schedule]
-        return BitSampler(request.sampling, request.schedule, bits, request.subject.generators, device)
+        return BitSampler(request.sampling, request.schedule, bits, request.inputs.generators, device)
 
     def start(self, request: VideoRequest, device: torch.device) -> InfinityStarSession:
-        self.bring_in(self.transformer)
+        self.load_to_device(self.transformer)
         plan, conditions = request.plan, ()
         if request.before is not None:
             conditions = request.before.conditions(

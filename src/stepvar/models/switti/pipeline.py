@@ -18,7 +18,7 @@ from stepvar.generation.sampling import CodebookSettings
 from stepvar.models.common.codebook_pipeline import CodebookPipeline, even_progress
 from stepvar.models.common.vq_vae_checkpoints import check_pair
 from stepvar.models.pipeline import ImageOutput
-from stepvar.models.request import PerScale, Request, Subject, check_filters
+from stepvar.models.request import Inputs, PerScale, Request, check_filters
 from stepvar.models.switti.costs import scale_costs
 from stepvar.models.switti.session import SwittiSession, TextFeatures
 from stepvar.models.switti.text import encode_prompts
@@ -148,15 +148,15 @@ class SwittiPipeline(CodebookPipeline):
             ValueError: When an input is wrong; nothing has been computed then.
         """
         features = (prompt_features, negative_features)
-        subject = Subject.of_texts(prompt, negative_prompt, features, seed, generator, num_images_per_prompt)
-        if subject.negatives is None:
-            subject = replace(subject, negatives=[""] * len(subject.prompts))
+        inputs = Inputs.of_texts(prompt, negative_prompt, features, seed, generator, num_images_per_prompt)
+        if inputs.negatives is None:
+            inputs = replace(inputs, negatives=[""] * len(inputs.prompts))
         schedule = self.schedule(height, width)
         start, stop = self._guided_scales(guidance_start, guidance_stop)
         guidance = self._guidance(guidance_scale, start, stop)
         sampling = self._sampling(top_k, top_p, smooth, smooth_start, late_temperature, stop)
         method = self.plan_method(pruning, schedule, guidance)
-        return self.draw(Request(subject, schedule, guidance, sampling, method), output_type, observer)
+        return self.draw(Request(inputs, schedule, guidance, sampling, method), output_type, observer)
 
     def summary(
         self,
@@ -232,10 +232,9 @@ class SwittiPipeline(CodebookPipeline):
 
     def start(self, request: Request, device: torch.device) -> SwittiSession:
         texts = [
-            None if text is None else text.repeated(request.subject.repeats)
-            for text in self.features(request)
+            None if text is None else text.repeated(request.inputs.repeats) for text in self.features(request)
         ]
-        self.bring_in(self.transformer)
+        self.load_to_device(self.transformer)
         return SwittiSession(self.transformer, self.quantizer(device), *texts)
 
     def own_settings(self, request: Request) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from stepvar.generation.sampling import CodebookSettings
 from stepvar.models.common.codebook_pipeline import CodebookPipeline, even_progress
 from stepvar.models.common.vq_vae_checkpoints import check_pair
 from stepvar.models.pipeline import ImageOutput
-from stepvar.models.request import PerScale, Request, Subject, check_filters
+from stepvar.models.request import Inputs, PerScale, Request, check_filters
 from stepvar.models.var.costs import scale_costs
 from stepvar.models.var.session import VARSession
 from stepvar.models.var.transformer import VARTransformer
@@ -118,11 +118,11 @@ class VARPipeline(CodebookPipeline):
             ValueError: When an input is wrong; nothing has been computed then.
         """
         classes, counted = self.classes(class_labels), "num_images_per_label"
-        subject = Subject.of(classes, seed, generator, num_images_per_label, counted=counted)
+        inputs = Inputs.of(classes, seed, generator, num_images_per_label, counted=counted)
         schedule, guidance = self.schedule(height, width), self._guidance(guidance_scale)
         sampling = self._sampling(top_k, top_p, smooth)
         method = self.plan_method(pruning, schedule, guidance)
-        return self.draw(Request(subject, schedule, guidance, sampling, method), output_type, observer)
+        return self.draw(Request(inputs, schedule, guidance, sampling, method), output_type, observer)
 
     def summary(
         self,
@@ -212,17 +212,17 @@ class VARPipeline(CodebookPipeline):
         return CodebookSettings((1.0,) * scales, (top_k,) * scales, top_p, smoothing)
 
     def start(self, request: Request, device: torch.device) -> VARSession:
-        subject = request.subject
-        classes = [number for number in subject.prompts for _ in range(subject.repeats)]
-        self.bring_in(self.transformer)
+        inputs = request.inputs
+        classes = [number for number in inputs.prompts for _ in range(inputs.repeats)]
+        self.load_to_device(self.transformer)
         guided = request.guidance.active
         return VARSession(self.transformer, self.quantizer(device), torch.tensor(classes), guided)
 
     def own_settings(self, request: Request) -> dict[str, Any]:
-        subject, sampling = request.subject, request.sampling
+        inputs, sampling = request.inputs, request.sampling
         null, names = self.transformer.unconditional_class, self.config.labels or {}
-        numbers = [UNCONDITIONAL if number == null else number for number in subject.prompts]
-        labels = [number for number in numbers for _ in range(subject.repeats)]
+        numbers = [UNCONDITIONAL if number == null else number for number in inputs.prompts]
+        labels = [number for number in numbers for _ in range(inputs.repeats)]
         return {
             **super().own_settings(request),
             "prompts": [names.get(str(number), str(number)) for number in labels],

@@ -66,7 +66,7 @@ class VideoCheckResult:
 
 
 def check(frames: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], spec: VideoSpec) -> VideoCheckResult:
-    """Judges whether a video shows exactly what a spec asks for.
+    """Tells whether a video shows exactly what a spec asks for.
 
     Args:
         frames: The frames, each uint8 [height, width, 3], two or more.
