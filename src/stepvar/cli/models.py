@@ -160,6 +160,7 @@ def _open_folder(folder: Path, index: Mapping[str, Any], dtype: torch.dtype) -> 
     """
     from stepvar.checkpoints.weights import CheckpointError
     from stepvar.models.registry import TEXT_ENCODERS
+    from stepvar.models.spec import load_reference
 
     kind = _pipeline_class(folder, index)
     parts = {name: _check_part(folder, name, index.get(name)) for name in _part_names(kind)}
@@ -168,7 +169,7 @@ def _open_folder(folder: Path, index: Mapping[str, Any], dtype: torch.dtype) -> 
         for name, part in parts.items():
             if part in TEXT_ENCODERS:
                 # transformers itself goes on with random numbers where weights are missing.
-                given[name] = import_module(TEXT_ENCODERS[part]).load_text_encoder(folder / name, dtype)
+                given[name] = load_reference(TEXT_ENCODERS[part])(folder / name, dtype)
         pipeline = kind.from_pretrained(folder, torch_dtype=dtype, local_files_only=True, **given)
         _try_text(pipeline)
         pipeline.summary()

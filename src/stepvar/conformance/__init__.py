@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 
 from stepvar.checkpoints.weights import CheckpointError
 from stepvar.conformance.case import Case, CaseError
 from stepvar.conformance.report import CaseReport
-from stepvar.models.registry import MODELS
+from stepvar.models import MODELS
+from stepvar.models.spec import load_reference
 
 FORK = "csguoh/FastVAR"
 """A repository of forks: its cases name the model they are a fork of, as "hart+fastvar" does."""
@@ -39,7 +39,7 @@ def run_case(folder: Path) -> CaseReport:
             f"cases of {', '.join(runners)} and of their fork {FORK} can be run."
         )
     try:
-        return import_module(runners[repository]).run(case)
+        return load_reference(runners[repository])(case)
     except (CaseError, CheckpointError):
         raise
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:

@@ -153,7 +153,7 @@ def equal(first: torch.nn.Module, second: torch.nn.Module) -> bool:
 def test_a_published_folder_loads_with_its_averaged_weights(tmp_path):
     plain, averaged, vae = write_published(tmp_path)
     assert equal(load_transformer(tmp_path / "llm"), averaged)
-    assert model_of(tmp_path / "llm").package == "stepvar.models.hart"
+    assert model_of(tmp_path / "llm").key == "hart"
     assert equal(load_transformer(tmp_path / "llm", averaged=False), plain)
     assert equal(load_transformer(tmp_path / "llm" / "model.safetensors"), plain)
     assert load_transformer(tmp_path / "llm").config.heads == 2

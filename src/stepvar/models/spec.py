@@ -1,0 +1,126 @@
+"""Model specs: what the package knows of a model without importing it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stepvar.generation.pruner import PruningMethod
+    from stepvar.models.pipeline import NextScalePipeline
+
+Reference = str
+"""A class or function by "module:name", imported on first use: a spec itself needs no torch."""
+
+_GENERIC_TOKENIZERS = ("transformers:PreTrainedTokenizerFast", "transformers:TokenizersBackend")
+"""The class of a plain tokenizer.json: the second is what transformers 5 calls the first."""
+
+
+def load_reference(reference: Reference) -> Any:
+    """The class or function that a reference names."""
+    module, _, name = reference.partition(":")
+    return getattr(import_module(module), name)
+
+
+@dataclass(frozen=True)
+class ComponentSpec:
+    """One component of a pipeline: a folder of its own when it is saved.
+
+    Attributes:
+        classes: What it may be an instance of; the first one is what conversion writes.
+        loader: Function (folder, ...) that loads it strictly; None where `from_pretrained` of its class does.
+        former_names: Names of its class in folders that earlier versions saved.
+        optional: Whether a pipeline works without it.
+        published: Name of the one that the published weights were trained with.
+    """
+
+    classes: tuple[Reference, ...]
+    loader: Reference | None = None
+    former_names: tuple[str, ...] = ()
+    optional: bool = False
+    published: str | None = None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names that a saved folder may have for it."""
+        return tuple(entry.partition(":")[2] for entry in self.classes) + self.former_names
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One model.
+
+    Attributes:
+        key: Short name: of its folder in `stepvar.models`, and on the command line.
+        name: Its name as its authors write it.
+        repository: The official code, owner/name on GitHub: whose golden cases it runs.
+        signatures: Keys of a transformer's state dict that only this model has together: in the official
+            names, then in ours where they differ.
+        pipeline: Its pipeline class.
+        components: What the pipeline consists of, by name.
+        convert: Function that converts its official checkpoints to a folder.
+        conformance: Function that runs its golden cases.
+        routes: Keys to the transformer's state dict inside its training checkpoints.
+    """
+
+    key: str
+    name: str
+    repository: str
+    signatures: tuple[frozenset[str], ...]
+    pipeline: Reference
+    components: Mapping[str, ComponentSpec]
+    convert: Reference
+    conformance: Reference
+    routes: tuple[tuple[str, ...], ...] = field(default=())
+
+    @property
+    def transformer_title(self) -> str:
+        """Its transformer with an article, for messages: "an Infinity transformer"."""
+        article = "an" if self.name[0] in "AEIO" else "a"
+        return f"{article} {self.name} transformer"
+
+    @property
+    def pipeline_name(self) -> str:
+        """Name of the pipeline class, as a saved folder's index has it."""
+        return self.pipeline.partition(":")[2]
+
+    @property
+    def pipeline_class(self) -> type[NextScalePipeline]:
+        """The pipeline class; imports torch."""
+        found: type[NextScalePipeline] = load_reference(self.pipeline)
+        return found
+
+    @property
+    def presets(self) -> Mapping[str, PruningMethod]:
+        """Pruning plans for this model, by name."""
+        from stepvar.pruning.presets import PRESETS
+
+        return PRESETS[self.pipeline_name]
+
+    def matches(self, keys: Iterable[str]) -> bool:
+        """Whether a state dict with these keys is this model's transformer."""
+        present = set(keys)
+        return any(signature <= present for signature in self.signatures)
+
+
+def our_component(module: str, name: str, former_name: str | None = None) -> ComponentSpec:
+    """A component of a class of ours."""
+    return ComponentSpec((f"{module}:{name}",), former_names=(former_name,) if former_name else ())
+
+
+def text_encoder(classes: tuple[str, ...], module: str, published: str) -> ComponentSpec:
+    """A text encoder of transformers, loaded strictly by a module's `load_text_encoder`."""
+    return ComponentSpec(
+        tuple(f"transformers:{name}" for name in classes),
+        loader=f"{module}:load_text_encoder",
+        optional=True,
+        published=published,
+    )
+
+
+def text_tokenizer(*classes: str) -> ComponentSpec:
+    """A tokenizer of transformers: of a class that several versions name differently, or a plain one."""
+    named = tuple(f"transformers:{name}" for name in classes)
+    return ComponentSpec((*_GENERIC_TOKENIZERS, *named), optional=True)
