@@ -17,7 +17,6 @@ from stepvar.checkpoints.weights import (
     CheckpointError,
     name_architecture,
     read_tensors,
-    staged_folder,
     weight_files,
 )
 
@@ -203,23 +202,6 @@ def test_architectures_are_named():
     assert name_architecture(["word_embed.weight", "class_emb.weight", "pos_1LC"]) == "a VAR transformer"
     assert name_architecture(["word_embed.weight", "context_embed.weight"]) == "a HART transformer"
     assert name_architecture(["something.else"]) is None
-
-
-def test_staged_folder_appears_when_complete(tmp_path):
-    with staged_folder(tmp_path / "out") as folder:
-        (folder / "file").write_text("x")
-        assert not (tmp_path / "out").exists()
-    assert (tmp_path / "out" / "file").read_text() == "x"
-    assert [child.name for child in tmp_path.iterdir()] == ["out"]
-    with pytest.raises(CheckpointError, match="exists already"), staged_folder(tmp_path / "out"):
-        pass
-
-
-def test_staged_folder_leaves_nothing_after_a_failure(tmp_path):
-    with pytest.raises(KeyboardInterrupt), staged_folder(tmp_path / "out") as folder:
-        (folder / "file").write_text("x")
-        raise KeyboardInterrupt
-    assert not list(tmp_path.iterdir())
 
 
 def test_averaged_weights_beside_plain_ones_are_left_to_those_who_name_them(tmp_path):

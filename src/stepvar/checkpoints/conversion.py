@@ -12,7 +12,8 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 
 from stepvar.checkpoints.folders import save_text_side, write_index
-from stepvar.checkpoints.weights import CheckpointError, staged_folder
+from stepvar.checkpoints.weights import CheckpointError
+from stepvar.files import staged_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

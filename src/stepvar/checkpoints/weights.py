@@ -6,11 +6,9 @@ files likewise, so a checkpoint costs memory only for what a conversion changes.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
-import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -339,34 +337,6 @@ def fill(
             target = dtype if kept.isdisjoint(key.split(".")) else torch.float32
             part[key] = part[key].to(device=device, dtype=target)
         model.load_state_dict(part, strict=False, assign=True)
-
-
-@contextlib.contextmanager
-def staged_folder(output: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a new folder beside `output` that gets its name only when everything in it was written.
-
-    Raises:
-        CheckpointError: When `output` exists already and is not an empty folder.
-    """
-    output = Path(output).expanduser()
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise CheckpointError(f"'{output}' exists already; give the name of a new folder.")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    staged = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    staged.mkdir()
-    try:
-        yield staged
-        # safetensors writes files that only their owner may read; give all the folder's own permissions.
-        permissions = staged.stat().st_mode & 0o666
-        for file in staged.rglob("*"):
-            if file.is_file():
-                file.chmod(permissions)
-        if output.exists():
-            output.rmdir()
-        staged.rename(output)
-    except BaseException:
-        shutil.rmtree(staged, ignore_errors=True)
-        raise
 
 
 def transformers_folder(path: str | os.PathLike[str], example: str) -> Path:

@@ -40,9 +40,12 @@ _interrupts = _Interrupts()
 
 
 def leave_on_interrupt() -> None:
-    """Makes SIGINT and SIGTERM end the program quietly, for a program whose `main` this is."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # A shell that runs a program in the background makes it ignore SIGINT; that stays so.
+    """Makes SIGINT, SIGTERM and SIGHUP end the program quietly, for a program whose `main` this is."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is None:
+            continue
+        # A shell that runs a program in the background makes it ignore SIGINT, and nohup SIGHUP; that stays.
         if signal.getsignal(number) is signal.SIG_IGN:
             continue
         try:
