@@ -166,8 +166,9 @@ def test_an_interrupt_waits_until_all_files_have_their_names(tmp_path, monkeypat
     ],
 )
 def test_a_full_disk_is_the_same_error_whoever_writes(tmp_path, error):
-    with pytest.raises(OSError, match=re.escape(str(tmp_path / "out"))) as caught, staged_folder(
-        tmp_path / "out"
+    with (
+        pytest.raises(OSError, match=re.escape(str(tmp_path / "out"))) as caught,
+        staged_folder(tmp_path / "out"),
     ):
         raise error
     assert caught.value.errno == errno.ENOSPC
