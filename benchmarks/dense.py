@@ -25,7 +25,7 @@ from stepvar.generation.schedule import ScaleSchedule
 from stepvar.metrics.timing import Samples, Spread, interleaved, machine
 from stepvar.models.infinity.official import published_config
 from stepvar.models.infinity.session import InfinitySession, TextCondition
-from stepvar.models.infinity.training import initialise
+from stepvar.models.infinity.training import init_weights
 from stepvar.models.infinity.transformer import InfinityTransformer
 from stepvar.training.pictures.sizes import SIZES, build_transformer
 
@@ -42,7 +42,7 @@ def build(dims: str, layers: int | None) -> InfinityTransformer:
         transformer = InfinityTransformer(**{**config, "depth": layers or config["depth"]})
     if dims == "embedded" and layers:
         del transformer.blocks[layers:]
-    initialise(transformer)
+    init_weights(transformer)
     return transformer.eval().requires_grad_(False)
 
 

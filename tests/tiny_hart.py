@@ -16,7 +16,7 @@ from stepvar.generation.loop import Generation, generate
 from stepvar.generation.pruner import PruningMethod
 from stepvar.generation.sampling import CodebookSampler
 from stepvar.generation.schedule import Scale, ScaleSchedule
-from stepvar.models.common.vq_vae_checkpoints import tokenizer_to_official
+from stepvar.models.common.vq_vae_checkpoints import vae_to_official
 from stepvar.models.hart.official import to_official
 from stepvar.models.hart.pipeline import HARTPipeline
 from stepvar.models.hart.sampling import make_guidance, make_sampling
@@ -191,7 +191,7 @@ def write_published(folder: Path) -> tuple[HARTTransformer, HARTTransformer, HAR
     told = {"num_heads": 2, "context_token": 7, "patch_nums": [1, 2, 3, 4, 6, 8], "num_sampling_steps": "3"}
     (llm / "config.json").write_text(json.dumps(told))
     state = {
-        f"vae.{key}": value for key, value in tokenizer_to_official(vae.state_dict(), vae.config).items()
+        f"vae.{key}": value for key, value in vae_to_official(vae.state_dict(), vae.config).items()
     }
     torch.save({**state, "disc.main.0.weight": torch.zeros(2)}, tokenizer / "pytorch_model.bin")
     (tokenizer / "config.json").write_text(json.dumps({"quant_resi": 0.5, "vocab_size": 40, "ch": 32}))

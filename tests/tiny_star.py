@@ -41,7 +41,7 @@ def make_star_transformer(seed: int = 0, **config) -> InfinityStarTransformer:
     return model.requires_grad_(False)
 
 
-def make_star_tokenizer(seed: int = 0, **config) -> InfinityStarVAE:
+def make_star_vae(seed: int = 0, **config) -> InfinityStarVAE:
     """A tiny video tokenizer with random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -82,7 +82,7 @@ def make_star_pipeline(seed: int = 0, **config) -> InfinityStarPipeline:
         encoder = T5EncoderModel(t5).eval()
     pipeline = InfinityStarPipeline(
         make_star_transformer(seed, **config),
-        make_star_tokenizer(seed),
+        make_star_vae(seed),
         encoder,
         words,
         prompt_suffix="",

@@ -18,7 +18,7 @@ from stepvar.models.switti.session import SwittiSession, TextFeatures
 from stepvar.models.switti.transformer import SwittiTransformer
 from stepvar.models.switti.vae import SwittiVAE
 from tiny_models import Drawing
-from tiny_var import CHANNELS, CODES, SIDES, make_vector_tokenizer, randomise
+from tiny_var import CHANNELS, CODES, SIDES, make_vq_vae, randomise
 
 WORDS = ["<pad>", "<s>", "a", "red", "blue", "ring", "star", "on", "sand", "two", "big", "</s>"]
 WIDTHS = (16, 24)
@@ -82,7 +82,7 @@ def make_switti_pipeline(**config) -> SwittiPipeline:
     first, second = make_encoders()
     pipeline = SwittiPipeline(
         make_switti(**config),
-        make_vector_tokenizer(kind=SwittiVAE),
+        make_vq_vae(kind=SwittiVAE),
         first,
         make_words(),
         second,
@@ -111,7 +111,7 @@ def draw_switti(
     remembers: bool | None = None,
 ) -> Drawing:
     """Generates with the real loop."""
-    quantizer, scales = make_vector_tokenizer().quantizer, len(transformer.schedule)
+    quantizer, scales = make_vq_vae().quantizer, len(transformer.schedule)
     positive = make_features(*lengths) if positive is None else positive
     guidance = Guidance(
         tuple(weights), remembers=transformer.config.causal if remembers is None else remembers

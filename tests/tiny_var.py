@@ -53,7 +53,7 @@ def make_var(seed: int = 0, **config) -> VARTransformer:
     return model.requires_grad_(False)
 
 
-def make_vector_tokenizer(seed: int = 0, kind: type = VARVAE, **config):
+def make_vq_vae(seed: int = 0, kind: type = VARVAE, **config):
     """A tiny tokenizer: stride 4."""
     sizes = {"codes": CODES, "channels": CHANNELS, "base_channels": 32, "multipliers": (1, 1, 1)}
     model = kind(**{**sizes, "encoder_blocks": 1, "decoder_blocks": 1, **config}).eval()
@@ -64,7 +64,7 @@ def make_vector_tokenizer(seed: int = 0, kind: type = VARVAE, **config):
 def make_var_pipeline(labels: Sequence[str] | None = None, **config) -> VARPipeline:
     """A tiny pipeline: 32 x 32 pixels in six scales."""
     pipeline = VARPipeline(
-        make_var(**config), make_vector_tokenizer(), labels=None if labels is None else list(labels)
+        make_var(**config), make_vq_vae(), labels=None if labels is None else list(labels)
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -87,7 +87,7 @@ def draw_var(
     top_k: int = 0,
 ) -> Drawing:
     """Generates with the real loop."""
-    quantizer = make_vector_tokenizer().quantizer
+    quantizer = make_vq_vae().quantizer
     scales = len(transformer.schedule)
     progress = [index / max(scales - 1, 1) for index in range(scales)]
     guidance = Guidance(tuple(1.0 + strength * ratio for ratio in progress), release=release)

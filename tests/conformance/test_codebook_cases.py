@@ -15,7 +15,7 @@ from stepvar.conformance import CaseError, run_case
 from stepvar.conformance.case import Case, Comparison
 from stepvar.conformance.codebook import ReplaySampler
 from stepvar.conformance.var import _classes
-from stepvar.models.common.vq_vae_checkpoints import tokenizer_of_state
+from stepvar.models.common.vq_vae_checkpoints import vae_from_state
 from stepvar.models.var.vae import VARVAE
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -104,7 +104,7 @@ def test_missing_weights_are_named(edited):
 def test_scales_of_a_case_need_not_be_square(tmp_path):
     grids = [(1, 1), (2, 1), (3, 3), (6, 4)]
     weights = load_file(GOLDEN / "var/vqvae/weights.safetensors")
-    tokenizer = tokenizer_of_state(VARVAE, {key: value.float() for key, value in weights.items()})
+    tokenizer = vae_from_state(VARVAE, {key: value.float() for key, value in weights.items()})
     image = torch.rand(1, 3, 96, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         code = tokenizer.encode(image, grids)

@@ -61,7 +61,7 @@ class Conversion:
 
     Attributes:
         pipeline: Class name of the pipeline.
-        load_transformer, load_tokenizer: Load what they are given the path of, and a number format.
+        load_transformer, load_vae: Load what they are given the path of, and a number format.
         check_pair: Raises `CheckpointError` when the two do not belong together.
         text_sides: The text encoders, in their order.
         told_by_tokenizer: Arguments of `load_transformer` that only the visual tokenizer tells.
@@ -69,7 +69,7 @@ class Conversion:
 
     pipeline: str
     load_transformer: Callable[..., ModelMixin]
-    load_tokenizer: Callable[[PathLike], ModelMixin]
+    load_vae: Callable[[PathLike], ModelMixin]
     check_pair: Callable[[Any, Any], None]
     text_sides: tuple[TextSide, ...] = ()
     told_by_tokenizer: Callable[[Any], Mapping[str, Any]] = lambda tokenizer: {}
@@ -88,7 +88,7 @@ class Conversion:
 
         Args:
             transformer_path: As for the model's `load_transformer`.
-            tokenizer_path: As for its `load_tokenizer`.
+            tokenizer_path: As for its `load_vae`.
             text_encoder: Folder of the text encoder and its tokenizer, or several in their order; None leaves
                 them out.
             output_dir: The new folder.
@@ -116,7 +116,7 @@ class Conversion:
         encoders = self._encoders(text_encoder)
         with staged_folder(output_dir) as folder:
             # Without a change of format nothing is read yet, so a wrong pair is refused at once.
-            tokenizer = self.load_tokenizer(tokenizer_path)
+            tokenizer = self.load_vae(tokenizer_path)
             told = self.told_by_tokenizer(tokenizer)
             transformer = self.load_transformer(transformer_path, None, **told)
             self.check_pair(transformer, tokenizer)

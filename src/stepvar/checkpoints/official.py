@@ -47,7 +47,7 @@ class OfficialFormat(Generic[Transformer]):
     optional: Callable[[str], bool]
     routes: Routes = ()
 
-    def of_state(
+    def from_state(
         self, state: Mapping[str, Tensor], source: str = "The state dict", **overrides: Any
     ) -> Transformer:
         """A transformer with the weights of an official state dict, checked strictly.

@@ -18,7 +18,7 @@ from stepvar.generation.sampling import (
 from stepvar.generation.schedule import Scale
 from stepvar.models.common.square_schedules import LEVELS, levels_of
 from stepvar.models.common.vq_vae import VectorQuantizedVAE
-from stepvar.models.common.vq_vae_checkpoints import tokenizer_of_state
+from stepvar.models.common.vq_vae_checkpoints import vae_from_state
 
 Tokenizer = TypeVar("Tokenizer", bound=VectorQuantizedVAE)
 
@@ -31,7 +31,7 @@ def read_tokenizer(case: Case, kind: type[Tokenizer]) -> Tokenizer:
     """The tokenizer that the constructor of a case's VQVAE describes, with the case's weights."""
     share = abs(case.info["constructor"]["VQVAE"].get("quant_resi", 0.5))
     state = case.state("vqvae", "weights.safetensors")
-    return tokenizer_of_state(kind, state, refinement_share=share).requires_grad_(False)
+    return vae_from_state(kind, state, refinement_share=share).requires_grad_(False)
 
 
 def compares_directions(case: Case) -> bool:

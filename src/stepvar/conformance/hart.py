@@ -72,7 +72,7 @@ class GenerationRun:
         self.call: dict[str, Any] = case.info["call"]
         settings = case.info["transformer_config"]
         weights = case.state("transformer", "weights_transformer.safetensors")
-        self.transformer = official_format(settings).of_state(weights)
+        self.transformer = official_format(settings).from_state(weights)
         self.tokenizer_state = case.state("tokenizer", "weights_tokenizer.safetensors")
         self.quantizer = build_quantizer(case.info["tokenizer_config"], self.tokenizer_state)
         sides = [(side, side) for side in settings["patch_nums"]]

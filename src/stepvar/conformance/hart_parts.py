@@ -13,7 +13,7 @@ from stepvar.conformance.case import Comparison, watch
 from stepvar.models.common.resizing import Grid, resize_area
 from stepvar.models.common.vector_quantizer import VectorQuantizer, map_tokens, official_quantizer_keys
 from stepvar.models.common.vq_vae import Decoder
-from stepvar.models.common.vq_vae_checkpoints import tokenizer_of_state
+from stepvar.models.common.vq_vae_checkpoints import vae_from_state
 from stepvar.models.hart.diffusion import OUTPUT_SCALE, DiffusionHead, DiffusionNoise
 from stepvar.models.hart.official import diffusion_keys
 from stepvar.models.hart.vae import HARTVAE
@@ -132,7 +132,7 @@ def run_tokenizer(comparison: Comparison) -> None:
     case, config = comparison.case, comparison.case.info["tokenizer_config"]
     state = case.state("tokenizer", "weights_tokenizer.safetensors")
     share = abs(config.get("quant_resi", 0.5))
-    tokenizer = tokenizer_of_state(HARTVAE, state, refinement_share=share)
+    tokenizer = vae_from_state(HARTVAE, state, refinement_share=share)
     grids = [(side, side) if isinstance(side, int) else (side[0], side[1]) for side in config["v_patch_nums"]]
     image = comparison.take("image").float()
     handle = watch(tokenizer.encoder, lambda output: comparison.check("enc.z", output))

@@ -17,7 +17,7 @@ from stepvar.generation.loop import generate
 from stepvar.generation.pruner import PruningMethod
 from stepvar.generation.sampling import bit_probabilities
 from stepvar.generation.schedule import Scale, ScaleSchedule
-from stepvar.models.infinity.checkpoints import tokenizer_of_state, transformer_of_state
+from stepvar.models.infinity.checkpoints import vae_from_state, transformer_from_state
 from stepvar.models.infinity.quantizer import latent_bits_from_tokens, tokens_from_latent_bits
 from stepvar.models.infinity.session import InfinitySession, TextCondition
 from stepvar.models.infinity.sizes import SizeTable
@@ -30,9 +30,9 @@ from stepvar.pruning.fastvar import FastVAR
 def run(case: Case) -> CaseReport:
     """Runs an Infinity case in float32 on the CPU and compares every stored tensor."""
     comparison = Comparison(case)
-    tokenizer = tokenizer_of_state(case.state("vae", "vae.safetensors"))
+    tokenizer = vae_from_state(case.state("vae", "vae.safetensors"))
     if "call" in case.info:
-        transformer = transformer_of_state(case.state("transformer", "transformer.safetensors"))
+        transformer = transformer_from_state(case.state("transformer", "transformer.safetensors"))
         _run_generation(comparison, transformer, tokenizer)
         run_sampler_units(comparison)
     else:

@@ -16,7 +16,7 @@ from stepvar.conformance.report import CaseReport
 from stepvar.generation.guidance import Guidance, ProjectedGuidance, per_scale
 from stepvar.generation.loop import generate
 from stepvar.generation.sampling import bit_probabilities
-from stepvar.models.infinitystar.checkpoints import tokenizer_of_state, transformer_of_state
+from stepvar.models.infinitystar.checkpoints import vae_from_state, transformer_from_state
 from stepvar.models.infinitystar.frames import to_bytes
 from stepvar.models.infinitystar.interactive import Continuation
 from stepvar.models.infinitystar.quantizer import codes_from_bits, expand, quantize
@@ -30,9 +30,9 @@ from stepvar.models.infinitystar.vae import InfinityStarVAE
 def run(case: Case) -> CaseReport:
     """Runs an InfinityStar case in float32 on the CPU and compares every stored tensor."""
     comparison = Comparison(case)
-    tokenizer = tokenizer_of_state(case.state("vae", "vae.safetensors"))
+    tokenizer = vae_from_state(case.state("vae", "vae.safetensors"))
     if "transformer_ctor" in case.info:
-        transformer = transformer_of_state(case.state("transformer", "transformer.safetensors"))
+        transformer = transformer_from_state(case.state("transformer", "transformer.safetensors"))
         if "former_clip_features" in case.tensors:
             _run_continuation(comparison, transformer, tokenizer)
         else:

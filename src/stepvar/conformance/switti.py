@@ -36,7 +36,7 @@ def run(case: Case) -> CaseReport:
         _run_text(comparison)
         return comparison.finish()
     arguments = case.info["constructor"]["Switti"]
-    transformer = FORMAT.of_state(
+    transformer = FORMAT.from_state(
         with_levels(case.state("transformer", "weights.safetensors"), arguments["patch_nums"]),
         heads=arguments["num_heads"],
         causal=arguments.get("use_ar", False),

@@ -40,7 +40,7 @@ def run(case: Case) -> CaseReport:
     if arguments is None:
         _run_tokenizer(comparison, tokenizer)
         return comparison.finish()
-    transformer = FORMAT.of_state(
+    transformer = FORMAT.from_state(
         with_levels(case.state("transformer", "weights.safetensors"), arguments["patch_nums"]),
         heads=arguments["num_heads"],
         norm_eps=arguments.get("norm_eps", 1e-6),

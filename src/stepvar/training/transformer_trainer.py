@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.models.common.training import bit_losses, take_tokens
 from stepvar.models.infinity.quantizer import quantize_multiscale, resize_area
-from stepvar.models.infinity.training import initialise, teacher_forced_logits
+from stepvar.models.infinity.training import init_weights, teacher_forced_logits
 from stepvar.models.infinity.transformer import InfinityTransformer
 from stepvar.scenes import VOCABULARY
 from stepvar.training.muon import Muon
@@ -123,7 +123,7 @@ class EmbeddedModel(PromptedModel[InfinityTransformer]):
 
     def __init__(self, size: EmbeddedSize) -> None:
         transformer = build_transformer(size)
-        initialise(transformer)
+        init_weights(transformer)
         super().__init__(transformer, VOCABULARY)
         self.grids = size.grids
 

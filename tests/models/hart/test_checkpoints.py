@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 
 from stepvar.checkpoints.weights import CheckpointError
 from stepvar.models.common.vq_vae_checkpoints import (
-    infer_tokenizer_config,
-    tokenizer_from_official,
-    tokenizer_to_official,
+    infer_vae_config,
+    vae_from_official,
+    vae_to_official,
 )
 from stepvar.models.hart.checkpoints import (
     check_pair,
-    load_tokenizer,
+    load_vae,
     load_transformer,
     official_format,
 )
@@ -65,7 +65,7 @@ def test_the_published_layout_maps_both_ways(told):
     assert sum(parameter.numel() for parameter in model.parameters()) == content["parameters"]
     head = sum(parameter.numel() for parameter in model.residual_head.parameters())
     assert head == content["diffusion_head_parameters"]
-    ours = official_format(content["config"]).of_state(state).state_dict()
+    ours = official_format(content["config"]).from_state(state).state_dict()
     assert shapes(ours) == shapes(model.state_dict())
     assert shapes(to_official(ours, config, training_mask=True)) == shapes(state)
 
@@ -74,14 +74,14 @@ def test_the_published_tokenizer_layout_maps_both_ways():
     content, state = layout("tokenizer")
     state = {key.removeprefix("vae."): value for key, value in state.items() if key.startswith("vae.")}
     used = {key: value for key, value in state.items() if "ema_vocab_hit" not in key}
-    config = infer_tokenizer_config(state, "the layout")
+    config = infer_vae_config(state, "the layout")
     with torch.device("meta"):
         model, default = HARTVAE(**config), HARTVAE()
     assert shapes(model.state_dict()) == shapes(default.state_dict())
     assert sum(parameter.numel() for parameter in model.parameters()) == content["vae_parameters"]
-    ours = tokenizer_from_official(state, config)
+    ours = vae_from_official(state, config)
     assert shapes(ours) == shapes(model.state_dict())
-    assert shapes(tokenizer_to_official(ours, config)) == shapes(used)
+    assert shapes(vae_to_official(ours, config)) == shapes(used)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -133,7 +133,7 @@ def test_other_files_are_called_by_their_names(tmp_path):
     with pytest.raises(CheckpointError, match="holds a VAR transformer, not a HART transformer"):
         load_transformer(tmp_path / "v.safetensors")
     with pytest.raises(CheckpointError, match="a HART transformer"):
-        load_tokenizer(GOLDEN / "t2i_argmax" / "weights_transformer.safetensors")
+        load_vae(GOLDEN / "t2i_argmax" / "weights_transformer.safetensors")
     state = load_file(GOLDEN / "t2i_argmax" / "weights_transformer.safetensors")
     state["blocks.0.attn.zero_k_bias"] += 1.0
     save_file(state, tmp_path / "bias.safetensors")
@@ -157,7 +157,7 @@ def test_a_published_folder_loads_with_its_averaged_weights(tmp_path):
     assert equal(load_transformer(tmp_path / "llm", averaged=False), plain)
     assert equal(load_transformer(tmp_path / "llm" / "model.safetensors"), plain)
     assert load_transformer(tmp_path / "llm").config.heads == 2
-    assert equal(load_tokenizer(tmp_path / "tokenizer"), vae)
+    assert equal(load_vae(tmp_path / "tokenizer"), vae)
     half = load_transformer(tmp_path / "llm", torch.bfloat16)
     assert half.head.weight.dtype == half.compute_dtype == torch.bfloat16
     assert half.text_norm.weight.dtype == half.level_embedding.first.weight.dtype == torch.float32
@@ -168,7 +168,7 @@ def test_a_tokenizer_that_contradicts_its_configuration_is_refused(tmp_path, fie
     write_published(tmp_path)
     (tmp_path / "tokenizer" / "config.json").write_text(json.dumps({field: value}))
     with pytest.raises(CheckpointError, match=f"{field} is {value!r} in its configuration"):
-        load_tokenizer(tmp_path / "tokenizer")
+        load_vae(tmp_path / "tokenizer")
 
 
 def test_a_converted_folder_draws_what_the_parts_draw(tmp_path):

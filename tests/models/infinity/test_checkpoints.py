@@ -14,14 +14,14 @@ from stepvar.models.infinity.checkpoints import (
     check_pair,
     from_official,
     load_official,
-    load_tokenizer,
+    load_vae,
     load_transformer,
-    transformer_of_state,
+    transformer_from_state,
 )
 from stepvar.models.infinity.official import (
     PUBLISHED_SIZES,
     infer_config,
-    infer_tokenizer_config,
+    infer_vae_config,
     published_config,
     published_name,
     to_official,
@@ -119,7 +119,7 @@ def test_published_layouts_map_both_ways(name):
 
 def test_another_feed_forward_is_read_off_the_weights():
     model = small_transformer(hidden_width=96)
-    again = transformer_of_state(to_official(model.state_dict(), model.config))
+    again = transformer_from_state(to_official(model.state_dict(), model.config))
     assert again.config.hidden_width == 96
     for key, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[key], value), key
@@ -143,7 +143,7 @@ def test_published_tokenizer_layouts(bits):
     name = "vae_d14_f8" if bits == 14 else f"vae_d{bits}"
     _, state = layout(name)
     with torch.device("meta"):
-        model = InfinityVAE(**infer_tokenizer_config(convert_official_state(state)[0]))
+        model = InfinityVAE(**infer_vae_config(convert_official_state(state)[0]))
         published = InfinityVAE.published(bits)
     assert (model.bits_per_token, model.token_stride) == (56 if bits == 14 else bits, 16)
     assert model.config.patchify == published.config.patchify
@@ -166,7 +166,7 @@ def test_golden_weights_load():
     for key, value in model.state_dict().items():
         kept = not KEPT_IN_FLOAT32.isdisjoint(key.split("."))
         assert value.dtype == (torch.float32 if kept else torch.bfloat16)
-    check_pair(model, load_tokenizer(TINY / "vae.safetensors"))
+    check_pair(model, load_vae(TINY / "vae.safetensors"))
 
 
 FORMS = ["flat", "legacy", "safetensors", "training checkpoint", "shards.safetensors", "shards.bin"]
@@ -294,7 +294,7 @@ def test_other_architectures_are_named(tmp_path, keys, words):
     with pytest.raises(CheckpointError, match=words):
         load_transformer(tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match="not a visual tokenizer"):
-        load_tokenizer(tmp_path / "other.pth")
+        load_vae(tmp_path / "other.pth")
 
 
 def test_transformer_and_tokenizer_mixed_up(tmp_path):
@@ -303,13 +303,13 @@ def test_transformer_and_tokenizer_mixed_up(tmp_path):
     torch.save(official(model), flat)
     torch.save({"trainer": {"gpt_fsdp": official(model)}}, training)
     torch.save({"vae": tokenizer.state_dict()}, vae)
-    with pytest.raises(CheckpointError, match=r"holds a visual tokenizer .*load it with load_tokenizer"):
+    with pytest.raises(CheckpointError, match=r"holds a visual tokenizer .*load it with load_vae"):
         load_transformer(vae)
     for file in (flat, training):
         with pytest.raises(
             CheckpointError, match=r"holds an Infinity transformer.*load it with load_transformer"
         ):
-            load_tokenizer(file)
+            load_vae(file)
     model.save_pretrained(tmp_path / "own")
     with pytest.raises(CheckpointError, match=r"the folder with its config\.json"):
         load_transformer(tmp_path / "own" / "diffusion_pytorch_model.safetensors")
@@ -343,12 +343,12 @@ def test_tokenizer_file_forms(tmp_path, form):
         torch.save({"trainer": {"vae_local": state, "gpt_fsdp": {}}}, file)
     else:
         torch.save({"vae": state, "ema": {}} if "vae" in form else state, file)
-    loaded = load_tokenizer(file, vae_type=16)
+    loaded = load_vae(file, vae_type=16)
     assert_same_weights(tokenizer, loaded)
     assert (loaded.stride, loaded.config.decoder_multipliers) == (16, [1, 1, 1, 2, 1])
     assert (loaded.config.encoder_blocks, loaded.config.decoder_blocks) == (1, 3)
     with pytest.raises(CheckpointError, match="16 bits per latent position, but vae_type 32"):
-        load_tokenizer(file, vae_type=32)
+        load_vae(file, vae_type=32)
 
 
 def test_damaged_tokenizer(tmp_path):
@@ -363,7 +363,7 @@ def test_damaged_tokenizer(tmp_path):
             state[key] = torch.zeros(1)
         torch.save({"vae": state}, tmp_path / "vae.pth")
         with pytest.raises(CheckpointError, match=words):
-            load_tokenizer(tmp_path / "vae.pth")
+            load_vae(tmp_path / "vae.pth")
 
 
 def test_wrong_pairs_are_refused_in_words():

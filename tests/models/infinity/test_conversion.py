@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from stepvar.checkpoints.weights import CheckpointError
-from stepvar.models.infinity.checkpoints import convert, load_tokenizer, load_transformer
+from stepvar.models.infinity.checkpoints import convert, load_vae, load_transformer
 from stepvar.models.infinity.transformer import InfinityTransformer
 from stepvar.models.infinity.vae import InfinityVAE
 
@@ -52,7 +52,7 @@ def test_a_whole_pipeline_folder(tmp_path):
     assert_same_weights(
         load_transformer(TRANSFORMER), InfinityTransformer.from_pretrained(folder / "transformer")
     )
-    assert_same_weights(load_tokenizer(TOKENIZER), InfinityVAE.from_pretrained(folder / "vae"))
+    assert_same_weights(load_vae(TOKENIZER), InfinityVAE.from_pretrained(folder / "vae"))
     encoder = T5EncoderModel.from_pretrained(folder / "text_encoder")
     assert encoder.config.d_model == 256
     assert encoder.encoder.block[0].layer[0].SelfAttention.q.weight.dtype == torch.float16

@@ -14,7 +14,7 @@ from stepvar.models.common.training import bit_losses, take_tokens
 from stepvar.models.infinity import training
 from stepvar.models.infinity.quantizer import quantize_multiscale
 from stepvar.models.infinity.sizes import SizeTable
-from stepvar.models.infinity.training import initialise, teacher_forced_logits
+from stepvar.models.infinity.training import init_weights, teacher_forced_logits
 from tiny_models import SMALL, bits, draw, make_text, make_transformer
 
 GRIDS = [(scale.height, scale.width) for scale in SMALL]
@@ -133,7 +133,7 @@ def test_losses_are_mean_cross_entropies_of_the_bits(transformer):
 def fresh_model():
     torch.manual_seed(0)
     model = make_transformer().requires_grad_(True)
-    initialise(model)
+    init_weights(model)
     return model.train()
 
 

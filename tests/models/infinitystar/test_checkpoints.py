@@ -14,20 +14,20 @@ from stepvar.models.infinitystar import checkpoints
 from stepvar.models.infinitystar.checkpoints import (
     from_official,
     load_official,
-    load_tokenizer,
+    load_vae,
     load_transformer,
 )
 from stepvar.models.infinitystar.official import (
     infer_config,
-    infer_tokenizer_config,
+    infer_vae_config,
     published_config,
     to_official,
-    tokenizer_part,
-    tokenizer_to_official,
+    vae_part,
+    vae_to_official,
 )
 from stepvar.models.infinitystar.transformer import InfinityStarTransformer
 from stepvar.models.infinitystar.vae import InfinityStarVAE
-from tiny_star import make_star_pipeline, make_star_tokenizer, make_star_transformer
+from tiny_star import make_star_pipeline, make_star_vae, make_star_transformer
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "infinitystar"
 
@@ -60,12 +60,12 @@ def test_the_published_transformer_maps_both_ways():
 
 def test_the_published_tokenizer_maps_both_ways():
     official = published_layout("videovae")
-    config = infer_tokenizer_config(official)
+    config = infer_vae_config(official)
     with torch.device("meta"):
         model = InfinityStarVAE(**config)
         assert layout(model.state_dict()) == layout(InfinityStarVAE().state_dict())
-    assert layout(tokenizer_part(official)) == layout(model.state_dict())
-    assert layout(tokenizer_to_official(model.state_dict())) == layout(official)
+    assert layout(vae_part(official)) == layout(model.state_dict())
+    assert layout(vae_to_official(model.state_dict())) == layout(official)
 
 
 @pytest.fixture(scope="module")
@@ -139,10 +139,10 @@ def test_missing_and_misshapen_weights_are_named(tmp_path):
 
 
 def test_tokenizer_and_transformer_are_told_apart(tmp_path):
-    tokenizer = tokenizer_to_official(make_star_tokenizer().state_dict())
+    tokenizer = vae_to_official(make_star_vae().state_dict())
     torch.save({"vae": tokenizer}, tmp_path / "infinitystar_videovae.pth")
-    loaded = load_tokenizer(tmp_path / "infinitystar_videovae.pth")
-    for key, value in make_star_tokenizer().state_dict().items():
+    loaded = load_vae(tmp_path / "infinitystar_videovae.pth")
+    for key, value in make_star_vae().state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value), key
     save_file({key: value.contiguous() for key, value in tokenizer.items()}, tmp_path / "vae.safetensors")
     with pytest.raises(CheckpointError, match="a video tokenizer of InfinityStar, not an"):
@@ -174,7 +174,7 @@ def test_a_guessed_resolution_is_told(caplog):
 
 
 def test_a_conversion_can_name_the_resolution(shards, tmp_path):
-    torch.save({"vae": tokenizer_to_official(make_star_tokenizer().state_dict())}, tmp_path / "vae.pth")
+    torch.save({"vae": vae_to_official(make_star_vae().state_dict())}, tmp_path / "vae.pth")
     parts = (shards, tmp_path / "vae.pth", None)
     folder = checkpoints.convert(*parts, tmp_path / "out", resolution="interact")
     assert load_transformer(folder / "transformer").config.resolution == "interact"
@@ -187,7 +187,7 @@ def test_a_conversion_can_name_the_resolution(shards, tmp_path):
 
 
 def test_conversion_writes_a_folder_that_loads(shards, tmp_path):
-    official = tokenizer_to_official(make_star_tokenizer().state_dict())
+    official = vae_to_official(make_star_vae().state_dict())
     torch.save({"vae": official}, tmp_path / "vae.pth")
     pipeline = make_star_pipeline()
     text = tmp_path / "t5"

@@ -12,7 +12,7 @@ from stepvar.generation.loop import generate
 from stepvar.models.common.training import bit_losses
 from stepvar.models.infinitystar.quantizer import quantize
 from stepvar.models.infinitystar.session import InfinityStarSession, TextPrefix
-from stepvar.models.infinitystar.training import initialise, teacher_forced_logits, teacher_inputs
+from stepvar.models.infinitystar.training import init_weights, teacher_forced_logits, teacher_inputs
 from stepvar.pruning.stepvar import StepVAR
 from tiny_star import STEPS_OF_CLIP, STEPS_OF_PICTURE, TEXT_CHANNELS, make_star_transformer
 
@@ -130,7 +130,7 @@ def test_kept_tokens_are_those_asked_for(model, schedule):
 def test_a_fresh_model_learns_to_repeat_a_video(schedule):
     torch.manual_seed(0)
     fresh = make_star_transformer().requires_grad_(True)
-    initialise(fresh)
+    init_weights(fresh)
     text, steps = make_text(4), quantized(schedule)
     labels = [step.bits for step in steps]
     optimiser = torch.optim.AdamW(fresh.parameters(), lr=3e-3)

@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 
 from stepvar import SwittiPipeline, convert
 from stepvar.checkpoints.weights import CheckpointError
-from stepvar.models.common.vq_vae_checkpoints import STATISTICS, infer_tokenizer_config, tokenizer_to_official
+from stepvar.models.common.vq_vae_checkpoints import STATISTICS, infer_vae_config, vae_to_official
 from stepvar.models.switti.checkpoints import FORMAT, load_transformer
 from stepvar.models.switti.official import infer_config, published_config, rename, to_official
 from stepvar.models.switti.transformer import SwittiTransformer
 from stepvar.models.switti.vae import SwittiVAE
 from tiny_switti import WIDTHS, make_encoders, make_switti, make_words
-from tiny_var import make_vector_tokenizer
+from tiny_var import make_vq_vae
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "switti"
 
@@ -57,11 +57,11 @@ def test_published_layouts_map_both_ways(name):
 
 def test_the_layout_of_the_tokenizer_maps_both_ways():
     facts, state = layout("vqvae_1024")
-    config = infer_tokenizer_config(state, "the layout")
+    config = infer_vae_config(state, "the layout")
     with torch.device("meta"):
         model = SwittiVAE(**config)
     assert sum(parameter.numel() for parameter in model.parameters()) == facts["parameters"]
-    back = tokenizer_to_official(model.state_dict(), config)
+    back = vae_to_official(model.state_dict(), config)
     kept = {key: value.shape for key, value in state.items() if key != STATISTICS}
     assert {key: value.shape for key, value in back.items()} == kept
 
@@ -82,7 +82,7 @@ def test_a_causal_model_is_told_by_the_mask_or_the_configuration(tmp_path):
     tokens = state["lvl_1L"].shape[1]
     for causal in (True, False):
         mask = torch.full((1, 1, tokens, tokens), 0.0 if causal else -torch.inf)
-        assert FORMAT.of_state({**state, "attn_bias_for_masking": mask}).config.causal == causal
+        assert FORMAT.from_state({**state, "attn_bias_for_masking": mask}).config.causal == causal
     save_file(state, tmp_path / "model.safetensors")
     assert not load_transformer(tmp_path).config.causal
     (tmp_path / "config.json").write_text(json.dumps({"depth": 3, "use_ar": True, "rope_size": 64}))
@@ -113,16 +113,16 @@ def test_a_damaged_state_dict_is_refused_in_words(change, words):
     state = official(make_switti())
     change(state)
     with pytest.raises(CheckpointError, match=words):
-        FORMAT.of_state(state)
+        FORMAT.from_state(state)
 
 
 @pytest.fixture
 def files(tmp_path):
     """Official files of a tiny model, and folders of its text encoders."""
     model = make_switti(width=64, heads=1, pixels_per_token=16, text_length=77)
-    tokenizer = make_vector_tokenizer(kind=SwittiVAE, multipliers=(1,) * 5)
+    tokenizer = make_vq_vae(kind=SwittiVAE, multipliers=(1,) * 5)
     save_file(official(model), tmp_path / "switti.safetensors")
-    save_file(tokenizer_to_official(tokenizer.state_dict(), tokenizer.config), tmp_path / "vae.safetensors")
+    save_file(vae_to_official(tokenizer.state_dict(), tokenizer.config), tmp_path / "vae.safetensors")
     for number, encoder in enumerate(make_encoders()):
         encoder.save_pretrained(tmp_path / f"clip{number}")
         make_words().save_pretrained(tmp_path / f"clip{number}")

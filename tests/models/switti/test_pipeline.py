@@ -11,7 +11,7 @@ import torch
 from stepvar import StepVAR, SwittiPipeline
 from stepvar.models.switti.text import encode_ids, encode_prompts
 from tiny_switti import make_switti, make_switti_pipeline, make_words
-from tiny_var import SIDES, make_vector_tokenizer
+from tiny_var import SIDES, make_vq_vae
 
 PRUNING = StepVAR(ratios={-2: 0.4, -1: 0.6})
 
@@ -158,5 +158,5 @@ def test_half_precision_draws():
 
 def test_a_tokenizer_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="40 codes of 8 channels for 4 x 4 pixels, but the tokenizer has 41"):
-        SwittiPipeline(make_switti(), make_vector_tokenizer(codes=41))
+        SwittiPipeline(make_switti(), make_vq_vae(codes=41))
     assert make_switti().schedule.final.height == SIDES[-1]

@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from stepvar import VARPipeline, convert
 from stepvar.checkpoints.weights import CheckpointError
-from stepvar.models.common.vq_vae_checkpoints import tokenizer_to_official
+from stepvar.models.common.vq_vae_checkpoints import vae_to_official
 from stepvar.models.var.checkpoints import FORMAT, load_transformer, read_labels
 from stepvar.models.var.official import DERIVED, infer_config, published_config, rename, to_official
 from stepvar.models.var.transformer import VARTransformer
-from tiny_var import CLASSES, make_var, make_vector_tokenizer
+from tiny_var import CLASSES, make_var, make_vq_vae
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "var"
 NAMES = [f"class {number}" for number in range(CLASSES)]
@@ -83,7 +83,7 @@ def test_number_formats(tmp_path):
 
 def test_zeros_that_were_not_stored_make_no_difference():
     state = {key: value for key, value in official(make_var()).items() if "zero_k_bias" not in key}
-    assert_same_weights(FORMAT.of_state(state), make_var())
+    assert_same_weights(FORMAT.from_state(state), make_var())
 
 
 @pytest.mark.parametrize(
@@ -103,23 +103,23 @@ def test_a_damaged_state_dict_is_refused_in_words(change, words):
     state = official(make_var())
     change(state)
     with pytest.raises(CheckpointError, match=words):
-        FORMAT.of_state(state)
+        FORMAT.from_state(state)
 
 
 def test_another_architecture_is_named():
     state = {"word_embed.weight": torch.zeros(2, 2), "text_pooler.weight": torch.zeros(2, 2)}
     with pytest.raises(CheckpointError, match="holds a Switti transformer, not a VAR transformer"):
-        FORMAT.of_state(state)
+        FORMAT.from_state(state)
 
 
 @pytest.fixture
 def files(tmp_path):
     """Official files of a tiny transformer and its tokenizer."""
-    tokenizer = make_vector_tokenizer()
+    tokenizer = make_vq_vae()
     transformer = make_var(pixels_per_token=16)
     torch.save(official(transformer), tmp_path / "var.pth")
-    tokenizer = make_vector_tokenizer(multipliers=(1, 1, 1, 1, 1))
-    state = tokenizer_to_official(tokenizer.state_dict(), tokenizer.config)
+    tokenizer = make_vq_vae(multipliers=(1, 1, 1, 1, 1))
+    state = vae_to_official(tokenizer.state_dict(), tokenizer.config)
     state["quantize.ema_vocab_hit_SV"] = torch.zeros(6, 40)
     torch.save(state, tmp_path / "vae.pth")
     return tmp_path / "var.pth", tmp_path / "vae.pth"
@@ -152,7 +152,7 @@ def test_a_converted_folder_converts_again(files, tmp_path):
 
 def test_a_wrong_conversion_leaves_nothing_behind(files, tmp_path):
     save_file(
-        tokenizer_to_official(make_vector_tokenizer().state_dict(), make_vector_tokenizer().config),
+        vae_to_official(make_vq_vae().state_dict(), make_vq_vae().config),
         tmp_path / "other.safetensors",
     )
     (tmp_path / "two.txt").write_text("cat\ndog\n")

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from stepvar import StepVAR, VARPipeline
-from tiny_var import PIXELS, SIDES, make_var, make_var_pipeline, make_vector_tokenizer
+from tiny_var import PIXELS, SIDES, make_var, make_var_pipeline, make_vq_vae
 
 NAMES = ["tench, Tinca tinca", "crane", "goldfish", "crane", "hen", "Great White, shark"]
 PRUNING = StepVAR(ratios={-2: 0.4, -1: 0.6})
@@ -167,7 +167,7 @@ def test_parts_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="2 labels were given for 6 classes"):
         make_var_pipeline(["a", "b"])
     with pytest.raises(ValueError, match="40 codes of 8 channels for 4 x 4 pixels, but the tokenizer has 41"):
-        VARPipeline(make_var(), make_vector_tokenizer(codes=41))
+        VARPipeline(make_var(), make_vq_vae(codes=41))
 
 
 def test_a_saved_pipeline_draws_the_same(pipeline, tmp_path):

@@ -8,17 +8,17 @@ import torch
 from stepvar.models.common.vector_quantizer import map_tokens
 from stepvar.models.var.training import (
     drop_classes,
-    initialise,
+    init_weights,
     teacher_forced_logits,
     token_losses,
 )
-from tiny_var import CODES, SIDES, draw_var, indices, make_var, make_vector_tokenizer
+from tiny_var import CODES, SIDES, draw_var, indices, make_var, make_vq_vae
 
 GRIDS = [(side, side) for side in SIDES]
 
 
 def teacher_inputs(index: list[torch.Tensor]) -> list[torch.Tensor]:
-    latents = make_vector_tokenizer().quantizer.partial_latents(index, GRIDS)
+    latents = make_vq_vae().quantizer.partial_latents(index, GRIDS)
     return [map_tokens(latent, grid) for latent, grid in zip(latents[:-1], GRIDS[1:], strict=True)]
 
 
@@ -48,7 +48,7 @@ def test_dropped_classes_become_the_unconditional_one():
 def test_a_fresh_model_knows_nothing_and_a_few_steps_learn(shares_modulation):
     torch.manual_seed(0)
     model = make_var(shares_modulation=shares_modulation, depth=2).requires_grad_(True)
-    initialise(model)
+    init_weights(model)
     index = [torch.randint(CODES, (4, side**2)) for side in SIDES]
     inputs, classes = teacher_inputs(index), torch.arange(4)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)

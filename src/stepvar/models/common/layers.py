@@ -21,7 +21,7 @@ def linear(layer: nn.Linear, inputs: Tensor) -> Tensor:
     return layer(inputs.to(layer.weight.dtype))
 
 
-def by_pieces(function: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, places: Tensor) -> Tensor:
+def apply_in_chunks(function: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, places: Tensor) -> Tensor:
     """A chain of element-wise steps in float32, on a CPU over pieces of the tokens that its cache holds.
 
     Of large maps, every step of the chain otherwise goes through memory: four times slower.

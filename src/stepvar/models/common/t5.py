@@ -1,6 +1,6 @@
 """From prompts to text features.
 
-Source of the steps: FoundationVision/Infinity, tools/run_infinity.py (`load_tokenizer`, `encode_prompt`).
+Source of the steps: FoundationVision/Infinity, tools/run_infinity.py (`load_vae`, `encode_prompt`).
 Letters: T_i tokens of prompt i, E channels of the features.
 """
 

@@ -33,28 +33,28 @@ Tokenizer = TypeVar("Tokenizer", bound=VectorQuantizedVAE)
 STATISTICS = "quantize.ema_vocab_hit_SV"
 """How often codes were hit in training: depends on the schedule, and is nothing the model needs."""
 
-TOKENIZER_ROUTES = (("trainer", "vae_local"),)
+VAE_ROUTES = (("trainer", "vae_local"),)
 """Where a training checkpoint keeps the tokenizer."""
 
 
-def official_tokenizer_keys(config: Mapping[str, Any]) -> dict[str, str]:
+def official_vae_keys(config: Mapping[str, Any]) -> dict[str, str]:
     """Our key -> official key where the two differ."""
     return official_quantizer_keys(config["refinements"], config["refine_by_scale"])
 
 
-def tokenizer_to_official(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> TensorMap:
+def vae_to_official(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> TensorMap:
     """A state dict of ours under the official keys."""
-    names = official_tokenizer_keys(config)
+    names = official_vae_keys(config)
     return {names.get(key, key): value for key, value in state.items()}
 
 
-def tokenizer_from_official(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> TensorMap:
+def vae_from_official(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> TensorMap:
     """An official state dict, or a part of one, under our keys, without its statistics."""
-    names = {theirs: ours for ours, theirs in official_tokenizer_keys(config).items()}
+    names = {theirs: ours for ours, theirs in official_vae_keys(config).items()}
     return {names.get(key, key): value for key, value in state.items() if key != STATISTICS}
 
 
-def infer_tokenizer_config(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
+def infer_vae_config(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
     """Reads the sizes of a tokenizer off an official state dict.
 
     Raises:
@@ -98,7 +98,7 @@ def _count(keys: Iterable[str], pattern: str) -> int:
     return len({match[1] for key in keys if (match := re.match(pattern, key))})
 
 
-def tokenizer_of_state(
+def vae_from_state(
     kind: type[Tokenizer], state: Mapping[str, Tensor], source: str = "The state dict", **overrides: Any
 ) -> Tokenizer:
     """A tokenizer with the weights of an official state dict, checked strictly.
@@ -107,10 +107,10 @@ def tokenizer_of_state(
         overrides: Arguments of the constructor that the weights do not tell.
 
     Raises:
-        CheckpointError: As for `load_vector_tokenizer`.
+        CheckpointError: As for `load_vq_vae`.
     """
     tokenizer = _empty_for(kind, state, source, overrides)
-    tokenizer.load_state_dict(tokenizer_from_official(state, tokenizer.config), assign=True)
+    tokenizer.load_state_dict(vae_from_official(state, tokenizer.config), assign=True)
     return tokenizer.eval()
 
 
@@ -118,14 +118,14 @@ def _empty_for(
     kind: type[Tokenizer], state: Mapping[str, Tensor], source: str, overrides: Mapping[str, Any] = {}
 ) -> Tokenizer:
     """A tokenizer on the meta device that an official state dict fits."""
-    tokenizer = build_empty(kind, {**infer_tokenizer_config(state, source), **overrides}, source)
+    tokenizer = build_empty(kind, {**infer_vae_config(state, source), **overrides}, source)
     found = {key: value for key, value in state.items() if key != STATISTICS}
     # Compared under the official keys, so that errors use the names of the file.
-    require_same_layout(found, tokenizer_to_official(tokenizer.state_dict(), tokenizer.config), source)
+    require_same_layout(found, vae_to_official(tokenizer.state_dict(), tokenizer.config), source)
     return tokenizer
 
 
-def load_vector_tokenizer(
+def load_vq_vae(
     kind: type[Tokenizer],
     path: str | os.PathLike[str],
     dtype: torch.dtype | None = None,
@@ -150,7 +150,7 @@ def load_vector_tokenizer(
     """
     path = Path(path).expanduser()
     source = f"'{path}'"
-    checkpoint = Checkpoint.open(path, TOKENIZER_ROUTES)
+    checkpoint = Checkpoint.open(path, VAE_ROUTES)
     config = saved_config(path, kind.__name__)
     if config is not None:
         tokenizer = build_empty(kind, config, source)
@@ -166,7 +166,7 @@ def load_vector_tokenizer(
     fill(
         tokenizer,
         checkpoint,
-        lambda state: tokenizer_from_official(part(state), tokenizer.config),
+        lambda state: vae_from_official(part(state), tokenizer.config),
         dtype,
         device,
     )

@@ -94,11 +94,11 @@ def load_transformer(
     return official_format(told).load(weights, dtype, device, pixels_per_token=pixels_per_token)
 
 
-_TOKENIZER_FIELDS = {"vocab_size": "codes", "z_channels": "channels", "ch": "base_channels"}
+_VAE_FIELDS = {"vocab_size": "codes", "z_channels": "channels", "ch": "base_channels"}
 """Official field -> ours, where the weights tell the same."""
 
 
-def load_tokenizer(
+def load_vae(
     path: PathLike,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
@@ -120,17 +120,17 @@ def load_tokenizer(
     path = Path(path).expanduser()
     source = f"'{path}'"
     prefix = "vae." if any(key.startswith("vae.") for key in Checkpoint.open(path).layout) else ""
-    tokenizer = vector_checkpoints.load_vector_tokenizer(HARTVAE, path, dtype, device, prefix)
+    tokenizer = vector_checkpoints.load_vq_vae(HARTVAE, path, dtype, device, prefix)
     if saved_config(path, HARTVAE.__name__) is None:
         told = official_config(path) or {}
-        expected = {theirs: tokenizer.config[ours] for theirs, ours in _TOKENIZER_FIELDS.items()}
+        expected = {theirs: tokenizer.config[ours] for theirs, ours in _VAE_FIELDS.items()}
         expected |= {"quant_resi": 0.5, "quantizer_type": "var_hybrid"}
         for field, value in expected.items():
             if field in told and told[field] != value:
                 raise CheckpointError(
                     f"{source} cannot be used: {field} is {told[field]!r} in its configuration, but "
-                    f"{'its weights have' if field in _TOKENIZER_FIELDS else 'only'} {value!r}"
-                    f"{'' if field in _TOKENIZER_FIELDS else ' is supported'}."
+                    f"{'its weights have' if field in _VAE_FIELDS else 'only'} {value!r}"
+                    f"{'' if field in _VAE_FIELDS else ' is supported'}."
                 )
     return tokenizer
 
@@ -154,7 +154,7 @@ def check_pair(transformer: HARTTransformer, tokenizer: HARTVAE) -> None:
 convert = Conversion(
     "HARTPipeline",
     load_transformer,
-    load_tokenizer,
+    load_vae,
     check_pair,
     (
         TextSide(

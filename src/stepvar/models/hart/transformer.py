@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from stepvar.generation.cache import Memory
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.generation.tokens import Tokens
-from stepvar.models.common.layers import GatedFeedForward, RMSNorm, by_pieces, linear, sinusoid
+from stepvar.models.common.layers import GatedFeedForward, RMSNorm, apply_in_chunks, linear, sinusoid
 from stepvar.models.hart.diffusion import SINUSOID_CHANNELS, DiffusionHead
 
 LARGEST_LOG_SCALE = math.log(100)
@@ -40,8 +40,8 @@ def gated_width(width: int, ratio: float = 4.0) -> int:
     return int(width * ratio * 2 / 3 + 255) // 256 * 256
 
 
-def halves_table(first: Tensor, second: Tensor) -> Tensor:
-    """Cosines and sines for `turn_halves`.
+def rotary_halves_table(first: Tensor, second: Tensor) -> Tensor:
+    """Cosines and sines for `rotate_halves`.
 
     Args:
         first, second: [..., c / 2] angles of the first and of the second half of a head's channels.
@@ -53,7 +53,7 @@ def halves_table(first: Tensor, second: Tensor) -> Tensor:
     return torch.stack([cosines, torch.cat([-first.sin(), second.sin()], dim=-1)], dim=-2)
 
 
-def turn_halves(inputs: Tensor, table: Tensor) -> Tensor:
+def rotate_halves(inputs: Tensor, table: Tensor) -> Tensor:
     """Mixes the halves of every head's channels by the angles of the token's place.
 
     Where both halves have the same angle, this is a rotation. In a plane they have not (rows turn the first
@@ -61,7 +61,7 @@ def turn_halves(inputs: Tensor, table: Tensor) -> Tensor:
 
     Args:
         inputs: [R, N, ..., c] in float32.
-        table: [R or 1, N, 2, c] from `halves_table`.
+        table: [R or 1, N, 2, c] from `rotary_halves_table`.
     """
     view = (*table.shape[:2], *(1,) * (inputs.dim() - 3), table.shape[-1])
     cosines, sines = (part.reshape(view) for part in table.unbind(2))
@@ -108,10 +108,10 @@ class SelfAttention(nn.Module):
         qkv = qkv.unflatten(-1, (3, self.heads, -1))
 
         def turn(pair: Tensor, table: Tensor) -> Tensor:
-            return turn_halves(pair if scales is None else functional.normalize(pair, dim=-1) * scales, table)
+            return rotate_halves(pair if scales is None else functional.normalize(pair, dim=-1) * scales, table)
 
         # Queries and keys are turned together: half the calls.
-        query, key = by_pieces(turn, qkv[:, :, :2], table).unbind(2)
+        query, key = apply_in_chunks(turn, qkv[:, :, :2], table).unbind(2)
         heads_first = (part.transpose(1, 2) for part in (query, key, qkv[:, :, 2]))
         attended = memory.attend(*heads_first, scale=self.softmax_scale)
         return self.output(attended.transpose(1, 2).flatten(2))
@@ -299,7 +299,7 @@ class HARTTransformer(ModelMixin, ConfigMixin):
         """Table of the context tokens [R, T, 2, c] from their numbers [R, T]."""
         half = self.head_dim // 2
         angles = positions.float()[..., None] * _frequencies(half, positions.device)
-        return halves_table(angles, angles)
+        return rotary_halves_table(angles, angles)
 
     def map_positions(self, scale: Scale, grid: tuple[int, int], offsets: Tensor) -> Tensor:
         """Table of a map's tokens, [R, N, 2, c].
@@ -320,7 +320,7 @@ class HARTTransformer(ModelMixin, ConfigMixin):
         quarter = self.head_dim // 4
         moved = places[None, :, :, None] + offsets.float()[:, None, None, None]
         angles = (moved * _frequencies(quarter, offsets.device)).repeat(1, 1, 1, 2)
-        return halves_table(*angles.unbind(2))
+        return rotary_halves_table(*angles.unbind(2))
 
     def head_modulations(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Pooled context [R, C] -> (1 + scale, shift) of the head, each [R, 1, C]."""

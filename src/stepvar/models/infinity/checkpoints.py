@@ -27,10 +27,10 @@ from stepvar.models.common.t5 import load_text_encoder, load_text_tokenizer
 from stepvar.models.infinity.official import (
     BUDGETS_BY_PIXELS,
     DERIVED,
-    TOKENIZERS,
+    VAES,
     ZERO_BIAS,
     infer_config,
-    infer_tokenizer_config,
+    infer_vae_config,
     official_keys,
     published_config,
     refuse_others,
@@ -46,18 +46,18 @@ __all__ = [
     "from_official",
     "infer_config",
     "load_official",
-    "load_tokenizer",
+    "load_vae",
     "load_transformer",
     "published_config",
     "to_official",
-    "tokenizer_of_state",
-    "transformer_of_state",
+    "vae_from_state",
+    "transformer_from_state",
 ]
 
 PathLike = str | os.PathLike[str]
 
 _TRANSFORMER_ROUTES = (("trainer", "gpt_fsdp"), ("trainer", "gpt_wo_ddp"), ("vae",))
-_TOKENIZER_ROUTES = (("vae",), ("trainer", "vae_local"), ("trainer", "gpt_fsdp"))
+_VAE_ROUTES = (("vae",), ("trainer", "vae_local"), ("trainer", "gpt_fsdp"))
 """Where published files and training checkpoints keep the state dict; the last one is a wrong file, but
 following it lets the error say what the file is."""
 
@@ -78,7 +78,7 @@ def from_official(state: Mapping[str, Tensor], source: str = "The state dict") -
     return _rename(names, source, state)
 
 
-def transformer_of_state(state: Mapping[str, Tensor], source: str = "The state dict") -> InfinityTransformer:
+def transformer_from_state(state: Mapping[str, Tensor], source: str = "The state dict") -> InfinityTransformer:
     """A transformer with the weights of an official state dict, checked strictly.
 
     Raises:
@@ -89,16 +89,16 @@ def transformer_of_state(state: Mapping[str, Tensor], source: str = "The state d
     return transformer.eval()
 
 
-def tokenizer_of_state(state: Mapping[str, Tensor], source: str = "The state dict") -> InfinityVAE:
+def vae_from_state(state: Mapping[str, Tensor], source: str = "The state dict") -> InfinityVAE:
     """A tokenizer with the weights of an official state dict, checked strictly.
 
     Raises:
         CheckpointError: When it belongs to another architecture, or something is missing, unexpected or of
             another shape.
     """
-    refuse_others(state, TOKENIZERS, source)
-    part = _tokenizer_part(state)
-    tokenizer = build_empty(InfinityVAE, infer_tokenizer_config(part, source), source)
+    refuse_others(state, VAES, source)
+    part = _vae_part(state)
+    tokenizer = build_empty(InfinityVAE, infer_vae_config(part, source), source)
     require_same_layout(part, tokenizer.state_dict(), source)
     tokenizer.load_state_dict(part, assign=True)
     return tokenizer.eval()
@@ -186,7 +186,7 @@ def load_transformer(
     return transformer.eval()
 
 
-def load_tokenizer(
+def load_vae(
     path: PathLike,
     vae_type: int | None = None,
     dtype: torch.dtype | None = None,
@@ -209,12 +209,12 @@ def load_tokenizer(
     """
     path = Path(path).expanduser()
     source = f"'{path}'"
-    checkpoint = Checkpoint.open(path, _TOKENIZER_ROUTES)
+    checkpoint = Checkpoint.open(path, _VAE_ROUTES)
     config = saved_config(path, InfinityVAE.__name__)
     if config is None:
-        refuse_others(checkpoint.layout, TOKENIZERS, source)
-    layout = _tokenizer_part(checkpoint.layout)
-    config = config or infer_tokenizer_config(layout, source)
+        refuse_others(checkpoint.layout, VAES, source)
+    layout = _vae_part(checkpoint.layout)
+    config = config or infer_vae_config(layout, source)
     tokenizer = build_empty(InfinityVAE, config, source)
     bits = tokenizer.config.codebook_dim
     if vae_type is not None and bits != vae_type:
@@ -222,11 +222,11 @@ def load_tokenizer(
             f"{source} has {bits} bits per latent position, but vae_type {vae_type} was asked."
         )
     require_same_layout(layout, tokenizer.state_dict(), source)
-    fill(tokenizer, checkpoint, _tokenizer_part, dtype, device)
+    fill(tokenizer, checkpoint, _vae_part, dtype, device)
     return tokenizer.eval()
 
 
-def _tokenizer_part(state: Mapping[str, Tensor]) -> TensorMap:
+def _vae_part(state: Mapping[str, Tensor]) -> TensorMap:
     """Encoder and decoder under our keys; whatever else a file stores, the official loader ignores too."""
     converted = convert_official_state(state)[0]
     return {key: value for key, value in converted.items() if key.startswith(("encoder.", "decoder."))}
@@ -251,7 +251,7 @@ def check_pair(transformer: InfinityTransformer, tokenizer: InfinityVAE) -> None
 convert = Conversion(
     "InfinityPipeline",
     load_transformer,
-    load_tokenizer,
+    load_vae,
     check_pair,
     (
         TextSide(

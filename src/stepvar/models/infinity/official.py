@@ -111,15 +111,15 @@ DERIVED = frozenset({"lvl_1L", "attn_bias_for_masking", "Infinity_visible_kvlen"
 """Buffers the official loader drops too: it computes them from the schedule."""
 
 _TRANSFORMERS = ("an Infinity transformer",)
-TOKENIZERS = ("a visual tokenizer of Infinity", "a visual tokenizer")
+VAES = ("a visual tokenizer of Infinity", "a visual tokenizer")
 _READERS = {
     _TRANSFORMERS: "load_transformer",
-    TOKENIZERS: "load_tokenizer",
+    VAES: "load_vae",
     (
         "an Infinity transformer in stepvar's own names",
     ): "load_transformer, given the folder with its config.json",
 }
-_EXAMPLES = {_TRANSFORMERS: "infinity_2b_reg.pth", TOKENIZERS: "infinity_vae_d32reg.pth"}
+_EXAMPLES = {_TRANSFORMERS: "infinity_2b_reg.pth", VAES: "infinity_vae_d32reg.pth"}
 """What `name_architecture` calls our models, which function loads them, and a published file of each."""
 
 
@@ -268,7 +268,7 @@ def refuse_others(state: Mapping[str, Tensor], accepted: tuple[str, ...], source
     raise CheckpointError(f"{source} holds {found}, not {accepted[0]}; {remedy}.")
 
 
-def infer_tokenizer_config(state: Mapping[str, Tensor], source: str = "The state dict") -> dict[str, Any]:
+def infer_vae_config(state: Mapping[str, Tensor], source: str = "The state dict") -> dict[str, Any]:
     """Constructor arguments of `InfinityVAE`, from the keys and shapes of its state dict.
 
     Args:

@@ -21,7 +21,7 @@ from stepvar.models.common.training import take_tokens
 from stepvar.models.infinity.transformer import InfinityBlock, InfinityTransformer
 
 
-def initialise(transformer: InfinityTransformer) -> None:
+def init_weights(transformer: InfinityTransformer) -> None:
     """Fresh weights for training: small outputs of the residual branches, gates of order one.
 
     Args:

@@ -23,7 +23,7 @@ from stepvar.generation.tokens import Tokens
 from stepvar.models.common.layers import (
     FeedForward,
     RMSNorm,
-    by_pieces,
+    apply_in_chunks,
     linear,
     modulated_norm,
     rotary_table_2d,
@@ -97,7 +97,7 @@ class SelfAttention(nn.Module):
             return rotate(functional.normalize(pair, dim=-1) * scales, rotary)
 
         # Queries and keys go through norm, scale and rotation together: half the calls.
-        query, key = by_pieces(turn, qkv[:, :, :2], rotary).unbind(2)
+        query, key = apply_in_chunks(turn, qkv[:, :, :2], rotary).unbind(2)
         heads_first = (part.transpose(1, 2) for part in (query, key, qkv[:, :, 2]))
         attended = memory.attend(*heads_first, scale=1.0)
         return self.output(attended.transpose(1, 2).flatten(2))

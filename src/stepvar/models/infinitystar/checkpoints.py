@@ -30,10 +30,10 @@ from stepvar.models.common.t5 import load_text_encoder, load_text_tokenizer
 from stepvar.models.infinitystar.official import (
     UNUSED,
     infer_config,
-    infer_tokenizer_config,
+    infer_vae_config,
     official_keys,
     to_official,
-    tokenizer_part,
+    vae_part,
 )
 from stepvar.models.infinitystar.schedules import PUBLISHED
 from stepvar.models.infinitystar.transformer import InfinityStarTransformer
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 PathLike = str | os.PathLike[str]
 
 _TRANSFORMER_ROUTES = (("trainer", "gpt_fsdp"), ("trainer", "gpt_wo_ddp"), ("state_dict",))
-_TOKENIZER_ROUTES = (("vae",),)
+_VAE_ROUTES = (("vae",),)
 """Where published files and training checkpoints keep the state dict."""
 
 
@@ -60,7 +60,7 @@ def from_official(state: Mapping[str, Tensor], source: str = "The state dict") -
     return _rename(_check_official(state, model, source), state)
 
 
-def transformer_of_state(
+def transformer_from_state(
     state: Mapping[str, Tensor], source: str = "The state dict"
 ) -> InfinityStarTransformer:
     """A transformer with the weights of an official state dict, checked strictly.
@@ -73,13 +73,13 @@ def transformer_of_state(
     return transformer.eval()
 
 
-def tokenizer_of_state(state: Mapping[str, Tensor], source: str = "The state dict") -> InfinityStarVAE:
+def vae_from_state(state: Mapping[str, Tensor], source: str = "The state dict") -> InfinityStarVAE:
     """A video tokenizer with the weights of an official state dict; what else it holds is left out.
 
     Raises:
         CheckpointError: When it belongs to another architecture, or something is missing or of another shape.
     """
-    tokenizer = build_empty(InfinityStarVAE, infer_tokenizer_config(state, source), source)
+    tokenizer = build_empty(InfinityStarVAE, infer_vae_config(state, source), source)
     own = _own_part(state, tokenizer.state_dict())
     require_same_layout(own, tokenizer.state_dict(), source)
     tokenizer.load_state_dict(own, assign=True)
@@ -88,7 +88,7 @@ def tokenizer_of_state(state: Mapping[str, Tensor], source: str = "The state dic
 
 def _own_part(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> TensorMap:
     """What a tokenizer needs; a published file may hold more, which the official loader ignores too."""
-    return {key: value for key, value in tokenizer_part(state).items() if key in expected}
+    return {key: value for key, value in vae_part(state).items() if key in expected}
 
 
 def load_official(transformer: InfinityStarTransformer, state: Mapping[str, Tensor]) -> None:
@@ -200,7 +200,7 @@ def _changed_resolution(config: Mapping[str, Any], resolution: str, source: str)
     return resolution
 
 
-def load_tokenizer(
+def load_vae(
     path: PathLike, dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> InfinityStarVAE:
     """Loads the video tokenizer; its architecture is read off the weights.
@@ -218,9 +218,9 @@ def load_tokenizer(
     """
     path = Path(path).expanduser()
     source = f"'{path}'"
-    checkpoint = Checkpoint.open(path, _TOKENIZER_ROUTES)
+    checkpoint = Checkpoint.open(path, _VAE_ROUTES)
     config = saved_config(path, InfinityStarVAE.__name__)
-    config = config or infer_tokenizer_config(checkpoint.layout, source)
+    config = config or infer_vae_config(checkpoint.layout, source)
     tokenizer = build_empty(InfinityStarVAE, config, source)
     expected = tokenizer.state_dict()
     require_same_layout(_own_part(checkpoint.layout, expected), expected, source)
@@ -251,7 +251,7 @@ def check_pair(transformer: InfinityStarTransformer, tokenizer: InfinityStarVAE)
 _CONVERSION = Conversion(
     "InfinityStarPipeline",
     load_transformer,
-    load_tokenizer,
+    load_vae,
     check_pair,
     (
         TextSide(

@@ -46,17 +46,17 @@ _BLOCK_KEYS = {
 UNUSED = "sos_token"
 """A learned token that the official code never reads; we do not keep it."""
 
-UNUSED_OF_TOKENIZER = ("proj_down_two.", "proj_up_two.", "quantizer.", "quantize.")
+UNUSED_OF_VAE = ("proj_down_two.", "proj_up_two.", "quantizer.", "quantize.")
 """Layers and constant buffers of the tokenizer that nothing at inference reads."""
 
 _SCALES, _SCALE = "scale_learnable_parameters", "latent_scale.weight"
 """Four numbers in the published tokenizer, of which only the first is read; our name of that one."""
 
 TRANSFORMERS = ("an InfinityStar transformer",)
-TOKENIZERS = ("a video tokenizer of InfinityStar",)
+VAES = ("a video tokenizer of InfinityStar",)
 _EXAMPLES = {
     TRANSFORMERS: "the folder infinitystar_8b_480p_weights",
-    TOKENIZERS: "infinitystar_videovae.pth",
+    VAES: "infinitystar_videovae.pth",
 }
 
 
@@ -138,15 +138,15 @@ def infer_config(state: Mapping[str, Tensor], source: str = "The state dict") ->
     }
 
 
-def tokenizer_part(state: Mapping[str, Tensor]) -> TensorMap:
+def vae_part(state: Mapping[str, Tensor]) -> TensorMap:
     """A part of a published tokenizer's state dict under our keys, without what nothing reads."""
-    kept = {key: value for key, value in state.items() if not key.startswith(UNUSED_OF_TOKENIZER)}
+    kept = {key: value for key, value in state.items() if not key.startswith(UNUSED_OF_VAE)}
     if _SCALES in kept:
         kept[_SCALE] = kept.pop(_SCALES)[:1]
     return kept
 
 
-def tokenizer_to_official(state: Mapping[str, Tensor]) -> TensorMap:
+def vae_to_official(state: Mapping[str, Tensor]) -> TensorMap:
     """Our tokenizer's state dict as published: what nothing reads is filled with zeros and ones."""
     scale = state[_SCALE]
     official = {key: value for key, value in state.items() if key != _SCALE}
@@ -162,13 +162,13 @@ def tokenizer_to_official(state: Mapping[str, Tensor]) -> TensorMap:
     return official
 
 
-def infer_tokenizer_config(state: Mapping[str, Tensor], source: str = "The state dict") -> dict[str, Any]:
+def infer_vae_config(state: Mapping[str, Tensor], source: str = "The state dict") -> dict[str, Any]:
     """Constructor arguments of `InfinityStarVAE`, from the keys and shapes of its state dict.
 
     Raises:
         CheckpointError: When it belongs to another architecture, or tells too little.
     """
-    refuse_others(state, TOKENIZERS, source)
+    refuse_others(state, VAES, source)
     levels = [
         sides(state, f"decoder.up_blocks.{level}.resnets.0.conv1.conv.weight", source, 5)[0]
         for level in (3, 2, 1, 0)

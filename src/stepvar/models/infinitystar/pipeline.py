@@ -32,7 +32,7 @@ from stepvar.models.infinitystar.output import (
 from stepvar.models.infinitystar.request import VideoDefaults, VideoPlan, check_clips, plan_video
 from stepvar.models.infinitystar.schedules import FRAMES_PER_LATENT, VideoScale, VideoSchedule
 from stepvar.models.infinitystar.session import InfinityStarSession, KnownClips, TextPrefix
-from stepvar.models.infinitystar.text import worded
+from stepvar.models.infinitystar.text import format_prompt
 from stepvar.models.infinitystar.transformer import InfinityStarTransformer
 from stepvar.models.infinitystar.vae import DECODER_CHUNK, InfinityStarVAE
 from stepvar.models.pipeline import (
@@ -150,7 +150,7 @@ class InfinityStarPipeline(NextScalePipeline):
         """Draws videos, one after the other.
 
         Args:
-            prompt: One prompt, or several; worded as the published weights read them.
+            prompt: One prompt, or several; put into the template of the published weights.
             seconds: Length of the whole video, what it begins with included; 0 is a picture. By default 5, or
                 the longest where a video goes on.
             image: A picture to begin with: the first frame of every video.
@@ -303,7 +303,7 @@ class InfinityStarPipeline(NextScalePipeline):
         """
         seconds = self.transformer.sizes.longest if seconds is None else seconds
         style = (seconds, self.defaults.prompt_suffix, self.defaults.marks_duration)
-        super().check_prompts([*(worded(prompt, *style) for prompt in prompts), *negatives])
+        super().check_prompts([*(format_prompt(prompt, *style) for prompt in prompts), *negatives])
 
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
         self.require_text_encoder()
@@ -314,7 +314,7 @@ class InfinityStarPipeline(NextScalePipeline):
         """Text of every video, encoded as the published weights read it."""
         defaults, seconds = self.defaults, request.plan.seconds
         style = (seconds, defaults.prompt_suffix, defaults.marks_duration)
-        prompts = [worded(prompt, *style) for prompt in request.inputs.prompts]
+        prompts = [format_prompt(prompt, *style) for prompt in request.inputs.prompts]
         worded_request = replace(request, inputs=replace(request.inputs, prompts=prompts))
         positive, negative = self.features(worded_request)
         if not request.guidance.active:

@@ -1,4 +1,4 @@
-"""How a prompt is worded for the published weights.
+"""Prompt template of the published weights: a duration mark before the prompt, a suffix after it.
 
 Source: FoundationVision/InfinityStar (MIT), tools/infer_video_480p.py and tools/infer_interact_480p.py.
 """
@@ -9,7 +9,7 @@ SUFFIX = ", Close-up on big objects, emphasize scale and detail"
 """What the published scripts add to every prompt, but for interactive continuation."""
 
 
-def worded(prompt: str, seconds: float, suffix: str, marks_duration: bool) -> str:
+def format_prompt(prompt: str, seconds: float, suffix: str, marks_duration: bool) -> str:
     """A prompt as the weights read it.
 
     Args:

@@ -21,7 +21,7 @@ from stepvar.models.infinitystar.schedules import VideoScale, VideoSchedule
 from stepvar.models.infinitystar.transformer import InfinityStarBlock, InfinityStarTransformer
 
 
-def initialise(transformer: InfinityStarTransformer) -> None:
+def init_weights(transformer: InfinityStarTransformer) -> None:
     """Fresh weights for training: small outputs of the residual branches.
 
     Args:

@@ -16,7 +16,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from stepvar.generation.cache import Memory
-from stepvar.models.common.layers import GatedFeedForward, RMSNorm, by_pieces, linear, rotate
+from stepvar.models.common.layers import GatedFeedForward, RMSNorm, apply_in_chunks, linear, rotate
 from stepvar.models.infinitystar.rotary import RotaryTables
 from stepvar.models.infinitystar.schedules import PIXELS_PER_CELL, PyramidSettings
 from stepvar.models.infinitystar.sizes import VideoSizes
@@ -45,8 +45,8 @@ class SelfAttention(nn.Module):
             linear(layer, normed).unflatten(-1, (-1, head_dim))
             for layer in (self.query, self.key, self.value)
         )
-        query = by_pieces(lambda part, rotary: rotate(self.query_norm(part), rotary), query, rotary)
-        key = by_pieces(lambda part, rotary: rotate(self.key_norm(part), rotary), key, rotary)
+        query = apply_in_chunks(lambda part, rotary: rotate(self.query_norm(part), rotary), query, rotary)
+        key = apply_in_chunks(lambda part, rotary: rotate(self.key_norm(part), rotary), key, rotary)
         return query, key, value
 
 

@@ -17,7 +17,7 @@ from stepvar.checkpoints.conversion import Conversion, TextSide
 from stepvar.checkpoints.official import OfficialFormat
 from stepvar.checkpoints.weights import CheckpointError
 from stepvar.models.common.square_schedules import LEVELS
-from stepvar.models.common.vq_vae_checkpoints import check_pair, load_vector_tokenizer
+from stepvar.models.common.vq_vae_checkpoints import check_pair, load_vq_vae
 from stepvar.models.switti.official import DERIVED, MASK, infer_config, rename, to_official
 from stepvar.models.switti.text import load_text_encoder, load_text_tokenizer
 from stepvar.models.switti.transformer import SwittiTransformer
@@ -78,17 +78,17 @@ def _official_config(path: Path) -> Mapping[str, Any]:
     return config if isinstance(config, dict) and "_class_name" not in config else {}
 
 
-def load_tokenizer(
+def load_vae(
     path: PathLike, dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> SwittiVAE:
-    """Loads a visual tokenizer, official or our own; see `load_vector_tokenizer`."""
-    return load_vector_tokenizer(SwittiVAE, path, dtype, device)
+    """Loads a visual tokenizer, official or our own; see `load_vq_vae`."""
+    return load_vq_vae(SwittiVAE, path, dtype, device)
 
 
 convert = Conversion(
     "SwittiPipeline",
     load_transformer,
-    load_tokenizer,
+    load_vae,
     check_pair,
     (
         TextSide(

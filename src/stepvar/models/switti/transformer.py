@@ -24,7 +24,7 @@ from stepvar.models.common.layers import (
     FeedForward,
     GatedFeedForward,
     RMSNorm,
-    by_pieces,
+    apply_in_chunks,
     linear,
     modulated_norm,
     rotary_table_2d,
@@ -55,7 +55,7 @@ class SelfAttention(nn.Module):
         directions = torch.stack([_normalised(query), _normalised(key)], dim=2)
         directions = directions.unflatten(-1, (self.heads, -1))
         if rotary is not None:
-            directions = by_pieces(rotate, directions, rotary)
+            directions = apply_in_chunks(rotate, directions, rotary)
         query, key = directions.to(value.dtype).unbind(2)
         heads_first = (part.transpose(1, 2) for part in (query, key, value.unflatten(-1, (self.heads, -1))))
         attended = memory.attend(*heads_first, scale=None)

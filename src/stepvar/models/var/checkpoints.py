@@ -16,7 +16,7 @@ from stepvar.checkpoints.conversion import Conversion
 from stepvar.checkpoints.official import OfficialFormat
 from stepvar.checkpoints.weights import CheckpointError
 from stepvar.models.common.square_schedules import LEVELS
-from stepvar.models.common.vq_vae_checkpoints import check_pair, load_vector_tokenizer
+from stepvar.models.common.vq_vae_checkpoints import check_pair, load_vq_vae
 from stepvar.models.var.official import DERIVED, ZERO_BIAS, infer_config, rename, to_official
 from stepvar.models.var.transformer import VARTransformer
 from stepvar.models.var.vae import VARVAE
@@ -42,14 +42,14 @@ def load_transformer(
     return FORMAT.load(path, dtype, device)
 
 
-def load_tokenizer(
+def load_vae(
     path: PathLike, dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> VARVAE:
-    """Loads a visual tokenizer, official or our own; see `load_vector_tokenizer`."""
-    return load_vector_tokenizer(VARVAE, path, dtype, device)
+    """Loads a visual tokenizer, official or our own; see `load_vq_vae`."""
+    return load_vq_vae(VARVAE, path, dtype, device)
 
 
-CONVERSION = Conversion("VARPipeline", load_transformer, load_tokenizer, check_pair)
+CONVERSION = Conversion("VARPipeline", load_transformer, load_vae, check_pair)
 
 
 def read_labels(path: PathLike, classes: int) -> list[str]:

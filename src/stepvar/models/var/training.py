@@ -16,7 +16,7 @@ from stepvar.generation.cache import BlockCausal
 from stepvar.models.var.transformer import VARTransformer
 
 
-def initialise(transformer: VARTransformer, gate_scale: float = 1e-3) -> None:
+def init_weights(transformer: VARTransformer, gate_scale: float = 1e-3) -> None:
     """Fresh weights for training, as the official code draws them.
 
     Args:

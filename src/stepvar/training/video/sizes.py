@@ -75,7 +75,7 @@ SIZE = VideoModelSize()
 
 def build_transformer(size: VideoModelSize = SIZE) -> InfinityStarTransformer:
     """The small InfinityStar with fresh weights."""
-    from stepvar.models.infinitystar.training import initialise
+    from stepvar.models.infinitystar.training import init_weights
     from stepvar.models.infinitystar.transformer import InfinityStarTransformer
 
     transformer = InfinityStarTransformer(
@@ -98,7 +98,7 @@ def build_transformer(size: VideoModelSize = SIZE) -> InfinityStarTransformer:
         most_clips=1,
         pixels_per_cell=PIXELS_PER_TOKEN,
     )
-    initialise(transformer)
+    init_weights(transformer)
     return transformer
 
 

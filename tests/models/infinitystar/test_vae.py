@@ -7,12 +7,12 @@ import torch
 
 from stepvar.models.infinitystar.convolutions import Stream
 from stepvar.models.infinitystar.frames import fit, spread_frames, to_bytes
-from tiny_star import make_star_tokenizer, random_video
+from tiny_star import make_star_vae, random_video
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return make_star_tokenizer()
+    return make_star_vae()
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_videos_that_do_not_divide_are_refused(tokenizer, shape):
 
 def test_weights_without_an_encoder_say_so():
     with pytest.raises(ValueError, match="no encoder"):
-        make_star_tokenizer(with_encoder=False).encode(torch.zeros(1, 3, 1, 16, 16))
+        make_star_vae(with_encoder=False).encode(torch.zeros(1, 3, 1, 16, 16))
 
 
 def test_the_first_frame_of_a_video_is_replaced_and_a_picture_is_not():

@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from stepvar.checkpoints.weights import CheckpointError
 from stepvar.models.common.vq_vae_checkpoints import (
     STATISTICS,
-    infer_tokenizer_config,
-    load_vector_tokenizer,
-    tokenizer_from_official,
-    tokenizer_of_state,
-    tokenizer_to_official,
+    infer_vae_config,
+    load_vq_vae,
+    vae_from_official,
+    vae_from_state,
+    vae_to_official,
 )
 from stepvar.models.var.vae import VARVAE
 
@@ -30,7 +30,7 @@ def official() -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def tokenizer(official) -> VARVAE:
-    return tokenizer_of_state(VARVAE, official).requires_grad_(False)
+    return vae_from_state(VARVAE, official).requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -41,18 +41,18 @@ def golden() -> dict[str, torch.Tensor]:
 def test_the_published_layout_maps_both_ways():
     layout = json.loads((GOLDEN / "layout_vae_256.json").read_text())
     state = {key: torch.empty(shape, device="meta") for key, (shape, _) in layout["state_dict"].items()}
-    config = infer_tokenizer_config(state, "the layout")
+    config = infer_vae_config(state, "the layout")
     with torch.device("meta"):
         model = VARVAE(**config)
         default = VARVAE()
     assert list(default.config.multipliers) == config["multipliers"]
     assert all(default.config[key] == config[key] for key in config if key != "multipliers")
     assert sum(parameter.numel() for parameter in model.parameters()) == layout["parameters"]
-    ours = tokenizer_from_official(state, config)
+    ours = vae_from_official(state, config)
     assert {key: value.shape for key, value in ours.items()} == {
         key: value.shape for key, value in model.state_dict().items()
     }
-    back = tokenizer_to_official(ours, config)
+    back = vae_to_official(ours, config)
     assert back.keys() == state.keys() - {STATISTICS}
     assert all(back[key] is state[key] for key in back)
 
@@ -68,7 +68,7 @@ def test_a_picture_survives_encoding_and_decoding_as_in_the_official_code(tokeni
 
 def test_a_saved_tokenizer_comes_back(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
-    again = load_vector_tokenizer(VARVAE, tmp_path)
+    again = load_vq_vae(VARVAE, tmp_path)
     assert again.config.items() >= {"codes": 128, "channels": 16}.items()
     for key, value in tokenizer.state_dict().items():
         assert torch.equal(again.state_dict()[key], value)
@@ -80,7 +80,7 @@ def test_an_official_file_loads_with_any_number_format(official, tokenizer, tmp_
     if prefix:
         stored["disc.main.0.weight"] = torch.zeros(2)
     save_file(stored, tmp_path / "vae.safetensors")
-    loaded = load_vector_tokenizer(VARVAE, tmp_path / "vae.safetensors", torch.bfloat16, prefix=prefix)
+    loaded = load_vq_vae(VARVAE, tmp_path / "vae.safetensors", torch.bfloat16, prefix=prefix)
     assert loaded.quantizer.codebook.weight.dtype == torch.float32
     assert loaded.decoder.conv_out.weight.dtype == torch.bfloat16
     assert torch.equal(loaded.quantizer.codebook.weight, tokenizer.quantizer.codebook.weight)
@@ -93,14 +93,14 @@ def test_missing_and_unexpected_keys_are_named(official, tmp_path):
     with pytest.raises(
         CheckpointError, match=r"1 missing \(quant_conv.bias\); 1 unexpected \(quant_conv.gain\)"
     ):
-        load_vector_tokenizer(VARVAE, tmp_path / "vae.safetensors")
+        load_vq_vae(VARVAE, tmp_path / "vae.safetensors")
 
 
 def test_another_file_is_called_by_its_name(tmp_path):
     keys = ("word_embed.weight", "class_emb.weight")
     save_file({key: torch.zeros(2, 2) for key in keys}, tmp_path / "var.safetensors")
     with pytest.raises(CheckpointError, match="is a VAR transformer, not a visual tokenizer with a codebook"):
-        load_vector_tokenizer(VARVAE, tmp_path / "var.safetensors")
+        load_vq_vae(VARVAE, tmp_path / "var.safetensors")
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 40, 32), (1, 1, 32, 32), (3, 32, 32)])
