@@ -190,9 +190,7 @@ def write_published(folder: Path) -> tuple[HARTTransformer, HARTTransformer, HAR
     torch.save(to_official(averaged.state_dict(), averaged.config, training_mask=True), llm / "ema_model.bin")
     told = {"num_heads": 2, "context_token": 7, "patch_nums": [1, 2, 3, 4, 6, 8], "num_sampling_steps": "3"}
     (llm / "config.json").write_text(json.dumps(told))
-    state = {
-        f"vae.{key}": value for key, value in vae_to_official(vae.state_dict(), vae.config).items()
-    }
+    state = {f"vae.{key}": value for key, value in vae_to_official(vae.state_dict(), vae.config).items()}
     torch.save({**state, "disc.main.0.weight": torch.zeros(2)}, tokenizer / "pytorch_model.bin")
     (tokenizer / "config.json").write_text(json.dumps({"quant_resi": 0.5, "vocab_size": 40, "ch": 32}))
     return plain, averaged, vae

@@ -63,9 +63,7 @@ def make_vq_vae(seed: int = 0, kind: type = VARVAE, **config):
 
 def make_var_pipeline(labels: Sequence[str] | None = None, **config) -> VARPipeline:
     """A tiny pipeline: 32 x 32 pixels in six scales."""
-    pipeline = VARPipeline(
-        make_var(**config), make_vq_vae(), labels=None if labels is None else list(labels)
-    )
+    pipeline = VARPipeline(make_var(**config), make_vq_vae(), labels=None if labels is None else list(labels))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

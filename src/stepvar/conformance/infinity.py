@@ -17,7 +17,7 @@ from stepvar.generation.loop import generate
 from stepvar.generation.pruner import PruningMethod
 from stepvar.generation.sampling import bit_probabilities
 from stepvar.generation.schedule import Scale, ScaleSchedule
-from stepvar.models.infinity.checkpoints import vae_from_state, transformer_from_state
+from stepvar.models.infinity.checkpoints import transformer_from_state, vae_from_state
 from stepvar.models.infinity.quantizer import latent_bits_from_tokens, tokens_from_latent_bits
 from stepvar.models.infinity.session import InfinitySession, TextCondition
 from stepvar.models.infinity.sizes import SizeTable

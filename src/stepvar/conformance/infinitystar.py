@@ -16,7 +16,7 @@ from stepvar.conformance.report import CaseReport
 from stepvar.generation.guidance import Guidance, ProjectedGuidance, per_scale
 from stepvar.generation.loop import generate
 from stepvar.generation.sampling import bit_probabilities
-from stepvar.models.infinitystar.checkpoints import vae_from_state, transformer_from_state
+from stepvar.models.infinitystar.checkpoints import transformer_from_state, vae_from_state
 from stepvar.models.infinitystar.frames import to_bytes
 from stepvar.models.infinitystar.interactive import Continuation
 from stepvar.models.infinitystar.quantizer import codes_from_bits, expand, quantize

@@ -17,8 +17,8 @@ from stepvar.models.common.vq_vae_checkpoints import (
 )
 from stepvar.models.hart.checkpoints import (
     check_pair,
-    load_vae,
     load_transformer,
+    load_vae,
     official_format,
 )
 from stepvar.models.hart.official import TRAINING_MASK, infer_config, to_official

@@ -14,8 +14,8 @@ from stepvar.models.infinity.checkpoints import (
     check_pair,
     from_official,
     load_official,
-    load_vae,
     load_transformer,
+    load_vae,
     transformer_from_state,
 )
 from stepvar.models.infinity.official import (

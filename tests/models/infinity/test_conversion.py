@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from stepvar.checkpoints.weights import CheckpointError
-from stepvar.models.infinity.checkpoints import convert, load_vae, load_transformer
+from stepvar.models.infinity.checkpoints import convert, load_transformer, load_vae
 from stepvar.models.infinity.transformer import InfinityTransformer
 from stepvar.models.infinity.vae import InfinityVAE
 

@@ -14,8 +14,8 @@ from stepvar.models.infinitystar import checkpoints
 from stepvar.models.infinitystar.checkpoints import (
     from_official,
     load_official,
-    load_vae,
     load_transformer,
+    load_vae,
 )
 from stepvar.models.infinitystar.official import (
     infer_config,
@@ -27,7 +27,7 @@ from stepvar.models.infinitystar.official import (
 )
 from stepvar.models.infinitystar.transformer import InfinityStarTransformer
 from stepvar.models.infinitystar.vae import InfinityStarVAE
-from tiny_star import make_star_pipeline, make_star_vae, make_star_transformer
+from tiny_star import make_star_pipeline, make_star_transformer, make_star_vae
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "infinitystar"
 

@@ -108,7 +108,9 @@ class SelfAttention(nn.Module):
         qkv = qkv.unflatten(-1, (3, self.heads, -1))
 
         def turn(pair: Tensor, table: Tensor) -> Tensor:
-            return rotate_halves(pair if scales is None else functional.normalize(pair, dim=-1) * scales, table)
+            return rotate_halves(
+                pair if scales is None else functional.normalize(pair, dim=-1) * scales, table
+            )
 
         # Queries and keys are turned together: half the calls.
         query, key = apply_in_chunks(turn, qkv[:, :, :2], table).unbind(2)

@@ -46,12 +46,12 @@ __all__ = [
     "from_official",
     "infer_config",
     "load_official",
-    "load_vae",
     "load_transformer",
+    "load_vae",
     "published_config",
     "to_official",
-    "vae_from_state",
     "transformer_from_state",
+    "vae_from_state",
 ]
 
 PathLike = str | os.PathLike[str]
@@ -78,7 +78,9 @@ def from_official(state: Mapping[str, Tensor], source: str = "The state dict") -
     return _rename(names, source, state)
 
 
-def transformer_from_state(state: Mapping[str, Tensor], source: str = "The state dict") -> InfinityTransformer:
+def transformer_from_state(
+    state: Mapping[str, Tensor], source: str = "The state dict"
+) -> InfinityTransformer:
     """A transformer with the weights of an official state dict, checked strictly.
 
     Raises:
