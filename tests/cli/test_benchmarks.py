@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stepvar.cli.options import ModelChoice
+from stepvar.cli.options import ModelOptions
 from stepvar.evaluation.benchmarks import BENCHMARKS, Run
 from stepvar.evaluation.run_folder import Shard, read_manifest
 from stepvar.evaluation.scoring import compare_runs, frechet_of_folders, official_score
@@ -302,7 +302,7 @@ def test_scores_tell_their_progress_and_use_the_device(run, monkeypatch):
     monkeypatch.setattr("stepvar.cli.display.progress_bar", bar)
     monkeypatch.setattr("stepvar.metrics.features.ClipFeatures", PlainClip)
     monkeypatch.setattr("stepvar.metrics.perceptual.load_lpips", load_lpips)
-    monkeypatch.setattr(ModelChoice, "resolve_device", lambda choice: choice.device)
+    monkeypatch.setattr(ModelOptions, "resolve_device", lambda choice: choice.device)
     for folder in ("one", "two"):
         finished(folder, [{"file": f"{index}.png"} for index in range(19)])
 

@@ -104,11 +104,11 @@ def test_an_interrupt_while_drawing_leaves_whole_pictures(program, model_folder,
 
 
 def test_an_interrupt_that_must_clean_up(monkeypatch, tmp_path):
-    from stepvar.cli.interrupts import Unwinding, _Interrupts
+    from stepvar.cli.interrupts import CleanupOnInterrupt, _SignalState
     from stepvar.cli.outputs import write_files
 
-    interrupts = _Interrupts()
-    monkeypatch.setattr("stepvar.cli.interrupts._interrupts", interrupts)
+    interrupts = _SignalState()
+    monkeypatch.setattr("stepvar.cli.interrupts._state", interrupts)
 
     def interrupted(path, content):
         interrupts.handle(signal.SIGINT, None)
@@ -117,6 +117,6 @@ def test_an_interrupt_that_must_clean_up(monkeypatch, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_files({tmp_path / "new" / "x.png": b"x"})
     assert not list(tmp_path.iterdir())
-    assert interrupts.unwinding == 0
-    with Unwinding():
-        assert interrupts.unwinding == 1
+    assert interrupts.cleanups == 0
+    with CleanupOnInterrupt():
+        assert interrupts.cleanups == 1

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 def main() -> None:
     """Runs the command line; the entry point of the `stepvar` program."""
-    from stepvar.cli.interrupts import leave_on_interrupt
+    from stepvar.cli.interrupts import install_signal_handlers
 
     # First of all, so that Ctrl-C is quiet while the rest is still being imported.
-    leave_on_interrupt()
+    install_signal_handlers()
     from stepvar.allocator import keep_freed_memory
     from stepvar.cli.app import app
-    from stepvar.cli.display import tolerate_any_text
+    from stepvar.cli.display import escape_unprintable_output
 
     keep_freed_memory()
-    tolerate_any_text()
+    escape_unprintable_output()
     app()

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from stepvar.cli import display
-from stepvar.cli.errors import explain_errors
+from stepvar.cli.errors import report_errors
 from stepvar.cli.groups import with_option_groups
 from stepvar.cli.models import (
     check_options,
@@ -21,20 +21,20 @@ from stepvar.cli.options import (
     ExamplePrompt,
     FixedSeed,
     Json,
-    ModelChoice,
-    SamplingChoice,
-    SizeChoice,
-    VideoSettings,
+    ModelOptions,
+    SamplingOptions,
+    SizeOptions,
+    VideoOptions,
 )
 
 
-@explain_errors
+@report_errors
 @with_option_groups
 def bench(
-    model: ModelChoice,
-    size: SizeChoice,
-    sampling: SamplingChoice,
-    video: VideoSettings,
+    model: ModelOptions,
+    size: SizeOptions,
+    sampling: SamplingOptions,
+    video: VideoOptions,
     prompt: ExamplePrompt = None,
     repeats: Annotated[int, typer.Option(min=1, max=10000, help="Measured rounds; times are medians.")] = 5,
     number: Annotated[int, typer.Option("-n", "--number", min=1, max=4096, help="Pictures in a batch.")] = 1,
@@ -77,18 +77,18 @@ def _describe(document: dict[str, Any]) -> str:
     rows = [
         (
             name,
-            display.seconds(method["seconds"]),
-            f"{display.seconds(method['spread']['q1'])} to {display.seconds(method['spread']['q3'])}",
+            display.format_seconds(method["seconds"]),
+            f"{display.format_seconds(method['spread']['q1'])} to {display.format_seconds(method['spread']['q3'])}",
             f"{method['speedup']:.2f} x",
             f"{method['tokens']:,}",
-            display.seconds(method["stages"]["scales"]),
+            display.format_seconds(method["stages"]["scales"]),
             f"{method['transformer_speedup']:.2f} x",
             f"{method['flops_ratio']:.2f} x",
         )
         for name, method in methods.items()
     ]
     stages = [
-        (stage, *(display.seconds(method["stages"][stage]) for method in methods.values()))
+        (stage, *(display.format_seconds(method["stages"][stage]) for method in methods.values()))
         for stage in ("text", "scales", "decode")
     ]
     scales = [
@@ -97,7 +97,7 @@ def _describe(document: dict[str, Any]) -> str:
             *(
                 "skipped"
                 if method["scales"][index]["skipped"]
-                else display.seconds(method["scales"][index]["seconds"])
+                else display.format_seconds(method["scales"][index]["seconds"])
                 for method in methods.values()
             ),
         )
@@ -110,9 +110,9 @@ def _describe(document: dict[str, Any]) -> str:
     rounds = f"median of {document['repeats']} rounds in turn"
     return "\n".join(
         [
-            display.table(header, rows),
+            display.format_table(header, rows),
             "",
-            display.table(("stage", *methods), [stages[0], *scales, stages[1], stages[2]]),
+            display.format_table(("stage", *methods), [stages[0], *scales, stages[1], stages[2]]),
             "",
             f"{document['width']} x {document['height']} pixels, {drawn}, {document['dtype']}, {rounds}",
             f"{document['device_name']} ({document['device']}, {document['threads']} threads), "

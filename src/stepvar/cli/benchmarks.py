@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stepvar.cli import display
-from stepvar.cli.errors import InputError, explain_errors
+from stepvar.cli.errors import InputError, report_errors
 from stepvar.cli.groups import with_option_groups
-from stepvar.cli.interrupts import Unwinding
+from stepvar.cli.interrupts import CleanupOnInterrupt
 from stepvar.cli.models import (
     check_options,
     check_prompts,
@@ -20,7 +20,7 @@ from stepvar.cli.models import (
     open_pipeline,
     quiet_libraries,
 )
-from stepvar.cli.options import FixedSeed, Json, ModelChoice, PlanChoice, SamplingChoice, SizeChoice
+from stepvar.cli.options import FixedSeed, Json, ModelOptions, PlanOptions, SamplingOptions, SizeOptions
 
 if TYPE_CHECKING:
     from stepvar.evaluation.benchmarks import Drawing, Run
@@ -39,7 +39,7 @@ Folder = Annotated[
 
 
 @dataclass(frozen=True)
-class RunChoice:
+class RunOptions:
     """How much of a benchmark is drawn, and by whom."""
 
     samples: Annotated[
@@ -67,15 +67,15 @@ class RunChoice:
         return Shard(int(match[1]), int(match[2]))
 
 
-@explain_errors
+@report_errors
 @with_option_groups
 def geneval(
     prompts: Prompts,
-    model: ModelChoice,
-    plan: PlanChoice,
-    size: SizeChoice,
-    sampling: SamplingChoice,
-    run: RunChoice,
+    model: ModelOptions,
+    plan: PlanOptions,
+    size: SizeOptions,
+    sampling: SamplingOptions,
+    run: RunOptions,
     output: Folder,
     seed: FixedSeed = 0,
     json: Json = False,
@@ -87,15 +87,15 @@ def geneval(
     _draw("geneval", prompts, model, plan, size, sampling, run, output, seed, json)
 
 
-@explain_errors
+@report_errors
 @with_option_groups
 def dpg(
     prompts: Prompts,
-    model: ModelChoice,
-    plan: PlanChoice,
-    size: SizeChoice,
-    sampling: SamplingChoice,
-    run: RunChoice,
+    model: ModelOptions,
+    plan: PlanOptions,
+    size: SizeOptions,
+    sampling: SamplingOptions,
+    run: RunOptions,
     output: Folder,
     seed: FixedSeed = 0,
     json: Json = False,
@@ -107,15 +107,15 @@ def dpg(
     _draw("dpg", prompts, model, plan, size, sampling, run, output, seed, json)
 
 
-@explain_errors
+@report_errors
 @with_option_groups
 def mjhq(
     prompts: Prompts,
-    model: ModelChoice,
-    plan: PlanChoice,
-    size: SizeChoice,
-    sampling: SamplingChoice,
-    run: RunChoice,
+    model: ModelOptions,
+    plan: PlanOptions,
+    size: SizeOptions,
+    sampling: SamplingOptions,
+    run: RunOptions,
     output: Folder,
     seed: FixedSeed = 0,
     json: Json = False,
@@ -127,15 +127,15 @@ def mjhq(
     _draw("mjhq", prompts, model, plan, size, sampling, run, output, seed, json)
 
 
-@explain_errors
+@report_errors
 @with_option_groups
 def vbench(
     prompts: Prompts,
-    model: ModelChoice,
-    plan: PlanChoice,
-    size: SizeChoice,
-    sampling: SamplingChoice,
-    run: RunChoice,
+    model: ModelOptions,
+    plan: PlanOptions,
+    size: SizeOptions,
+    sampling: SamplingOptions,
+    run: RunOptions,
     output: Folder,
     seed: FixedSeed = 0,
     video_format: Annotated[str, typer.Option(metavar="FORMAT", help="mp4, or gif.")] = "mp4",
@@ -151,11 +151,11 @@ def vbench(
 def _draw(
     name: str,
     prompts: Path,
-    model: ModelChoice,
-    plan: PlanChoice,
-    size: SizeChoice,
-    sampling: SamplingChoice,
-    choice: RunChoice,
+    model: ModelOptions,
+    plan: PlanOptions,
+    size: SizeOptions,
+    sampling: SamplingOptions,
+    choice: RunOptions,
     output: Path,
     seed: int,
     json: bool,
@@ -212,7 +212,7 @@ def _draw(
 
 def _advance(run: Run, shard: Shard, batch: int) -> Drawing:
     mine = -(-run.pictures // shard.count)
-    with Unwinding(), display.progress_bar("drawing", float(mine), estimate=True) as move:
+    with CleanupOnInterrupt(), display.progress_bar("drawing", float(mine), estimate=True) as move:
         return run.draw(shard, batch, None if move is None else lambda done: move(float(done), ""))
 
 

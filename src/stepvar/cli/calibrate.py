@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stepvar.cli import display
-from stepvar.cli.errors import InputError, explain_errors
+from stepvar.cli.errors import InputError, report_errors
 from stepvar.cli.groups import with_option_groups
 from stepvar.cli.models import check_options, check_prompts, open_pipeline, quiet_libraries
-from stepvar.cli.options import Json, ModelChoice, SamplingChoice, SizeChoice
+from stepvar.cli.options import Json, ModelOptions, SamplingOptions, SizeOptions
 
 if TYPE_CHECKING:
     from stepvar.evaluation.calibration import Calibration
 
 
-@explain_errors
+@report_errors
 @with_option_groups
 def calibrate(
-    model: ModelChoice,
-    size: SizeChoice,
-    sampling: SamplingChoice,
+    model: ModelOptions,
+    size: SizeOptions,
+    sampling: SamplingOptions,
     target_speedup: Annotated[
         float | None, typer.Option(metavar="X", help="How many times faster than dense, end to end.")
     ] = None,
@@ -111,7 +111,7 @@ def _describe(found: Calibration) -> str:
     speed, psnr = found.speedup, found.psnr
     return "\n".join(
         [
-            display.table(("tried", "fewer FLOPs", "speed-up", "PSNR"), rows),
+            display.format_table(("tried", "fewer FLOPs", "speed-up", "PSNR"), rows),
             "",
             f"speed-up {speed.value:.2f} x ({speed.low:.2f} to {speed.high:.2f}), "
             f"PSNR {psnr.value:.2f} dB ({psnr.low:.2f} to {psnr.high:.2f})",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stepvar.cli import display
-from stepvar.cli.errors import InputError, explain_errors
+from stepvar.cli.errors import InputError, report_errors
 from stepvar.cli.groups import with_option_groups
 from stepvar.cli.models import (
     check_options,
@@ -21,14 +21,14 @@ from stepvar.cli.models import (
 )
 from stepvar.cli.options import (
     Json,
-    ModelChoice,
+    ModelOptions,
     Output,
-    PlanChoice,
+    PlanOptions,
     Prompt,
-    SamplingChoice,
+    SamplingOptions,
     Seed,
-    SizeChoice,
-    VideoSettings,
+    SizeOptions,
+    VideoOptions,
 )
 from stepvar.cli.outputs import Destination, encode_png, slug, versions, write_files
 
@@ -38,15 +38,15 @@ if TYPE_CHECKING:
 Repeats = Annotated[int, typer.Option(min=1, max=1000, help="Measured rounds; times are medians.")]
 
 
-@explain_errors
+@report_errors
 @with_option_groups
 def compare(
     prompt: Prompt,
-    model: ModelChoice,
-    plan: PlanChoice,
-    size: SizeChoice,
-    sampling: SamplingChoice,
-    video: VideoSettings,
+    model: ModelOptions,
+    plan: PlanOptions,
+    size: SizeOptions,
+    sampling: SamplingOptions,
+    video: VideoOptions,
     seed: Seed = None,
     repeats: Repeats = 3,
     output: Output = None,
@@ -97,18 +97,18 @@ def _describe(comparison: Comparison, path: Path) -> str:
             (
                 name if plan is None else f"scale {name}",
                 "" if plan is None else f"{plan.scale.tokens:,}",
-                "" if plan is None else display.kept_count(plan.kept, plan.skipped),
-                display.seconds(seconds),
-                display.seconds(spent[name]) if name in spent else "",
+                "" if plan is None else display.format_kept(plan.kept, plan.skipped),
+                display.format_seconds(seconds),
+                display.format_seconds(spent[name]) if name in spent else "",
             )
         )
     totals = (f"{dense.report.total_tokens:,}", f"{pruned.report.kept_tokens:,}")
-    rows += [(), ("total", *totals, display.seconds(dense.seconds), display.seconds(pruned.seconds))]
+    rows += [(), ("total", *totals, display.format_seconds(dense.seconds), display.format_seconds(pruned.seconds))]
     same = f"identical {'videos' if comparison.is_video else 'pictures'}"
     close = same if comparison.psnr is None else f"PSNR {comparison.psnr:.2f} dB"
     return "\n".join(
         [
-            display.table(("stage", "tokens", "kept", "dense", "pruned"), rows),
+            display.format_table(("stage", "tokens", "kept", "dense", "pruned"), rows),
             f"{comparison.speedup:.2f} x faster; {close}, SSIM {comparison.ssim:.4f}; seed {comparison.seed}",
             str(path),
         ]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stepvar.cli import display
-from stepvar.cli.errors import InputError, explain_errors, one_line
-from stepvar.cli.interrupts import Unwinding
+from stepvar.cli.errors import InputError, report_errors, one_line
+from stepvar.cli.interrupts import CleanupOnInterrupt
 from stepvar.cli.models import import_silently, quiet_libraries
 from stepvar.cli.options import DTYPES, Json
 
@@ -22,7 +22,7 @@ FAILED = 1
 _SHOWN = 15
 
 
-@explain_errors
+@report_errors
 def convert(
     transformer: Annotated[Path, typer.Argument(help="Official file, shard folder or training checkpoint.")],
     tokenizer: Annotated[Path, typer.Argument(help="The visual tokenizer it was trained with.")],
@@ -64,16 +64,16 @@ def convert(
         asked = {"labels": labels, "resolution": resolution}
         own = {name: value for name, value in asked.items() if value is not None}
         encoders = text_encoder[0] if text_encoder and len(text_encoder) == 1 else text_encoder
-        with Unwinding():
+        with CleanupOnInterrupt():
             folder = run(transformer, tokenizer, encoders, output, dtype and getattr(torch, dtype), **own)
     stored = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     if json:
         display.print_json({"folder": str(folder), "bytes": stored})
     else:
-        typer.echo(f"{folder} ({display.size(stored)}): use it with --model {folder}")
+        typer.echo(f"{folder} ({display.format_bytes(stored)}): use it with --model {folder}")
 
 
-@explain_errors
+@report_errors
 def conformance(
     case: Annotated[Path, typer.Argument(metavar="CASE_DIR", help="Folder of a golden case.")],
     json: Json = False,
@@ -116,7 +116,7 @@ def _describe(report: CaseReport) -> str:
     if len(worst) > _SHOWN:
         rows.append((f"... and {len(worst) - _SHOWN} closer ones",))
     failed = [name for name, error in worst if not error.passed]
-    lines = [display.table(("tensor", "max abs", "max rel", ""), rows)]
+    lines = [display.format_table(("tensor", "max abs", "max rel", ""), rows)]
     lines += [f"{name}: {report.tensors[name].note}" for name in failed if report.tensors[name].note]
     lines += [f"not compared: {name}" for name in report.uncompared]
     verdict = "passed" if report.passed else "FAILED"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from stepvar.cli.interrupts import Unwinding
+from stepvar.cli.interrupts import CleanupOnInterrupt
 
 if TYPE_CHECKING:
     from stepvar.generation.progress import Observer, ScaleReport
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Row = Sequence[str]
 
 
-def tolerate_any_text() -> None:
+def escape_unprintable_output() -> None:
     """Lets file names and prompts be shown that the terminal's encoding lacks, as escapes."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -31,7 +31,7 @@ def print_json(document: Any) -> None:
     typer.echo(json.dumps(document, indent=2, allow_nan=False))
 
 
-def table(header: Row, rows: Sequence[Row]) -> str:
+def format_table(header: Row, rows: Sequence[Row]) -> str:
     """A table in plain text: the first column to the left, the others to the right.
 
     A row of one cell is a line of its own; an empty row is a rule.
@@ -52,7 +52,7 @@ def table(header: Row, rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def seconds(value: float) -> str:
+def format_seconds(value: float) -> str:
     """A time for people: "12.3 ms", "1.23 s", "2 min 5 s"."""
     if value < 1.0:
         return f"{1000 * value:.1f} ms"
@@ -61,7 +61,7 @@ def seconds(value: float) -> str:
     return f"{int(value // 60)} min {value % 60:.0f} s"
 
 
-def size(value: float) -> str:
+def format_bytes(value: float) -> str:
     """A number of bytes for people: "12.3 MiB"."""
     for unit in ("B", "KiB", "MiB"):
         if value < 1024:
@@ -70,7 +70,7 @@ def size(value: float) -> str:
     return f"{value:.2f} GiB"
 
 
-def kept_count(kept: int, skipped: bool) -> str:
+def format_kept(kept: int, skipped: bool) -> str:
     """How many tokens of a scale ran."""
     return "skipped" if skipped else f"{kept:,}"
 
@@ -108,7 +108,7 @@ def progress_bar(
         TextColumn("{task.fields[note]}"),
     )
     # The bar hides the cursor, which must come back after Ctrl-C.
-    with Unwinding(), Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with CleanupOnInterrupt(), Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(label, total=total, note="")
         yield lambda amount, note: bar.update(task, advance=amount, note=note)
 

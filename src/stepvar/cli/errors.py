@@ -48,7 +48,7 @@ class InputError(ValueError):
     """Something given on the command line cannot be used; the message says why in one sentence."""
 
 
-def explain_errors(command: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+def report_errors(command: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Wraps a command so that every error ends it with one sentence on stderr and an exit code."""
 
     @functools.wraps(command)
@@ -65,19 +65,19 @@ def explain_errors(command: Callable[Parameters, Result]) -> Callable[Parameters
         except Exception as error:
             if os.environ.get("STEPVAR_DEBUG"):
                 raise
-            code, sentence = explain(error)
+            code, sentence = describe_error(error)
             typer.echo(f"Error: {sentence}", err=True)
             raise typer.Exit(code) from None
 
     return wrapped
 
 
-def explain(error: Exception) -> tuple[int, str]:
+def describe_error(error: Exception) -> tuple[int, str]:
     """Exit code and sentence of an exception."""
     if is_out_of_memory(error):
         return BAD_INPUT, _OUT_OF_MEMORY
     if isinstance(error, OSError) and error.strerror:
-        return BAD_INPUT, one_line(explain_os_error(error))
+        return BAD_INPUT, one_line(describe_os_error(error))
     if isinstance(error, ValueError) and _is_ours(error):
         return BAD_INPUT, one_line(str(error))
     return UNEXPECTED, one_line(
@@ -86,7 +86,7 @@ def explain(error: Exception) -> tuple[int, str]:
     )
 
 
-def explain_os_error(error: OSError) -> str:
+def describe_os_error(error: OSError) -> str:
     """What a failed operation on a file means, in a sentence."""
     place = f"'{error.filename}'" if error.filename else "The output"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stepvar.cli import display
-from stepvar.cli.errors import InputError, explain_errors
+from stepvar.cli.errors import InputError, report_errors
 from stepvar.cli.groups import with_option_groups
 from stepvar.cli.models import check_options, open_pipeline, quiet_libraries
-from stepvar.cli.options import FixedSeed, Json, ModelChoice, PlanChoice, SamplingChoice, SizeChoice
+from stepvar.cli.options import FixedSeed, Json, ModelOptions, PlanOptions, SamplingOptions, SizeOptions
 
 if TYPE_CHECKING:
     from stepvar.evaluation.scene_score import SceneScores
@@ -31,13 +31,13 @@ def _evaluate() -> None:
 
 
 @evaluate.command()
-@explain_errors
+@report_errors
 @with_option_groups
 def scenes(
-    model: ModelChoice,
-    plan: PlanChoice,
-    size: SizeChoice,
-    sampling: SamplingChoice,
+    model: ModelOptions,
+    plan: PlanOptions,
+    size: SizeOptions,
+    sampling: SamplingOptions,
     number: Count = 300,
     seed: FixedSeed = 0,
     batch: Batch = 8,
@@ -86,7 +86,7 @@ def scenes(
         typer.echo(_describe(scores))
 
 
-def _plan_name(plan: PlanChoice) -> str:
+def _plan_name(plan: PlanOptions) -> str:
     if plan.ratios is None and plan.skip is None:
         return plan.pruning or "none"
     parts = {"method": plan.method_name, "ratios": plan.ratios, "skip": plan.skip}
@@ -105,13 +105,13 @@ def _describe(scores: SceneScores) -> str:
     ]
     return "\n".join(
         [
-            display.table(("category", "score"), rows),
+            display.format_table(("category", "score"), rows),
             f"95 % interval {_percent(low)} to {_percent(high)}, {document['n']} prompts, "
-            f"{display.seconds(document['seconds_per_image'])} a picture",
+            f"{display.format_seconds(document['seconds_per_image'])} a picture",
             "",
-            display.table(("aspect", "right"), aspects),
+            display.format_table(("aspect", "right"), aspects),
             "",
-            display.table(("prompts", "score"), splits),
+            display.format_table(("prompts", "score"), splits),
         ]
     )
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stepvar.cli import display
-from stepvar.cli.errors import InputError, explain_errors
+from stepvar.cli.errors import InputError, report_errors
 from stepvar.cli.groups import with_option_groups
 from stepvar.cli.models import (
     check_options,
@@ -23,17 +23,17 @@ from stepvar.cli.models import (
     require_prompts,
 )
 from stepvar.cli.options import (
-    CascadeChoice,
+    CascadeOptions,
     Json,
     MediaOutput,
-    ModelChoice,
+    ModelOptions,
     Number,
-    PlanChoice,
-    SamplingChoice,
+    PlanOptions,
+    SamplingOptions,
     Seed,
-    SizeChoice,
-    VideoChoice,
-    VideoSettings,
+    SizeOptions,
+    VideoFileOptions,
+    VideoOptions,
 )
 from stepvar.cli.outputs import (
     SUFFIX,
@@ -60,16 +60,16 @@ Batch = Annotated[int, typer.Option(min=1, max=4096, help="Pictures drawn at a t
 _FRESH_SEEDS = 2**31
 
 
-@explain_errors
+@report_errors
 @with_option_groups
 def generate(
     prompt: Prompts,
-    model: ModelChoice,
-    plan: PlanChoice,
-    size: SizeChoice,
-    sampling: SamplingChoice,
-    video: VideoChoice,
-    cascade: CascadeChoice,
+    model: ModelOptions,
+    plan: PlanOptions,
+    size: SizeOptions,
+    sampling: SamplingOptions,
+    video: VideoFileOptions,
+    cascade: CascadeOptions,
     seed: Seed = None,
     number: Number = 1,
     batch: Batch = 4,
@@ -105,7 +105,7 @@ def generate(
         typer.echo(drawn.describe())
 
 
-def _suffixes(video: VideoChoice) -> tuple[str, ...]:
+def _suffixes(video: VideoFileOptions) -> tuple[str, ...]:
     """Endings that -o may have, the usual one first; which model draws is not known yet."""
     if video.given:
         return video.suffixes
@@ -113,7 +113,7 @@ def _suffixes(video: VideoChoice) -> tuple[str, ...]:
 
 
 def _check_texts(
-    pipeline: NextScalePipeline, prompts: Sequence[str], sampling: SamplingChoice, seconds: float | None
+    pipeline: NextScalePipeline, prompts: Sequence[str], sampling: SamplingOptions, seconds: float | None
 ) -> None:
     """Refuses texts that would be cut; a model of videos adds words to prompts, and none to negative ones.
 
@@ -126,7 +126,7 @@ def _check_texts(
         check_prompts(pipeline, sampling.texts(prompts))
 
 
-def check_media(pipeline: NextScalePipeline, video: VideoChoice, wanted: Destination) -> Destination:
+def check_media(pipeline: NextScalePipeline, video: VideoFileOptions, wanted: Destination) -> Destination:
     """Where a pipeline's results go: a video's own ending, where none was asked for.
 
     Raises:
@@ -189,22 +189,22 @@ class _Drawn:
     def describe(self) -> str:
         """The report as a table, and the files."""
         merged = self._merged()
-        rows: list[display.Row] = [("text", "", "", display.seconds(merged["stages"]["text"]))]
+        rows: list[display.Row] = [("text", "", "", display.format_seconds(merged["stages"]["text"]))]
         rows += [
             (
                 f"scale {scale['scale']}",
                 f"{scale['tokens']:,}",
-                display.kept_count(scale["kept"], scale["skipped"]),
-                "" if scale["skipped"] else display.seconds(scale["seconds"]),
+                display.format_kept(scale["kept"], scale["skipped"]),
+                "" if scale["skipped"] else display.format_seconds(scale["seconds"]),
             )
             for scale in merged["scales"]
         ]
-        rows.append(("decode", "", "", display.seconds(merged["stages"]["decode"])))
+        rows.append(("decode", "", "", display.format_seconds(merged["stages"]["decode"])))
         kept, total = merged["tokens"]["kept"], merged["tokens"]["total"]
-        rows += [(), ("total", f"{total:,}", f"{kept:,}", display.seconds(merged["seconds"]))]
+        rows += [(), ("total", f"{total:,}", f"{kept:,}", display.format_seconds(merged["seconds"]))]
         lines = [
-            display.table(("stage", "tokens", "kept", "time"), rows),
-            f"{kept / total:.0%} of the tokens kept; peak memory {display.size(merged['peak_bytes'])}",
+            display.format_table(("stage", "tokens", "kept", "time"), rows),
+            f"{kept / total:.0%} of the tokens kept; peak memory {display.format_bytes(merged['peak_bytes'])}",
         ]
         lines += [f"{path} (seed {seed})" for path, (_, seed) in zip(self.paths, self.jobs, strict=True)]
         return "\n".join(lines)
@@ -274,14 +274,14 @@ def _write(
     write_files(contents)
 
 
-@explain_errors
+@report_errors
 @with_option_groups
 def summary(
-    model: ModelChoice,
-    plan: PlanChoice,
-    size: SizeChoice,
-    cascade: CascadeChoice,
-    video: VideoSettings,
+    model: ModelOptions,
+    plan: PlanOptions,
+    size: SizeOptions,
+    cascade: CascadeOptions,
+    video: VideoOptions,
     guidance: Annotated[
         str | None,
         typer.Option(metavar="X[,X...]", help="Guidance, one number or one a scale."),
@@ -293,7 +293,7 @@ def summary(
 
     Tokens, FLOPs and cache bytes of every scale.
     """
-    sampling = SamplingChoice(guidance=guidance).arguments()
+    sampling = SamplingOptions(guidance=guidance).arguments()
     settings = {**size.arguments(), **sampling, **video.arguments(), "pruning": plan.method()}
     with quiet_libraries():
         pipeline, drafter = open_cascade(model, cascade, size.arguments())

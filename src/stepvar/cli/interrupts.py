@@ -1,6 +1,6 @@
-"""Ctrl-C at any moment: quiet, exit code 130, nothing half-written.
+"""Signal handling: Ctrl-C, SIGTERM and SIGHUP end the program quietly, with nothing half-written.
 
-Imports next to nothing, so that it is in place milliseconds after the program has started.
+Imports next to nothing, so that the handlers are in place milliseconds after the program has started.
 """
 
 from __future__ import annotations
@@ -12,58 +12,61 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from types import FrameType
 
+# Windows has no SIGHUP.
+_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 
-class _Interrupts:
-    """What an interrupt does now.
+
+class _SignalState:
+    """What a signal does at this moment.
 
     Attributes:
-        unwinding: How many `Unwinding` blocks are open.
-        exit_code: What the program ends with.
-        seen: Whether an interrupt was turned into an exception already.
+        cleanups: How many `CleanupOnInterrupt` blocks are open.
+        exit_code: Exit code of the program once a signal has come.
+        raised: Whether a signal was turned into an exception already.
     """
 
-    unwinding = 0
-    exit_code = 128 + int(signal.SIGINT)
-    seen = False
+    def __init__(self) -> None:
+        self.cleanups = 0
+        self.exit_code = 128 + int(signal.SIGINT)
+        self.raised = False
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
-        """Leaves at once, or raises where something must be cleaned up first."""
+        """Ends the program at once, or raises where something must be cleaned up first."""
         self.exit_code = 128 + number
-        if self.unwinding and not self.seen:
-            self.seen = True
+        if self.cleanups and not self.raised:
+            self.raised = True
             raise KeyboardInterrupt
         # Not an exception: libraries that are being imported, or call back from C, print or swallow those.
         os._exit(self.exit_code)
 
 
-_interrupts = _Interrupts()
+_state = _SignalState()
 
 
-def leave_on_interrupt() -> None:
+def install_signal_handlers() -> None:
     """Makes SIGINT, SIGTERM and SIGHUP end the program quietly, for a program whose `main` this is."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # Windows has no SIGHUP
-        if number is None:
-            continue
-        # A shell that runs a program in the background makes it ignore SIGINT, and nohup SIGHUP; that stays.
+    for number in _SIGNALS:
+        # A shell that runs a program in the background makes it ignore SIGINT, nohup SIGHUP; that stays so.
         if signal.getsignal(number) is signal.SIG_IGN:
             continue
         try:
-            signal.signal(number, _interrupts.handle)
+            signal.signal(number, _state.handle)
         except ValueError:  # not in the main thread, to which signals do not come
             return
 
 
-class Unwinding:
-    """A block that must clean up after itself: an interrupt raises KeyboardInterrupt inside it."""
+class CleanupOnInterrupt:
+    """A block that must clean up after itself: a signal raises KeyboardInterrupt inside it."""
 
     def __enter__(self) -> None:
-        _interrupts.unwinding += 1
+        _state.cleanups += 1
 
     def __exit__(self, *_error: object) -> None:
-        _interrupts.unwinding -= 1
+        _state.cleanups -= 1
 
 
 def interrupted_exit_code() -> int:
-    """Exit code of a program that an interrupt ended."""
-    return _interrupts.exit_code
+    """Exit code of a program that a signal ended: 128 and the signal's number."""
+    return _state.exit_code

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from stepvar.cli.errors import InputError, is_out_of_memory, one_line
-from stepvar.cli.options import OPTION_NAMES, CascadeChoice, ModelChoice
+from stepvar.cli.options import OPTION_NAMES, CascadeOptions, ModelOptions
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +75,7 @@ def import_silently() -> None:
         library.disable_progress_bar()
 
 
-def open_pipeline(choice: ModelChoice) -> NextScalePipeline:
+def open_pipeline(choice: ModelOptions) -> NextScalePipeline:
     """Loads the model that the options ask for, onto its device.
 
     Raises:
@@ -105,7 +105,7 @@ def open_pipeline(choice: ModelChoice) -> NextScalePipeline:
 
 
 def open_cascade(
-    model: ModelChoice, cascade: CascadeChoice, size: Mapping[str, Any]
+    model: ModelOptions, cascade: CascadeOptions, size: Mapping[str, Any]
 ) -> tuple[NextScalePipeline, dict[str, Any]]:
     """The pipeline to call, and what to call it with, for one model or two.
 
@@ -129,7 +129,7 @@ def open_cascade(
     return second, {"cascade": Cascade(pipeline, drafted)}
 
 
-def open_second(model: ModelChoice, folder: Path) -> NextScalePipeline:
+def open_second(model: ModelOptions, folder: Path) -> NextScalePipeline:
     """Loads the second model of a cascade, as the first one is loaded.
 
     Raises:

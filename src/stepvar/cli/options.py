@@ -64,7 +64,7 @@ Number = Annotated[int, typer.Option("-n", "--number", min=1, max=1_000_000, hel
 
 
 @dataclass(frozen=True)
-class ModelChoice:
+class ModelOptions:
     """Which model, where it runs and in which number format."""
 
     model: Annotated[
@@ -128,7 +128,7 @@ class ModelChoice:
 
 
 @dataclass(frozen=True)
-class PlanChoice:
+class PlanOptions:
     """What to prune and what to skip."""
 
     pruning: Annotated[
@@ -205,7 +205,7 @@ Second = Annotated[
 
 
 @dataclass(frozen=True)
-class CascadeChoice:
+class CascadeOptions:
     """Two models, one after the other."""
 
     cascade: Second = None
@@ -223,7 +223,7 @@ class CascadeChoice:
 
 
 @dataclass(frozen=True)
-class SizeChoice:
+class SizeOptions:
     """How large the pictures are."""
 
     size: Annotated[str | None, typer.Option(metavar="WIDTHxHEIGHT", help="In pixels, such as 1024x768.")] = (
@@ -251,7 +251,7 @@ class SizeChoice:
 
 
 @dataclass(frozen=True)
-class SamplingChoice:
+class SamplingOptions:
     """How pictures are drawn from what the model predicts; what is not given is the model's default."""
 
     negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What to steer away from.")] = None
@@ -291,7 +291,7 @@ class SamplingChoice:
 
 
 @dataclass(frozen=True)
-class VideoSettings:
+class VideoOptions:
     """How long a video is, what it begins with, how it is drawn; only for models that draw videos."""
 
     seconds: Seconds = None
@@ -334,7 +334,7 @@ class VideoSettings:
 
 
 @dataclass(frozen=True)
-class VideoChoice(VideoSettings):
+class VideoFileOptions(VideoOptions):
     """A video, and how its file is written."""
 
     frames: Annotated[bool, typer.Option("--frames", help="Write each video as a folder of .png files.")] = (

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepvar.cli.errors import InputError
-from stepvar.cli.interrupts import Unwinding
+from stepvar.cli.interrupts import CleanupOnInterrupt
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -151,7 +151,7 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
     """
     staged: dict[Path, Path] = {}
     new_folders: list[Path] = []
-    with Unwinding():
+    with CleanupOnInterrupt():
         try:
             for index, (path, content) in enumerate(contents.items()):
                 for folder in reversed([path.parent, *path.parent.parents]):

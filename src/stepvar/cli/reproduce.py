@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stepvar.cli import display
-from stepvar.cli.errors import InputError, explain_errors
+from stepvar.cli.errors import InputError, report_errors
 from stepvar.cli.groups import with_option_groups
 from stepvar.cli.models import open_pipeline, open_second, quiet_libraries
-from stepvar.cli.options import Json, Lpips, ModelChoice, Second
+from stepvar.cli.options import Json, Lpips, ModelOptions, Second
 
 if TYPE_CHECKING:
     from stepvar.report.run import Outcome, Plan
@@ -23,10 +23,10 @@ _LINE_EVERY = 60.0
 """Seconds between two lines of progress where there is no terminal to draw a bar on."""
 
 
-@explain_errors
+@report_errors
 @with_option_groups
 def reproduce(
-    model: ModelChoice,
+    model: ModelOptions,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of the report, new or of this run.")
     ] = Path("report"),
@@ -92,7 +92,7 @@ class _Progress:
     def begin(self, plan: Plan) -> None:
         protocol = plan.protocol
         again = f", {plan.done} of {plan.steps} steps were done before" if plan.done else ""
-        left = "" if plan.seconds is None else f", about {display.seconds(plan.seconds)}"
+        left = "" if plan.seconds is None else f", about {display.format_seconds(plan.seconds)}"
         typer.echo(
             f"{protocol.pictures} pictures of the plans in question, "
             f"{protocol.batch * protocol.main_blocks} of each rival, "
@@ -112,7 +112,7 @@ class _Progress:
         if self.done and now - self.told > _LINE_EVERY and not sys.stderr.isatty():
             self.told = now
             left = (now - self.started) * (self.total / self.done - 1.0)
-            typer.echo(f"{self.done / self.total:.0%} done, about {display.seconds(left)} left", err=True)
+            typer.echo(f"{self.done / self.total:.0%} done, about {display.format_seconds(left)} left", err=True)
 
     def end(self) -> None:
         if self.bar is not None:
@@ -134,7 +134,7 @@ def _describe(outcome: Outcome) -> str:
     verdicts = [f"{claim['verdict']:>12}: {claim['text']}" for claim in claims]
     return "\n".join(
         [
-            display.table(("plan", "tokens", "speed-up", "PSNR", "scene score"), rows),
+            display.format_table(("plan", "tokens", "speed-up", "PSNR", "scene score"), rows),
             "",
             *verdicts,
             str(outcome.page),

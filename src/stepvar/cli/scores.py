@@ -9,10 +9,10 @@ import typer
 
 from stepvar.cli import display
 from stepvar.cli.benchmarks import describe_interval
-from stepvar.cli.errors import InputError, explain_errors
+from stepvar.cli.errors import InputError, report_errors
 from stepvar.cli.groups import with_option_groups
 from stepvar.cli.models import import_silently, open_pipeline, quiet_libraries
-from stepvar.cli.options import Json, Lpips, ModelChoice
+from stepvar.cli.options import Json, Lpips, ModelOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,12 +30,12 @@ Weights = Annotated[
 Device = Annotated[str, typer.Option(help="cpu, cuda (cuda:1, ...) or auto.")]
 
 
-@explain_errors
+@report_errors
 @with_option_groups
 def fidelity(
     folder: Run,
     dense: Annotated[Path, typer.Option(metavar="DIR", help="The run to be like, of the same seeds.")],
-    model: ModelChoice,
+    model: ModelOptions,
     features: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="For a Fréchet distance: inception, clip, scenes or tokenizer."),
@@ -59,12 +59,12 @@ def fidelity(
     _show(document, json, f"{document['n']} pictures")
 
 
-@explain_errors
+@report_errors
 @with_option_groups
 def fid(
     folder: Run,
     reference: Annotated[Path, typer.Option(metavar="DIR", help="Folder of real pictures.")],
-    model: ModelChoice,
+    model: ModelOptions,
     features: Features = "inception",
     weights: Weights = None,
     json: Json = False,
@@ -86,7 +86,7 @@ def fid(
     typer.echo(f"{document['frechet']:.3f} ({counts}, {document['features']} {features} features)")
 
 
-@explain_errors
+@report_errors
 def clip(
     folder: Run,
     weights: Annotated[Path, typer.Option(metavar="DIR", help="Folder of a CLIP model.")],
@@ -102,7 +102,7 @@ def clip(
         from stepvar.evaluation.scoring import clip_score
         from stepvar.metrics.features import ClipFeatures
 
-        network = ClipFeatures(weights, ModelChoice(device=device).resolve_device())
+        network = ClipFeatures(weights, ModelOptions(device=device).resolve_device())
         with display.progress_bar("reading", 1.0) as move:
             document = clip_score(folder, network, _advance(move))
     if json:
@@ -110,10 +110,10 @@ def clip(
         return
     rows = [describe_interval(name, interval, 4) for name, interval in document["groups"].items()]
     rows += [(), describe_interval("overall", document["clip"], 4)]
-    typer.echo(display.table(("group", "CLIP score", "95 % interval"), rows))
+    typer.echo(display.format_table(("group", "CLIP score", "95 % interval"), rows))
 
 
-@explain_errors
+@report_errors
 def score(
     folder: Run,
     scorer: Annotated[
@@ -136,10 +136,10 @@ def score(
     if isinstance(scores, dict):
         rows = [(name, f"{value:g}") for name, value in scores.items() if isinstance(value, (int, float))]
         if rows:
-            typer.echo(display.table(("score", "value"), rows))
+            typer.echo(display.format_table(("score", "value"), rows))
 
 
-def _extractor(name: str, weights: Path | None, model: ModelChoice) -> Extractor:
+def _extractor(name: str, weights: Path | None, model: ModelOptions) -> Extractor:
     from stepvar.metrics.features import EXTRACTORS, load_extractor
 
     if name not in EXTRACTORS:
@@ -163,5 +163,5 @@ def _show(document: dict[str, Any], json: bool, note: str) -> None:
         for name, interval in document.items()
         if isinstance(interval, dict)
     ]
-    typer.echo(display.table(("measure", "value", "95 % interval"), rows))
+    typer.echo(display.format_table(("measure", "value", "95 % interval"), rows))
     typer.echo(note)
