@@ -78,7 +78,7 @@ def _describe(document: dict[str, Any]) -> str:
         (
             name,
             display.format_seconds(method["seconds"]),
-            f"{display.format_seconds(method['spread']['q1'])} to {display.format_seconds(method['spread']['q3'])}",
+            " to ".join(display.format_seconds(method["spread"][quartile]) for quartile in ("q1", "q3")),
             f"{method['speedup']:.2f} x",
             f"{method['tokens']:,}",
             display.format_seconds(method["stages"]["scales"]),

@@ -103,7 +103,10 @@ def _describe(comparison: Comparison, path: Path) -> str:
             )
         )
     totals = (f"{dense.report.total_tokens:,}", f"{pruned.report.kept_tokens:,}")
-    rows += [(), ("total", *totals, display.format_seconds(dense.seconds), display.format_seconds(pruned.seconds))]
+    rows += [
+        (),
+        ("total", *totals, display.format_seconds(dense.seconds), display.format_seconds(pruned.seconds)),
+    ]
     same = f"identical {'videos' if comparison.is_video else 'pictures'}"
     close = same if comparison.psnr is None else f"PSNR {comparison.psnr:.2f} dB"
     return "\n".join(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stepvar.cli import display
-from stepvar.cli.errors import InputError, report_errors, one_line
+from stepvar.cli.errors import InputError, one_line, report_errors
 from stepvar.cli.interrupts import CleanupOnInterrupt
 from stepvar.cli.models import import_silently, quiet_libraries
 from stepvar.cli.options import DTYPES, Json

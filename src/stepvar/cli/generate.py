@@ -202,9 +202,10 @@ class _Drawn:
         rows.append(("decode", "", "", display.format_seconds(merged["stages"]["decode"])))
         kept, total = merged["tokens"]["kept"], merged["tokens"]["total"]
         rows += [(), ("total", f"{total:,}", f"{kept:,}", display.format_seconds(merged["seconds"]))]
+        peak = display.format_bytes(merged["peak_bytes"])
         lines = [
             display.format_table(("stage", "tokens", "kept", "time"), rows),
-            f"{kept / total:.0%} of the tokens kept; peak memory {display.format_bytes(merged['peak_bytes'])}",
+            f"{kept / total:.0%} of the tokens kept; peak memory {peak}",
         ]
         lines += [f"{path} (seed {seed})" for path, (_, seed) in zip(self.paths, self.jobs, strict=True)]
         return "\n".join(lines)

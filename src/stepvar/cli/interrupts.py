@@ -13,9 +13,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 # Windows has no SIGHUP.
-_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-)
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class _SignalState:

@@ -112,7 +112,9 @@ class _Progress:
         if self.done and now - self.told > _LINE_EVERY and not sys.stderr.isatty():
             self.told = now
             left = (now - self.started) * (self.total / self.done - 1.0)
-            typer.echo(f"{self.done / self.total:.0%} done, about {display.format_seconds(left)} left", err=True)
+            typer.echo(
+                f"{self.done / self.total:.0%} done, about {display.format_seconds(left)} left", err=True
+            )
 
     def end(self) -> None:
         if self.bar is not None:
