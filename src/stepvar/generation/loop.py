@@ -50,6 +50,13 @@ class Session(Protocol):
         """Allocates the KV cache for exactly the tokens of the plan, or `NoCache` where scales share none."""
         ...
 
+    def prefill(self, cache: Cache) -> None:
+        """Runs what every scale sees besides earlier scales, a text prefix for example, into the cache.
+
+        Called once, before the first scale; models that have no such prefix do nothing.
+        """
+        ...
+
     def embed(self, scale: Scale, rows: int) -> tuple[Tensor, Tokens]:
         """Input of a scale from the latent: hidden states [rows, N, C] and their tokens.
 
@@ -146,7 +153,9 @@ def generate(
     plan = plan_generation(pruning, session.schedule, session.depth)
     device = session.latent.device
     pruner = start_pruner(pruning, plan, device)
-    cache = pruner.attach(session.allocate_cache(plan))
+    allocated = session.allocate_cache(plan)
+    session.prefill(allocated)
+    cache = pruner.attach(allocated)
     result = Generation(session.latent, cache_bytes=cache.bytes)
     limits = Limits.planned(plan, session.images)
     watch = Stopwatch(device)

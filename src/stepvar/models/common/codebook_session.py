@@ -58,6 +58,9 @@ class CodebookSession:
         rows, head_dim = self.images * self.copies, config.width // config.heads
         return KVCache(lengths, rows, config.heads, head_dim, self.transformer.compute_dtype, self.device)
 
+    def prefill(self, cache: Cache) -> None:
+        """Nothing: a prompt enters with the first scale, by cross-attention or by modulation."""
+
     def next_input(self, scale: Scale) -> Tensor:
         """Accumulated codes at a scale's token grid: [B, N, D]."""
         return map_tokens(self.latent, (scale.height, scale.width))

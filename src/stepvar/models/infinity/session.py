@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from stepvar.generation.cache import KVCache, Memory
+from stepvar.generation.cache import Cache, KVCache, Memory
 from stepvar.generation.plan import GenerationPlan
 from stepvar.generation.pruner import Branch
 from stepvar.generation.schedule import Scale, ScaleSchedule
@@ -100,6 +100,9 @@ class InfinitySession:
             self.transformer.compute_dtype,
             self.device,
         )
+
+    def prefill(self, cache: Cache) -> None:
+        """Nothing: text enters by cross-attention, whose keys and values are not in the cache."""
 
     def embed(self, scale: Scale, rows: int) -> tuple[Tensor, Tokens]:
         model = self.transformer

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stepvar.generation.cache import Alone, KVCache, Memory, Span, Window
+from stepvar.generation.cache import Alone, Cache, KVCache, Memory, Span, Window
 from stepvar.generation.plan import GenerationPlan
 from stepvar.generation.pruner import Branch
 from stepvar.generation.tokens import Tokens
@@ -127,7 +127,7 @@ class InfinityStarSession:
 
     def allocate_cache(self, plan: GenerationPlan) -> KVCache:
         config = self.transformer.config
-        cache = KVCache(
+        return KVCache(
             self.windows(plan),
             self.copies,
             config.key_heads,
@@ -135,12 +135,14 @@ class InfinityStarSession:
             self.transformer.compute_dtype,
             self.device,
         )
+
+    def prefill(self, cache: Cache) -> None:
+        """Runs the text, and the conditions of an interactive continuation, into the cache."""
         self._run_prefix("text", self._text_tokens(), self.rotary.text(len(self.text.positive)), cache)
         for entry in self.conditions:
             table = self.rotary.grid(entry.position, list(entry.frames), entry.features.shape[-2:])
             hidden = self.transformer.embed_tokens(entry.features.to(self.device))
             self._run_prefix(entry.name, hidden.repeat(self.copies, 1, 1), table, cache)
-        return cache
 
     def _text_tokens(self) -> Tensor:
         """Projected text of both copies, [copies, L, C]."""
@@ -150,7 +152,7 @@ class InfinityStarSession:
             rows.append(model.embed_text(self.text.negative.to(self.device)))
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
-    def _run_prefix(self, name: str, hidden: Tensor, rotary: Tensor, cache: KVCache) -> None:
+    def _run_prefix(self, name: str, hidden: Tensor, rotary: Tensor, cache: Cache) -> None:
         """Sends tokens through all layers that see nothing but themselves, to be seen by every step."""
         show = self.prefix_probe or (lambda *_: None)
         show(name, "input", hidden)
