@@ -68,7 +68,41 @@ def test_a_full_disk_behind_stdout(program, model_folder):
     assert ended.returncode == 2 and "disk is full" in ended.stderr and "Traceback" not in ended.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_a_full_disk_behind_the_help(program, option):
+    command, environment = program
+    with Path("/dev/full").open("wb") as stdout:
+        ended = subprocess.run(
+            [*command, option], env=environment, stdout=stdout, stderr=subprocess.PIPE, text=True
+        )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("Error: The output cannot be written, the disk is full")
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_behind_stderr(program):
+    command, environment = program
+    with Path("/dev/full").open("wb") as stderr:
+        ended = subprocess.run(
+            [*command, "summary", "--skip", "x"], env=environment, stdout=subprocess.PIPE, stderr=stderr
+        )
+    assert ended.returncode == 2 and ended.stdout == b""
+
+
+def test_a_package_behind_a_symbolic_link(program, tmp_path):
+    command, environment = program
+    link = tmp_path / "linked"
+    link.symlink_to(Path(__file__).parents[2] / "src", target_is_directory=True)
+    ended = subprocess.run(
+        [*command, "summary", "--skip", "x"],
+        env={**environment, "PYTHONPATH": str(link)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert ended.returncode == 2 and ended.stderr.startswith("Error: --skip 'x' is not understood")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_while_importing(program, model_folder, tmp_path, number):
     command, environment = program
     arguments = ["generate", "a red star", "--model", str(model_folder)]

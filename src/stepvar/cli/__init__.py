@@ -6,6 +6,8 @@ needs them: `stepvar --help` answers at once.
 
 from __future__ import annotations
 
+import sys
+
 
 def main() -> None:
     """Runs the command line; the entry point of the `stepvar` program."""
@@ -16,7 +18,11 @@ def main() -> None:
     from stepvar.allocator import keep_freed_memory
     from stepvar.cli.app import app
     from stepvar.cli.display import escape_unprintable_output
+    from stepvar.cli.errors import report
 
     keep_freed_memory()
     escape_unprintable_output()
-    app()
+    try:
+        app()
+    except (Exception, KeyboardInterrupt) as error:  # what fails outside a command, such as printing the help
+        sys.exit(report(error))

@@ -1,4 +1,4 @@
-"""From exceptions to sentences: what was given, what is wrong with it, what would work."""
+"""Error messages: every exception becomes one sentence and an exit code."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from traceback import walk_tb
 from typing import ParamSpec, TypeVar
@@ -19,12 +20,12 @@ BAD_INPUT = 2
 """Exit code when the input cannot be used; nothing has been written then."""
 
 UNEXPECTED = 1
-"""Exit code of an error that nobody foresaw."""
+"""Exit code of an error that was not foreseen: a bug of stepvar."""
 
 BROKEN_PIPE = 128 + 13
 """Exit code when the reader of our output has gone, as a program killed by SIGPIPE has."""
 
-_PACKAGE = str(Path(__file__).resolve().parents[1])
+_PACKAGE = Path(__file__).resolve().parents[1]
 _LONGEST = 600
 
 _OUT_OF_MEMORY = (
@@ -57,19 +58,31 @@ def report_errors(command: Callable[Parameters, Result]) -> Callable[Parameters,
             return command(*args, **kwargs)
         except typer.Exit:
             raise
-        except KeyboardInterrupt:
-            raise typer.Exit(interrupted_exit_code()) from None
-        except BrokenPipeError:
-            _discard_stdout()
-            raise typer.Exit(BROKEN_PIPE) from None
-        except Exception as error:
-            if os.environ.get("STEPVAR_DEBUG"):
-                raise
-            code, sentence = describe_error(error)
-            typer.echo(f"Error: {sentence}", err=True)
-            raise typer.Exit(code) from None
+        except (Exception, KeyboardInterrupt) as error:
+            raise typer.Exit(report(error)) from None
 
     return wrapped
+
+
+def report(error: BaseException) -> int:
+    """Shows an exception as one sentence on stderr; returns the exit code.
+
+    Raises:
+        Exception: The exception itself, when STEPVAR_DEBUG is set.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return interrupted_exit_code()
+    if isinstance(error, BrokenPipeError):
+        _discard_stdout()
+        return BROKEN_PIPE
+    if not isinstance(error, Exception) or os.environ.get("STEPVAR_DEBUG"):
+        raise error
+    code, sentence = describe_error(error)
+    with suppress(OSError):  # a full disk may be behind stderr too
+        typer.echo(f"Error: {sentence}", err=True)
+    if isinstance(error, OSError):
+        _discard_stdout()
+    return code
 
 
 def describe_error(error: Exception) -> tuple[int, str]:
@@ -78,7 +91,7 @@ def describe_error(error: Exception) -> tuple[int, str]:
         return BAD_INPUT, _OUT_OF_MEMORY
     if isinstance(error, OSError) and error.strerror:
         return BAD_INPUT, one_line(describe_os_error(error))
-    if isinstance(error, ValueError) and _is_ours(error):
+    if isinstance(error, ValueError) and _raised_by_stepvar(error):
         return BAD_INPUT, one_line(str(error))
     return UNEXPECTED, one_line(
         f"stepvar stopped on an unexpected {type(error).__name__} ({error}); "
@@ -112,16 +125,17 @@ def is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, kinds) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     # torch reports a failed allocation on the CPU, and the loader a failed mapping, only in words.
-    told = str(error).lower()
+    message = str(error).lower()
     return isinstance(error, (RuntimeError, ImportError)) and any(
-        words in told for words in _OUT_OF_MEMORY_WORDS
+        words in message for words in _OUT_OF_MEMORY_WORDS
     )
 
 
-def _is_ours(error: Exception) -> bool:
+def _raised_by_stepvar(error: Exception) -> bool:
     """Whether our own code raised an exception: then it is a sentence; a library's would be a bug of ours."""
     frames = [frame for frame, _line in walk_tb(error.__traceback__)]
-    return bool(frames) and frames[-1].f_code.co_filename.startswith(_PACKAGE)
+    # Both sides resolved: an installation may be reached through a symbolic link.
+    return bool(frames) and Path(frames[-1].f_code.co_filename).resolve().is_relative_to(_PACKAGE)
 
 
 def _discard_stdout() -> None:

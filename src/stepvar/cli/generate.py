@@ -32,7 +32,6 @@ from stepvar.cli.options import (
     SamplingOptions,
     Seed,
     SizeOptions,
-    VideoFileOptions,
     VideoOptions,
 )
 from stepvar.cli.outputs import (
@@ -55,6 +54,7 @@ Prompts = Annotated[
     list[str],
     typer.Argument(help="What the pictures show, one prompt or several; classes for a model of classes."),
 ]
+Frames = Annotated[bool, typer.Option("--frames", help="Write each video as a folder of .png files.")]
 Batch = Annotated[int, typer.Option(min=1, max=4096, help="Pictures drawn at a time: more take more memory.")]
 
 _FRESH_SEEDS = 2**31
@@ -68,8 +68,9 @@ def generate(
     plan: PlanOptions,
     size: SizeOptions,
     sampling: SamplingOptions,
-    video: VideoFileOptions,
+    video: VideoOptions,
     cascade: CascadeOptions,
+    frames: Frames = False,
     seed: Seed = None,
     number: Number = 1,
     batch: Batch = 4,
@@ -83,7 +84,7 @@ def generate(
     require_prompts(prompt)
     dimensions = size.arguments()
     settings = {**dimensions, **sampling.arguments(), **video.arguments(), "pruning": plan.method()}
-    wanted = Destination.parse(output, _suffixes(video))
+    wanted = Destination.parse(output, _suffixes(video, frames))
     first = secrets.randbelow(_FRESH_SEEDS) if seed is None else seed
     prompts = [entry for entry in prompt for _ in range(number)]
     jobs = [(entry, first + index) for index, entry in enumerate(prompts)]
@@ -93,7 +94,7 @@ def generate(
         settings |= drafter
         check_options(pipeline, settings)
         note_other_aspect(pipeline, dimensions)
-        destination = check_media(pipeline, video, wanted)
+        destination = check_media(pipeline, video, frames, wanted)
         if destination.kind == SUFFIX and pipeline.draws_videos:
             settings["seconds"] = 0
         _check_texts(pipeline, prompt, sampling, settings.get("seconds"))
@@ -105,11 +106,13 @@ def generate(
         typer.echo(drawn.describe())
 
 
-def _suffixes(video: VideoFileOptions) -> tuple[str, ...]:
+def _suffixes(video: VideoOptions, frames: bool) -> tuple[str, ...]:
     """Endings that -o may have, the usual one first; which model draws is not known yet."""
-    if video.given:
-        return video.suffixes
-    return (SUFFIX, *VIDEO_SUFFIXES)
+    if frames:
+        return ("",)
+    if video.seconds == 0:
+        return (SUFFIX,)
+    return VIDEO_SUFFIXES if video.asking else (SUFFIX, *VIDEO_SUFFIXES)
 
 
 def _check_texts(
@@ -126,18 +129,21 @@ def _check_texts(
         check_prompts(pipeline, sampling.texts(prompts))
 
 
-def check_media(pipeline: NextScalePipeline, video: VideoFileOptions, wanted: Destination) -> Destination:
+def check_media(
+    pipeline: NextScalePipeline, video: VideoOptions, frames: bool, wanted: Destination
+) -> Destination:
     """Where a pipeline's results go: a video's own ending, where none was asked for.
 
     Raises:
         InputError, VideoSupportError: When videos are asked of a model of pictures, or cannot be written.
     """
+    given = video.asking + ["--frames"] * frames
     if not pipeline.draws_videos:
-        asked = video.given or [f"-o {wanted.stem}{wanted.suffix}"] * (wanted.kind in VIDEO_SUFFIXES)
+        asked = given or [f"-o {wanted.stem}{wanted.suffix}"] * (wanted.kind in VIDEO_SUFFIXES)
         if asked:
             raise InputError(f"{asked[0]} is for models that draw videos, and this one draws pictures.")
         return wanted
-    if not video.given and wanted.stem is None:
+    if not given and wanted.stem is None:
         wanted = replace(wanted, suffix=VIDEO_SUFFIXES[0])
     if wanted.kind == VIDEO_SUFFIXES[0]:
         from stepvar.media.video import require_writer
@@ -241,7 +247,8 @@ def _draw(
     return drawn
 
 
-_SAMPLING_ONLY = ("negative_prompt", "temperature", "top_k", "top_p", "smooth", "image", "video")
+_SAMPLING = ("negative_prompt", "temperature", "top_k", "top_p", "smooth")
+_SAMPLING_ONLY = (*_SAMPLING, "image", "video")
 """Arguments of a call that its summary does not depend on."""
 
 _PER_PICTURE = ("prompts", "negative_prompts", "class_labels")
@@ -281,28 +288,30 @@ def summary(
     model: ModelOptions,
     plan: PlanOptions,
     size: SizeOptions,
+    sampling: SamplingOptions,
     cascade: CascadeOptions,
     video: VideoOptions,
-    guidance: Annotated[
-        str | None,
-        typer.Option(metavar="X[,X...]", help="Guidance, one number or one a scale."),
-    ] = None,
     number: Annotated[int, typer.Option("-n", "--number", min=1, max=4096, help="Pictures in a batch.")] = 1,
     json: Json = False,
 ) -> None:
-    """Tell what a plan would run, without running it.
+    """Show what a plan would run, without running it.
 
     Tokens, FLOPs and cache bytes of every scale.
     """
-    sampling = SamplingOptions(guidance=guidance).arguments()
-    settings = {**size.arguments(), **sampling, **video.arguments(), "pruning": plan.method()}
+    settings = {
+        **size.arguments(),
+        **sampling.arguments(),
+        **video.arguments(),
+        "pruning": plan.method(),
+    }
     with quiet_libraries():
         pipeline, drafter = open_cascade(model, cascade, size.arguments())
         settings |= drafter
         check_options(pipeline, settings)
         note_other_aspect(pipeline, size.arguments())
-        told = pipeline.summary(images=number, **settings)
+        planned = {name: value for name, value in settings.items() if name not in _SAMPLING}
+        found = pipeline.summary(images=number, **planned)
     if json:
-        display.print_json(told.as_json())
+        display.print_json(found.as_json())
     else:
-        typer.echo(str(told))
+        typer.echo(str(found))

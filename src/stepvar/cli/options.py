@@ -1,4 +1,8 @@
-"""The options that commands share: which model, which plan, which size, how to sample."""
+"""Options that commands share: which model, which plan, which size, how to sample.
+
+An option for an argument that pipelines already take is one field of a `CallOptions` group below, and nothing
+else.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from stepvar.cli.errors import InputError
-from stepvar.cli.values import parse_aspect, parse_numbers, parse_ratios, parse_scales, parse_size
+from stepvar.cli.groups import CallOptions, Parsed
+from stepvar.cli.values import parse_aspect, parse_numbers, parse_ratios, parse_scales, parse_size, parse_text
 
 if TYPE_CHECKING:
     import torch
@@ -22,22 +27,6 @@ EMBEDDED_VIDEO = "embedded-video"
 """What --model calls the video model inside the package."""
 
 DTYPES = ("float32", "bfloat16", "float16")
-
-OPTION_NAMES = {
-    "negative_prompt": "--negative",
-    "temperature": "--temperature",
-    "smooth": "--smooth",
-    "aspect_ratio": "--aspect",
-    "pixel_budget": "--budget",
-    "seconds": "--seconds",
-    "image": "--image",
-    "video": "--video",
-    "guidance_threshold": "--guidance-threshold",
-    "posterior": "--posterior",
-    "decode_tile": "--tile",
-    "cascade": "--cascade",
-}
-"""Options that some models have no use for, by the argument of a pipeline's call."""
 
 Prompt = Annotated[
     str, typer.Argument(help="What the picture shows; for a model of classes a class, by number or name.")
@@ -134,7 +123,8 @@ class PlanOptions:
     pruning: Annotated[
         str | None,
         typer.Option(
-            metavar="PRESET", help="paper, prune, skip, fastvar, another of the model's plans, or none."
+            metavar="PRESET",
+            help="best, faithful, paper, prune, skip, fastvar, another of the model's plans, or none.",
         ),
     ] = None
     method_name: Annotated[
@@ -192,9 +182,6 @@ Lpips = Annotated[
         help="LPIPS too: a file of torchvision's weights; or alex, vgg, squeeze, downloaded before.",
     ),
 ]
-Seconds = Annotated[
-    int | None, typer.Option(min=0, help="Of the whole video; 0 draws a picture. Default: the model's.")
-]
 Second = Annotated[
     Path | None,
     typer.Option(
@@ -223,44 +210,52 @@ class CascadeOptions:
 
 
 @dataclass(frozen=True)
-class SizeOptions:
+class SizeOptions(CallOptions):
     """How large the pictures are."""
 
-    size: Annotated[str | None, typer.Option(metavar="WIDTHxHEIGHT", help="In pixels, such as 1024x768.")] = (
-        None
-    )
-    aspect: Annotated[
-        str | None, typer.Option(metavar="WIDTH:HEIGHT", help="Instead of a size, such as 4:3.")
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="WIDTHxHEIGHT", help="In pixels, such as 1024x768."),
+        Parsed(parse_size),
     ] = None
-    budget: Annotated[
-        str | None, typer.Option(metavar="PIXELS", help="With --aspect: how many pixels, such as 1M.")
+    aspect_ratio: Annotated[
+        str | None,
+        typer.Option("--aspect", metavar="WIDTH:HEIGHT", help="Instead of a size, such as 4:3."),
+        Parsed(parse_aspect),
+    ] = None
+    pixel_budget: Annotated[
+        str | None,
+        typer.Option("--budget", metavar="PIXELS", help="With --aspect: how many pixels, such as 1M."),
     ] = None
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for a pipeline's call, its summary and its schedule."""
-        arguments: dict[str, Any] = {}
-        if self.size is not None:
-            if self.aspect is not None or self.budget is not None:
-                raise InputError("Give --size, or --aspect and --budget, not both.")
-            arguments["height"], arguments["width"] = parse_size(self.size)
-        if self.aspect is not None:
-            arguments["aspect_ratio"] = parse_aspect(self.aspect)
-        if self.budget is not None:
-            arguments["pixel_budget"] = self.budget
-        return arguments
+        """As in the base class, with the size as height and width."""
+        if self.size is not None and not self.aspect_ratio is self.pixel_budget is None:
+            raise InputError("Give --size, or --aspect and --budget, not both.")
+        given = super().arguments()
+        if "size" in given:
+            given["height"], given["width"] = given.pop("size")
+        return given
 
 
 @dataclass(frozen=True)
-class SamplingOptions:
+class SamplingOptions(CallOptions):
     """How pictures are drawn from what the model predicts; what is not given is the model's default."""
 
-    negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What to steer away from.")] = None
-    guidance: Annotated[
+    negative_prompt: Annotated[
         str | None,
-        typer.Option(metavar="X[,X...]", help="Guidance, one number or one a scale."),
+        typer.Option("--negative", metavar="TEXT", help="What to steer away from."),
+        Parsed(parse_text),
+    ] = None
+    guidance_scale: Annotated[
+        str | None,
+        typer.Option("--guidance", metavar="X[,X...]", help="Guidance, one number or one a scale; 1 is off."),
+        Parsed(parse_numbers),
     ] = None
     temperature: Annotated[
-        str | None, typer.Option(metavar="X[,X...]", help="Above 0, one number or one a scale.")
+        str | None,
+        typer.Option(metavar="X[,X...]", help="Above 0, one number or one a scale."),
+        Parsed(parse_numbers),
     ] = None
     top_k: Annotated[int | None, typer.Option(min=0, help="1 takes the likeliest; 0 is off.")] = None
     top_p: Annotated[float | None, typer.Option(help="Drops the rarest 1 - X; 0 is off.")] = None
@@ -270,31 +265,16 @@ class SamplingOptions:
 
     def texts(self, prompts: Sequence[str]) -> list[str]:
         """Everything that the text encoder will read."""
-        return [*prompts] if self.negative is None else [*prompts, self.negative]
-
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for a pipeline's call."""
-        if self.negative is not None and not self.negative.strip():
-            raise InputError("--negative is empty: say what to steer away from, or leave it out.")
-        given = {
-            "negative_prompt": self.negative,
-            "top_k": self.top_k,
-            "top_p": self.top_p,
-            "smooth": self.smooth,
-        }
-        arguments = {name: value for name, value in given.items() if value is not None}
-        if self.guidance is not None:
-            arguments["guidance_scale"] = parse_numbers(self.guidance, "--guidance")
-        if self.temperature is not None:
-            arguments["temperature"] = parse_numbers(self.temperature, "--temperature")
-        return arguments
+        return [*prompts] if self.negative_prompt is None else [*prompts, self.negative_prompt]
 
 
 @dataclass(frozen=True)
-class VideoOptions:
+class VideoOptions(CallOptions):
     """How long a video is, what it begins with, how it is drawn; only for models that draw videos."""
 
-    seconds: Seconds = None
+    seconds: Annotated[
+        int | None, typer.Option(min=0, help="Of the whole video; 0 draws a picture. Default: the model's.")
+    ] = None
     image: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A picture that the video begins with.")
     ] = None
@@ -311,45 +291,29 @@ class VideoOptions:
             metavar="sample|mean", help="How --image or --video is encoded; default: sample, by the seed."
         ),
     ] = None
-    tile: Annotated[
+    decode_tile: Annotated[
         int | None,
         typer.Option(
+            "--tile",
             min=2,
             metavar="CELLS",
             help="Decode videos in tiles of so many latent cells a side, such as 24: takes less memory.",
         ),
     ] = None
 
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for a call of a pipeline that draws videos, and for its summary."""
-        given = {
-            "seconds": self.seconds,
-            "image": self.image,
-            "video": self.video,
-            "guidance_threshold": self.guidance_threshold,
-            "posterior": self.posterior,
-            "decode_tile": self.tile,
-        }
-        return {name: value for name, value in given.items() if value is not None}
-
-
-@dataclass(frozen=True)
-class VideoFileOptions(VideoOptions):
-    """A video, and how its file is written."""
-
-    frames: Annotated[bool, typer.Option("--frames", help="Write each video as a folder of .png files.")] = (
-        False
-    )
-
     @property
-    def given(self) -> list[str]:
-        """Options that were given and ask for a video."""
+    def asking(self) -> list[str]:
+        """Options that were given and ask for a video; the others only say how one is drawn."""
         named = {"--seconds": self.seconds, "--image": self.image, "--video": self.video}
-        return [name for name, value in named.items() if value is not None] + ["--frames"] * self.frames
+        return [name for name, value in named.items() if value is not None]
 
-    @property
-    def suffixes(self) -> tuple[str, ...]:
-        """Endings of the files, the usual one first; empty for a folder of frames."""
-        if self.frames:
-            return ("",)
-        return (".png",) if self.seconds == 0 else (".mp4", ".gif")
+
+OPTION_NAMES = {
+    **SizeOptions.option_names(),
+    **SamplingOptions.option_names(),
+    **VideoOptions.option_names(),
+    "height": "--size",
+    "width": "--size",
+    "cascade": "--cascade",
+}
+"""What an argument of a pipeline's call is called on the command line."""

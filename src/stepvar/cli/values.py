@@ -1,4 +1,7 @@
-"""Reading the values of options: lists, sizes, ratios by scale."""
+"""Parsers of option values: lists, sizes, ratios by scale.
+
+Each takes the text and the name of its option, for messages, and raises InputError when it is not understood.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ _INTEGER = re.compile(r"[+-]?\d{1,9}")
 _SIZE = re.compile(r"(\d{1,6})\s*[xX]\s*(\d{1,6})")
 
 
-def parse_ratios(text: str) -> dict[int, float]:
+def parse_ratios(text: str, option: str = "--ratios") -> dict[int, float]:
     """Reads "24=0.5,32=0.75": share of tokens to prune, by scale."""
     ratios: dict[int, float] = {}
     for entry in _entries(text):
@@ -20,24 +23,24 @@ def parse_ratios(text: str) -> dict[int, float]:
         scale, ratio = _integer(name), _number(value)
         if not sign or scale is None or ratio is None:
             raise InputError(
-                f"--ratios {text!r} is not understood at {entry!r}: write pairs of a scale's height in "
+                f"{option} {text!r} is not understood at {entry!r}: write pairs of a scale's height in "
                 "tokens (or its place from the end, -1 for the last) and a share from 0 to 1, such as "
                 "24=0.5,32=0.75."
             )
         if scale in ratios:
-            raise InputError(f"--ratios {text!r} names scale {scale} twice: give it one ratio.")
+            raise InputError(f"{option} {text!r} names scale {scale} twice: give it one ratio.")
         ratios[scale] = ratio
     if not ratios:
-        raise InputError("--ratios is empty: write pairs such as 24=0.5,32=0.75.")
+        raise InputError(f"{option} is empty: write pairs such as 24=0.5,32=0.75.")
     return ratios
 
 
-def parse_scales(text: str) -> tuple[int, ...]:
+def parse_scales(text: str, option: str = "--skip") -> tuple[int, ...]:
     """Reads "24,32" or "-2,-1": scales by height in tokens, or from the end."""
     scales = [_integer(entry) for entry in _entries(text)]
     if not scales or None in scales:
         raise InputError(
-            f"--skip {text!r} is not understood: write scales by their height in tokens, such as 18,24, "
+            f"{option} {text!r} is not understood: write scales by their height in tokens, such as 18,24, "
             "or by their place from the end, such as -2,-1."
         )
     return tuple(scale for scale in scales if scale is not None)
@@ -54,25 +57,32 @@ def parse_numbers(text: str, option: str) -> float | list[float]:
     return numbers[0] if len(numbers) == 1 else numbers
 
 
-def parse_size(text: str) -> tuple[int, int]:
+def parse_text(text: str, option: str) -> str:
+    """Reads a text that must say something."""
+    if not text.strip():
+        raise InputError(f"{option} is empty: say what to steer away from, or leave it out.")
+    return text
+
+
+def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
     """Reads "1024x768", width x height; returns (height, width)."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise InputError(
-            f"--size {text!r} is not understood: write WIDTHxHEIGHT in pixels, such as 1024x768."
+            f"{option} {text!r} is not understood: write WIDTHxHEIGHT in pixels, such as 1024x768."
         )
     return int(match[2]), int(match[1])
 
 
-def parse_aspect(text: str) -> float:
+def parse_aspect(text: str, option: str = "--aspect") -> float:
     """Reads "4:3" or "1.333": width / height."""
     sides = [_number(side) for side in text.split(":")]
     if len(sides) > 2 or any(side is None or not side > 0 for side in sides):
-        raise InputError(f"--aspect {text!r} is not understood: write WIDTH:HEIGHT such as 4:3, or 1.333.")
+        raise InputError(f"{option} {text!r} is not understood: write WIDTH:HEIGHT such as 4:3, or 1.333.")
     positive = [side for side in sides if side is not None]
     ratio = positive[0] / (positive[1] if len(positive) == 2 else 1.0)
     if not 1e-3 <= ratio <= 1e3:
-        raise InputError(f"--aspect {text!r} is out of range: no picture is that narrow.")
+        raise InputError(f"{option} {text!r} is out of range: no picture is that narrow.")
     return ratio
 
 
