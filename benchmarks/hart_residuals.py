@@ -34,8 +34,8 @@ from stepvar.models.hart.sampling import make_guidance, make_sampling
 from stepvar.models.hart.session import HARTSession, ResidualDraw, draw_residual_noise
 from stepvar.models.hart.sizes import scale_schedule
 from stepvar.models.hart.text import ContextFeatures
+from stepvar.pruning.interpolation import nearest_kept
 from stepvar.pruning.presets import PRESETS
-from stepvar.pruning.recovery import nearest_kept
 
 CASES = Path(__file__).parents[1] / "tests" / "golden" / "hart"
 TREATMENTS = ("own residual", "no residual", "neighbour's residual", "neighbour's code and residual")

@@ -24,7 +24,7 @@ from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.generation.tokens import Tokens, gather_tokens
 from stepvar.models.infinity.transformer import InfinityTransformer
 from stepvar.pruning.fastvar import FastVAR
-from stepvar.pruning.recovery import nearest_kept
+from stepvar.pruning.interpolation import nearest_kept
 from stepvar.pruning.scores import structure_scores, texture_scores
 from stepvar.pruning.selection import keep_highest
 from stepvar.pruning.stepvar import StepVAR

@@ -12,8 +12,8 @@ from stepvar.generation.plan import kept_tokens
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.models.infinity.sizes import SizeTable
 from stepvar.pruning.fastvar import FastVAR
+from stepvar.pruning.interpolation import area_resized
 from stepvar.pruning.presets import PRESETS
-from stepvar.pruning.recovery import area_resized
 from tiny_models import SMALL, draw, make_text
 
 LATE = {-2: 0.4, -1: 0.6}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from stepvar.generation.tokens import gather_tokens
 from stepvar.pruning.guided import RADIUS, guided_gains
-from stepvar.pruning.recovery import nearest_kept
+from stepvar.pruning.interpolation import nearest_kept
 
 GRIDS = st.tuples(st.integers(1, 2), st.integers(1, 7), st.integers(1, 7))
 

@@ -15,10 +15,11 @@ from stepvar.generation.sampling import CodebookSampler, CodebookSettings
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.generation.tokens import put_choice
 from stepvar.pruning.fastvar import FastVAR
+from stepvar.pruning.interpolation import nearest_kept
 from stepvar.pruning.presets import METHODS, with_scales
-from stepvar.pruning.recovery import nearest_kept
+from stepvar.pruning.recovery import RECOVERIES
 from stepvar.pruning.scores import SCORERS
-from stepvar.pruning.stepvar import RECOVERIES, VALUES, StepVAR
+from stepvar.pruning.stepvar import VALUES, StepVAR
 from tiny_models import SMALL, bits, draw, make_text, make_transformer
 
 DEPTH = 4
@@ -99,8 +100,8 @@ SCALES = st.dictionaries(st.integers(-3, -1), st.floats(0.05, 0.85), min_size=1)
 
 @given(
     SCALES,
-    st.sampled_from(SCORERS),
-    st.sampled_from(RECOVERIES),
+    st.sampled_from(list(SCORERS)),
+    st.sampled_from(list(RECOVERIES)),
     st.sampled_from([None, 4]),
     st.sampled_from(VALUES),
     st.integers(1, 2),

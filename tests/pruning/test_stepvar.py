@@ -10,7 +10,7 @@ import torch
 from stepvar.generation.pruner import PruningMethod
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.generation.tokens import Tokens
-from stepvar.pruning.recovery import nearest_kept
+from stepvar.pruning.interpolation import nearest_kept
 from stepvar.pruning.scores import SCORERS, texture_scores
 from stepvar.pruning.selection import keep_highest
 from stepvar.pruning.stepvar import StepVAR

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from stepvar.generation.schedule import Scale
+
+Choice: TypeAlias = Any
+"""Values that a sampler drew for a scale, as the model's session commits them: a tensor [B, N, ...], or a
+dataclass of such tensors."""
 
 
 def gather_tokens(values: Tensor, index: Tensor) -> Tensor:
@@ -29,16 +33,16 @@ def gather_tokens(values: Tensor, index: Tensor) -> Tensor:
     return picked.view(*index.shape, *values.shape[2:])
 
 
-def gather_choice(choice: Any, index: Tensor) -> Any:
-    """Picks tokens of what a sampler drew: a tensor [B, N, ...], or a dataclass of such tensors."""
+def gather_choice(choice: Choice, index: Tensor) -> Choice:
+    """Picks tokens of a choice at positions `index` [B, K]."""
     if isinstance(choice, Tensor):
         return gather_tokens(choice, index)
     picked = {part.name: gather_choice(getattr(choice, part.name), index) for part in fields(choice)}
     return replace(choice, **picked)
 
 
-def put_choice(choice: Any, index: Tensor, values: Any) -> Any:
-    """Another choice with those of `values` at positions `index` [B, K], both as in `gather_choice`."""
+def put_choice(choice: Choice, index: Tensor, values: Choice) -> Choice:
+    """A copy of a choice that has the values of another one at positions `index` [B, K]."""
     if isinstance(choice, Tensor):
         places = index.view(*index.shape, *(1,) * (choice.dim() - 2)).expand(-1, -1, *choice.shape[2:])
         return choice.scatter(1, places, gather_tokens(values, index).to(choice.dtype))

@@ -21,7 +21,7 @@ from stepvar.generation.plan import GenerationPlan, ScalePlan, find_scale
 from stepvar.generation.pruner import Branch, LateScales, Pruner
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.generation.tokens import Tokens, gather_tokens
-from stepvar.pruning.recovery import area_resized, rows_of
+from stepvar.pruning.interpolation import area_resized, match_rows
 from stepvar.pruning.scores import distance_to_mean
 from stepvar.pruning.selection import keep_highest
 
@@ -143,6 +143,6 @@ class FastVARPruner(Pruner):
     def filled(self, cached: Tensor, index: Tensor, output: Tensor) -> Tensor:
         """All positions of a branch: computed ones [R, K, C] at `index`, the others from the cache."""
         rows, channels = output.shape[0], output.shape[2]
-        filled = area_resized(rows_of(cached, rows), self.cache_entry.scale.grid, self.entry.scale.grid)
+        filled = area_resized(match_rows(cached, rows), self.cache_entry.scale.grid, self.entry.scale.grid)
         filled = filled.to(output.dtype).contiguous()
         return filled.scatter_(1, index.unsqueeze(-1).expand(-1, -1, channels), output)

@@ -1,4 +1,4 @@
-"""Recovery that follows what the tokens looked like before they were pruned: a joint bilateral filter.
+"""Joint bilateral filter: gains of pruned tokens from kept ones that were near and similar.
 
 Source: Kopf et al., "Joint Bilateral Upsampling", SIGGRAPH 2007, on features instead of pictures: what a
 position gains is averaged over the kept tokens around it that entered the pruned layers with similar
@@ -15,21 +15,28 @@ from stepvar.generation.schedule import Grid
 from stepvar.generation.tokens import gather_tokens
 
 RADIUS = 2
-"""Tokens further away, in rows or columns, have no say."""
-
 BANDWIDTH = 0.25
-"""Squared difference of two tokens' features at which a weight falls to 1/e, in variances of the map."""
 
 
-def guided_gains(base: Tensor, gains: Tensor, index: Tensor, slots: Tensor, grid: Grid) -> Tensor:
-    """What every position gains from the kept tokens near it and like it.
+def guided_gains(
+    base: Tensor,
+    gains: Tensor,
+    index: Tensor,
+    sources: Tensor,
+    grid: Grid,
+    radius: int = RADIUS,
+    bandwidth: float = BANDWIDTH,
+) -> Tensor:
+    """What every position gains: a weighted mean of the gains of kept tokens near it and similar to it.
 
     Args:
-        base: [R, N, C] features of all positions before the pruned layers: what likeness is judged by.
+        base: [R, N, C] features of all positions before the pruned layers, which similarity is measured on.
         gains: [R, K, C] what the pruned layers added to the kept tokens.
         index: [R, K] their positions.
-        slots: [R, N] which kept token a position copies that has none within reach.
+        sources: [R, N] which kept token a position copies that has none within the radius.
         grid: (t, h, w); frames are apart.
+        radius: Farthest rows and columns that count, in tokens.
+        bandwidth: Squared difference of features at which a weight falls to 1/e, in variances of the map.
 
     Returns:
         [R, N, C]; kept tokens have their own.
@@ -39,43 +46,39 @@ def guided_gains(base: Tensor, gains: Tensor, index: Tensor, slots: Tensor, grid
     kept.scatter_(1, index[..., None], True)
     sparse = torch.zeros_like(base).scatter_(1, index[..., None].expand(-1, -1, channels), gains)
     spread = (base - base.mean(dim=1, keepdim=True)).square().mean(dim=(1, 2)).clamp_min(1e-12)
-    features, around = base.unflatten(1, grid), _padded(base, grid)
+    features, around = base.unflatten(1, grid), _padded(base, grid, radius)
     weights = torch.stack(
         [
-            _weight((features - part).square().mean(dim=-1), spread, shift)
-            for shift, part in _shifted(around, grid)
+            -(features - part).square().mean(dim=-1) / (bandwidth * spread.view(-1, 1, 1, 1))
+            - (shift[0] ** 2 + shift[1] ** 2) / (2.0 * radius)
+            for shift, part in _shifted(around, grid, radius)
         ]
     )
-    present = torch.stack([part.squeeze(-1) for _, part in _shifted(_padded(kept, grid), grid)])
+    neighbours = _shifted(_padded(kept, grid, radius), grid, radius)
+    present = torch.stack([part.squeeze(-1) for _, part in neighbours])
     # Not a number where none is within reach; those positions copy.
     weights = weights.masked_fill(~present, -torch.inf).softmax(dim=0).nan_to_num(0.0)
     mean = torch.zeros_like(features)
-    for weight, (_, part) in zip(weights, _shifted(_padded(sparse, grid), grid), strict=True):
+    for weight, (_, part) in zip(weights, _shifted(_padded(sparse, grid, radius), grid, radius), strict=True):
         mean.addcmul_(weight[..., None], part)
     reached = present.any(dim=0).flatten(1)[..., None]
-    recovered = torch.where(reached, mean.flatten(1, 3), gather_tokens(gains, slots))
+    recovered = torch.where(reached, mean.flatten(1, 3), gather_tokens(gains, sources))
     return torch.where(kept, sparse, recovered)
 
 
-def _weight(difference: Tensor, spread: Tensor, shift: tuple[int, int]) -> Tensor:
-    """Logarithm of a neighbour's weight, [R, t, h, w]: less for unlike and for distant ones."""
-    away = (shift[0] ** 2 + shift[1] ** 2) / (2.0 * RADIUS)
-    return -difference / (BANDWIDTH * spread.view(-1, 1, 1, 1)) - away
+def _padded(values: Tensor, grid: Grid, radius: int) -> Tensor:
+    """[R, N, C] as maps [R, t, h + 2 radius, w + 2 radius, C], zero outside."""
+    return functional.pad(values.unflatten(1, grid), (0, 0, *(radius,) * 4))
 
 
-def _padded(values: Tensor, grid: Grid) -> Tensor:
-    """[R, N, C] as maps [R, t, h + 2 RADIUS, w + 2 RADIUS, C], zero outside."""
-    return functional.pad(values.unflatten(1, grid), (0, 0, *(RADIUS,) * 4))
-
-
-def _shifted(padded: Tensor, grid: Grid) -> list[tuple[tuple[int, int], Tensor]]:
-    """Every shift of rows and columns within reach but none, and the maps so shifted, as views."""
+def _shifted(padded: Tensor, grid: Grid, radius: int) -> list[tuple[tuple[int, int], Tensor]]:
+    """All shifts by (rows, columns) within the radius except (0, 0), and the maps so shifted, as views."""
     _, height, width = grid
-    reach = range(-RADIUS, RADIUS + 1)
+    reach = range(-radius, radius + 1)
     return [
         (
             (down, across),
-            padded[:, :, RADIUS + down : RADIUS + down + height, RADIUS + across : RADIUS + across + width],
+            padded[:, :, radius + down : radius + down + height, radius + across : radius + across + width],
         )
         for down in reach
         for across in reach

@@ -1,158 +1,233 @@
-"""Rebuilding a dense token map from the kept tokens."""
+"""Recoveries: how the positions of pruned tokens get hidden states again.
+
+A recovery is a class with a decorator; one of your own works in the same way from outside the package:
+
+    @recovery("zero gain")
+    class ZeroGain(Recovery):
+        def before(self, features: Tensor, grid: Grid) -> Tensor:
+            return features
+
+        def after(self, kept: KeptTokens) -> Tensor:
+            return scatter_tokens(kept.entry, kept.index, kept.features)
+
+Objects hold settings and no state: one object serves many generations at once.
+Shapes: R rows (conditional, then unconditional copies), N tokens, K kept ones, C channels.
+"""
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as functional
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
 from torch import Tensor
 
 from stepvar.generation.schedule import Grid
 from stepvar.generation.tokens import gather_tokens
+from stepvar.pruning.guided import BANDWIDTH, RADIUS, guided_gains
+from stepvar.pruning.interpolation import (
+    area_resized,
+    bilinear,
+    match_rows,
+    nearest_anchor,
+    nearest_kept,
+    scatter_tokens,
+)
+from stepvar.pruning.rules import Registry
 
 
-def nearest_kept(index: Tensor, grid: Grid, frame_distance: int = 1) -> Tensor:
-    """For every position, which kept token is nearest in space (StepVAR, eq. 8).
+@dataclass(frozen=True)
+class KeptTokens:
+    """The tokens that ran through the pruned layers, and what a recovery may know of the others.
 
-    An exact Euclidean distance transform, one axis after the other, on integer keys that hold
-    squared distance and source position: ties go to the first position in row-major order. Costs
-    N x (t + h + w) integer operations, no N x K table.
+    Attributes:
+        features: [R, K, C] hidden states of the kept tokens after the pruned layers.
+        index: [R, K] their positions, row-major in `grid`; all copies of an image keep the same.
+        grid: (t, h, w) with t x h x w = N.
+        images: B; the first B rows are the conditional copies.
+        frame_distance: Distance of two frames, in token sides.
+        anchor_stride: Distance of the anchors, where only they are copied; None where any token may be.
+        entry: What `before` of the recovery returned; None for one without.
+        full_scale: Grid and hidden states [R', M, C], after the last layer, of the last scale that ran in
+            full; None unless the recovery needs it.
+    """
 
-    Args:
-        index: [B, K] kept positions, row-major in `grid`, without repeats.
-        grid: (t, h, w).
-        frame_distance: Distance of two successive frames, in token sides.
+    features: Tensor
+    index: Tensor
+    grid: Grid
+    images: int
+    frame_distance: int = 1
+    anchor_stride: int | None = None
+    entry: Any = None
+    full_scale: tuple[Grid, Tensor] | None = None
 
-    Returns:
-        [B, N] entries 0..K-1: which of the kept tokens each position copies.
+    @cached_property
+    def sources(self) -> Tensor:
+        """[R, N] which kept token, 0..K-1, is nearest to each position; to a kept one itself."""
+        index = self.index[: self.images]
+        if self.anchor_stride is None:
+            found = nearest_kept(index, self.grid, self.frame_distance)
+        else:
+            found = nearest_anchor(index, self.grid, self.anchor_stride, self.frame_distance)
+        return found.repeat(len(self.index) // self.images, 1)
+
+
+class Recovery:
+    """Base of the recoveries; a class of your own may as well just have the same methods.
+
+    A recovery that wants to see all tokens before they are pruned has a method
+    `before(features: Tensor, grid: Grid) -> Any`: it gets the hidden states [R, N, C] of all positions before
+    each narrowing, and what it returns is handed to `after` as `kept.entry`.
+
+    Attributes:
+        needs_full_scale: Whether it reads `KeptTokens.full_scale`; then the first scale that runs cannot be
+            pruned.
+        needs_anchors: Whether it copies anchors only, which are then always kept.
+        copies: Whether a pruned position belongs to one kept token, `KeptTokens.sources`, so that drawn
+            values can be copied from there too.
+    """
+
+    needs_full_scale: ClassVar[bool] = False
+    needs_anchors: ClassVar[bool] = False
+    copies: ClassVar[bool] = True
+
+    def after(self, kept: KeptTokens) -> Tensor:
+        """Hidden states of all positions, [R, N, C]; kept ones should have their own."""
+        raise NotImplementedError
+
+
+def _check_recovery(rule: Any) -> None:
+    """Raises ValueError when an object, or a class, is no recovery."""
+    if not callable(getattr(rule, "after", None)):
+        kind = rule.__name__ if hasattr(rule, "__name__") else type(rule).__name__
+        raise ValueError(
+            "A recovery is a name or an object with a method after(kept) that returns [R, N, C]; "
+            f"this is {kind!r}."
+        )
+
+
+RECOVERIES: Registry[Any] = Registry("recovery", "stepvar.recoveries", _check_recovery)
+"""The recoveries by name: classes, or objects."""
+
+recovery = RECOVERIES.register
+"""Decorator that gives a recovery its name."""
+
+
+def make_recovery(rule: str | Recovery | type[Recovery]) -> Recovery:
+    """A recovery by name, by class (with its default settings) or itself.
 
     Raises:
-        ValueError: When a grid is too large for 64-bit keys.
+        ValueError: When there is none of that name, or it is no recovery.
     """
-    frames, height, width = grid
-    tokens = frames * height * width
-    batch = len(index)
-    far = 4 * (height**2 + width**2 + (frame_distance * frames) ** 2)
-    if far * tokens >= 2**62:
-        raise ValueError(f"The grid {grid} is too large for exact recovery.")
-    keys = torch.full((batch, tokens), far * tokens, dtype=torch.int64, device=index.device)
-    keys.scatter_(1, index, index)
-    keys = keys.view(batch, frames, height, width)
-    for axis, unit in ((3, 1), (2, 1), (1, frame_distance)):
-        keys = _spread(keys, axis, unit * unit * tokens)
-    source = keys.reshape(batch, tokens) % tokens
-    return slots_of(index, tokens).gather(1, source)
+    found: Any = RECOVERIES.find(rule) if isinstance(rule, str) else rule
+    _check_recovery(found)
+    if not isinstance(found, type):
+        return found  # type: ignore[no-any-return]  # its methods were checked
+    try:
+        made: Recovery = found()
+    except TypeError as error:
+        raise ValueError(
+            f"Recovery {found.__name__} has settings without defaults: pass an object."
+        ) from error
+    return made
 
 
-def slots_of(index: Tensor, tokens: int) -> Tensor:
-    """Which of the kept tokens [B, K] lies at each position, [B, N]; -1 at pruned positions."""
-    batch, kept = index.shape
-    slots = torch.full((batch, tokens), -1, dtype=torch.int64, device=index.device)
-    return slots.scatter_(1, index, torch.arange(kept, device=index.device).expand(batch, kept))
+def needs(rule: Recovery, what: Literal["full_scale", "anchors"]) -> bool:
+    """Whether a recovery asks for the last full scale, or for anchors; one that does not say so does not."""
+    return bool(getattr(rule, f"needs_{what}", False))
 
 
-def anchor_positions(grid: Grid, stride: int) -> list[int]:
-    """Positions of a uniform grid of anchors in every frame, `stride` tokens apart in each direction."""
-    frames, height, width = grid
+@recovery("nearest")
+@dataclass(frozen=True)
+class Nearest(Recovery):
+    """Copies the nearest kept token (StepVAR, eq. 8)."""
 
-    def places(size: int) -> range:
-        return range(min(stride // 2, (size - 1) // 2), size, stride)
-
-    return [
-        (frame * height + row) * width + column
-        for frame in range(frames)
-        for row in places(height)
-        for column in places(width)
-    ]
+    def after(self, kept: KeptTokens) -> Tensor:
+        return gather_tokens(kept.features, kept.sources)
 
 
-def nearest_anchor(index: Tensor, grid: Grid, stride: int, frame_distance: int = 1) -> Tensor:
-    """For every position, which kept token it copies when only anchors are copied.
+@recovery("anchor")
+@dataclass(frozen=True)
+class Anchor(Nearest):
+    """Copies the nearest of a uniform grid of anchors, which are always kept (a baseline of StepVAR)."""
 
-    Kept tokens stay themselves; the others copy the nearest of `anchor_positions`, which are all kept.
+    needs_anchors = True
 
-    Args:
-        index: [B, K] kept positions.
 
-    Returns:
-        [B, N] entries 0..K-1.
+@recovery("cache")
+@dataclass(frozen=True)
+class Cache(Recovery):
+    """Takes the hidden states of the last scale that ran in full, interpolated by area (FastVAR)."""
+
+    needs_full_scale = True
+    copies = False
+
+    def after(self, kept: KeptTokens) -> Tensor:
+        if kept.full_scale is None:
+            raise RuntimeError("No scale ran in full before the first pruned one, which the plan rules out.")
+        grid, features = kept.full_scale
+        dense = area_resized(match_rows(features, len(kept.index)), grid, kept.grid)
+        return scatter_tokens(dense, kept.index, kept.features)
+
+
+@recovery("bilinear")
+@dataclass(frozen=True)
+class Bilinear(Recovery):
+    """Averages the kept tokens next to a position; copies the nearest where there are none."""
+
+    def after(self, kept: KeptTokens) -> Tensor:
+        return bilinear(kept.features, kept.index, kept.sources, kept.grid)
+
+
+class GainRecovery(Recovery):
+    """Base of recoveries that keep a position's own hidden state, and estimate what layers add to it."""
+
+    def before(self, features: Tensor, grid: Grid) -> Tensor:
+        return features
+
+    def after(self, kept: KeptTokens) -> Tensor:
+        gains = kept.features - gather_tokens(kept.entry, kept.index)
+        estimated: Tensor = kept.entry + self.all_gains(kept, gains)
+        return estimated
+
+    def all_gains(self, kept: KeptTokens, gains: Tensor) -> Tensor:
+        """What the layers add to every position, [R, N, C], from what they added to kept tokens [R, K, C]."""
+        raise NotImplementedError
+
+
+@recovery("update")
+@dataclass(frozen=True)
+class Update(GainRecovery):
+    """Adds what the nearest kept token has gained."""
+
+    def all_gains(self, kept: KeptTokens, gains: Tensor) -> Tensor:
+        return gather_tokens(gains, kept.sources)
+
+
+@recovery("guided")
+@dataclass(frozen=True)
+class Guided(GainRecovery):
+    """Adds what the kept tokens nearby have gained, most of those that it resembled before the layers.
+
+    Attributes:
+        radius: Kept tokens within so many rows and columns count.
+        bandwidth: Squared difference of two tokens' features at which a weight falls to 1/e, in variances
+            of the map.
+
+    Raises:
+        ValueError: When a setting is out of range.
     """
-    anchors = torch.tensor(anchor_positions(grid, stride), device=index.device)
-    nearest = anchors[nearest_kept(anchors[None], grid, frame_distance)]
-    slots = slots_of(index, nearest.shape[1])
-    return torch.where(slots >= 0, slots, slots.gather(1, nearest.expand(len(index), -1)))
 
+    radius: int = RADIUS
+    bandwidth: float = BANDWIDTH
 
-def bilinear(values: Tensor, index: Tensor, slots: Tensor, grid: Grid) -> Tensor:
-    """Dense values, smooth where kept tokens are near.
+    def __post_init__(self) -> None:
+        if self.radius < 1:
+            raise ValueError(f"radius is {self.radius}; it must be 1 or more tokens.")
+        if not self.bandwidth > 0.0:
+            raise ValueError(f"bandwidth is {self.bandwidth:g}; it must be above 0.")
 
-    A pruned position is the mean of the kept tokens among its eight neighbours in the frame, weighted as
-    in bilinear interpolation (a side 2, a corner 1); without any it copies what `slots` says.
-
-    Args:
-        values: [R, K, C] of the kept tokens.
-        index: [R, K] their positions.
-        slots: [R, N] which kept token each position copies otherwise.
-
-    Returns:
-        [R, N, C].
-    """
-    rows, tokens = slots.shape
-    kept = values.new_zeros(rows, tokens, 1).scatter_(1, index[..., None], 1.0)
-    sparse = values.new_zeros(rows, tokens, values.shape[2])
-    sparse.scatter_(1, index[..., None].expand_as(values), values)
-    weights = _binomial(kept, grid)
-    mean = _binomial(sparse, grid) / weights.clamp_min(1.0)
-    copied = gather_tokens(values, slots)
-    return torch.where((kept == 0) & (weights > 0), mean, copied)
-
-
-def _binomial(values: Tensor, grid: Grid) -> Tensor:
-    """Weighs values [R, N, C] by 1 2 1 along the rows and columns of each frame; outside is zero."""
-    maps = values.unflatten(1, grid)
-    for axis in (2, 3):
-        size = maps.shape[axis]
-        spread = 2.0 * maps
-        spread.narrow(axis, 0, size - 1).add_(maps.narrow(axis, 1, size - 1))
-        spread.narrow(axis, 1, size - 1).add_(maps.narrow(axis, 0, size - 1))
-        maps = spread
-    return maps.flatten(1, 3)
-
-
-def rows_of(values: Tensor, rows: int) -> Tensor:
-    """The first rows of [R, N, C]; those again where there are fewer, as of a scale without guidance."""
-    if len(values) < rows:
-        values = values.repeat(rows // len(values), 1, 1)
-    return values[:rows]
-
-
-def area_resized(values: Tensor, grid: Grid, target: Grid) -> Tensor:
-    """Token values resized from one grid to another by averaging areas (FastVAR's interpolation).
-
-    Target row i averages the source rows floor(i h / H) to ceil((i + 1) h / H) - 1; frames and columns
-    likewise.
-
-    Args:
-        values: [R, N, C] with N = t x h x w of `grid`.
-
-    Returns:
-        [R, M, C] with M = t x h x w of `target`.
-    """
-    maps = values.transpose(1, 2).unflatten(2, grid)
-    return functional.adaptive_avg_pool3d(maps, target).flatten(2).transpose(1, 2)
-
-
-def _spread(keys: Tensor, axis: int, unit: int) -> Tensor:
-    """Smallest key + unit x (distance along axis)^2 over all positions of that axis."""
-    size = keys.shape[axis]
-    if size == 1:
-        return keys
-    place = torch.arange(size, device=keys.device)
-    moved = keys.movedim(axis, -1).contiguous()
-    spread = torch.empty_like(moved)
-    # A few target positions at a time: the table stays near-linear in memory.
-    step = max(1, 2**20 // keys.numel())
-    for start in range(0, size, step):
-        targets = place[start : start + step, None]
-        table = moved.unsqueeze(-2) + unit * (targets - place).square()
-        spread[..., start : start + step] = table.amin(dim=-1)
-    return spread.movedim(-1, axis)
+    def all_gains(self, kept: KeptTokens, gains: Tensor) -> Tensor:
+        return guided_gains(
+            kept.entry, gains, kept.index, kept.sources, kept.grid, self.radius, self.bandwidth
+        )

@@ -1,40 +1,75 @@
-"""Token scores: pure functions from the features of a token map to one number a token.
+"""Token scores: functions from the features of a token map to one number a token.
+
+A score is a function with a decorator; one of your own works in the same way from outside the package:
+
+    @scorer("contrast")
+    def contrast(tokens: ScoringInput, *, power: float = 1.0) -> Tensor:
+        return tokens.features.float().std(dim=-1) ** power
 
 Shapes: B images, N = t x h x w tokens in row-major order, C channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
 from stepvar.generation.schedule import Grid
+from stepvar.pruning.rules import Registry
 
 
 @dataclass(frozen=True)
 class ScoringInput:
-    """What a scorer may look at.
+    """The tokens of a scale, and everything else that a score may depend on.
 
     Attributes:
-        features: [B, N, C] hidden states at the entry of the first narrowed layer.
+        features: [B, N, C] hidden states at the entry of the first narrowed layer, of the conditional copies.
         grid: (t, h, w) with t x h x w = N.
         maps: Accumulated codes before the previous scale and before this one, each
             [B, d, h', w'] (or [B, d, t', h', w']); the former is None at the first scales.
         generator: The method's own random numbers, apart from those of sampling.
+        unconditional: [B, N, C] hidden states of the copies that do not know the prompt; None at scales
+            without classifier-free guidance.
     """
 
     features: Tensor
     grid: Grid
     maps: tuple[Tensor | None, Tensor]
     generator: torch.Generator
+    unconditional: Tensor | None = None
 
 
-Scorer = Callable[[ScoringInput], Tensor]
-"""Returns scores [B, N] in float32; larger is kept first."""
+Scorer = Callable[..., Tensor]
+"""A score: (tokens: ScoringInput, **options) -> [B, N]; tokens with a larger score are kept first."""
+
+BoundScorer = Callable[[ScoringInput], Tensor]
+"""A score with its options."""
+
+
+def _check_scorer(rule: Any) -> None:
+    """Raises ValueError when an object is no score."""
+    if not callable(rule) or isinstance(rule, type):
+        kind = rule.__name__ if isinstance(rule, type) else type(rule).__name__
+        raise ValueError(
+            f"A score is a name or a function of ScoringInput that returns [B, N]; this is {kind!r}."
+        )
+
+
+SCORERS: Registry[Scorer] = Registry("score", "stepvar.scorers", _check_scorer)
+"""The scores by name."""
+
+scorer = SCORERS.register
+"""Decorator that gives a score its name."""
+
+NORMALISATIONS = ("minmax", "rank", "deviation")
+"""How scores of different kinds are made comparable; see `normalise`."""
 
 BLOCK = 8
 """Vectors that the power iteration works on at once."""
@@ -168,51 +203,67 @@ def normalise(scores: Tensor, how: str) -> Tensor:
     return (scores - low) / (high - low).clamp_min(1e-12)
 
 
-def make_scorer(
-    name: str,
+@scorer("structure+texture")
+def structure_and_texture(
+    tokens: ScoringInput,
     *,
     structure_weight: float = 0.5,
     normalisation: str = "minmax",
     kernel: int = 3,
     iterations: int = 5,
-) -> Scorer:
-    """Builds a scorer by name.
-
-    Args:
-        name: One of `SCORERS`.
-        structure_weight: Weight of structure in "structure+texture"; texture has the rest.
-        normalisation: See `normalise`.
-        kernel: See `texture_scores`.
-        iterations: See `principal_component`.
-    """
-
-    def structure(inputs: ScoringInput) -> Tensor:
-        return structure_scores(inputs.features, iterations, inputs.generator)
-
-    def texture(inputs: ScoringInput) -> Tensor:
-        return texture_scores(inputs.features, inputs.grid, kernel)
-
-    def fused(inputs: ScoringInput) -> Tensor:
-        parts = normalise(structure(inputs), normalisation), normalise(texture(inputs), normalisation)
-        return structure_weight * parts[0] + (1.0 - structure_weight) * parts[1]
-
-    def random(inputs: ScoringInput) -> Tensor:
-        batch, tokens, _ = inputs.features.shape
-        generator = inputs.generator
-        # One draw for all images, so that none depends on the batch it is in.
-        drawn = torch.rand(1, tokens, generator=generator, device=generator.device)
-        return drawn.to(inputs.features.device).expand(batch, -1)
-
-    scorers: dict[str, Scorer] = {
-        "structure+texture": fused,
-        "structure": structure,
-        "texture": texture,
-        "distance": lambda inputs: distance_to_mean(inputs.features),
-        "change": lambda inputs: change_scores(*inputs.maps, inputs.grid),
-        "random": random,
-    }
-    return scorers[name]
+) -> Tensor:
+    """Weighted sum of both normalised scores (StepVAR, eq. 7)."""
+    structure_part = normalise(structure(tokens, iterations=iterations), normalisation)
+    texture_part = normalise(texture(tokens, kernel=kernel), normalisation)
+    return structure_weight * structure_part + (1.0 - structure_weight) * texture_part
 
 
-SCORERS = ("structure+texture", "structure", "texture", "distance", "change", "random")
-NORMALISATIONS = ("minmax", "rank", "deviation")
+@scorer("structure")
+def structure(tokens: ScoringInput, *, iterations: int = 5) -> Tensor:
+    """See `structure_scores`."""
+    return structure_scores(tokens.features, iterations, tokens.generator)
+
+
+@scorer("texture")
+def texture(tokens: ScoringInput, *, kernel: int = 3) -> Tensor:
+    """See `texture_scores`."""
+    return texture_scores(tokens.features, tokens.grid, kernel)
+
+
+@scorer("distance")
+def distance(tokens: ScoringInput) -> Tensor:
+    """See `distance_to_mean`."""
+    return distance_to_mean(tokens.features)
+
+
+@scorer("change")
+def change(tokens: ScoringInput) -> Tensor:
+    """See `change_scores`."""
+    return change_scores(*tokens.maps, tokens.grid)
+
+
+@scorer("random")
+def random(tokens: ScoringInput) -> Tensor:
+    """Uniform random numbers, the baseline of every score."""
+    images, count, _ = tokens.features.shape
+    generator = tokens.generator
+    # One draw for all images, so that none depends on the batch it is in.
+    drawn = torch.rand(1, count, generator=generator, device=generator.device, dtype=torch.float32)
+    return drawn.to(tokens.features.device).expand(images, -1)
+
+
+def option_names(rule: str | Scorer, among: Mapping[str, Any]) -> list[str]:
+    """Which of some options a score takes by keyword; one with `**options` takes all."""
+    rule = SCORERS.find(rule) if isinstance(rule, str) else rule
+    parameters = list(inspect.signature(rule).parameters.values())[1:]
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        return list(among)
+    bound = rule.keywords if isinstance(rule, partial) else {}
+    known = {entry.name for entry in parameters if entry.kind is not inspect.Parameter.VAR_POSITIONAL}
+    return [name for name in among if name in known and name not in bound]
+
+
+def make_scorer(rule: str | Scorer, **options: Any) -> BoundScorer:
+    """A score, by name or itself, with those of the options that it takes."""
+    function = SCORERS.find(rule) if isinstance(rule, str) else rule
+    return partial(function, **{name: options[name] for name in option_names(function, options)})

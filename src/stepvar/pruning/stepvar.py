@@ -7,7 +7,8 @@ compared with: any score goes with any recovery.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -15,29 +16,32 @@ from torch import Tensor
 
 from stepvar.generation.plan import GenerationPlan, ScalePlan, in_stages
 from stepvar.generation.pruner import Expect, LateScales, Pruner
-from stepvar.generation.schedule import ScaleSchedule
-from stepvar.generation.tokens import Tokens, gather_choice, gather_tokens, put_choice
-from stepvar.pruning.guided import guided_gains
-from stepvar.pruning.recovery import (
-    anchor_positions,
-    area_resized,
-    bilinear,
-    nearest_anchor,
-    nearest_kept,
-    rows_of,
+from stepvar.generation.randomness import seeded_generator
+from stepvar.generation.schedule import Grid, ScaleSchedule
+from stepvar.generation.tokens import Choice, Tokens, gather_choice, gather_tokens, put_choice
+from stepvar.pruning.interpolation import anchor_positions
+from stepvar.pruning.recovery import RECOVERIES, KeptTokens, Recovery, make_recovery, needs
+from stepvar.pruning.scores import (
+    NORMALISATIONS,
+    SCORERS,
+    BoundScorer,
+    Scorer,
+    ScoringInput,
+    make_scorer,
+    option_names,
 )
-from stepvar.pruning.scores import NORMALISATIONS, SCORERS, ScoringInput, make_scorer
 from stepvar.pruning.selection import keep_highest
 
 DENSE_SHARE = 3 / 32
 """Share of the layers that stay dense by default: FastVAR leaves 0 to 2 of Infinity-2B's 32."""
 
-RECOVERIES = ("nearest", "anchor", "cache", "bilinear", "update", "guided")
-
 VALUES = ("own", "copied", "expected")
 
 ANCHOR_STRIDE = 3
-"""Of the anchors that "anchor" copies, where no stride is given (StepVAR's baseline)."""
+"""Of the anchors that a recovery copies, where no stride is given (StepVAR's baseline)."""
+
+SCORE_FIELDS = ("structure_weight", "normalisation", "kernel", "iterations")
+"""Fields of `StepVAR` that a score gets as options of the same name."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +52,16 @@ class StepVAR(LateScales):
         ratios: See `LateScales`. Speed grows with the ratio; fine detail in flat regions goes first,
             visible damage starts above 0.7 or so.
         skip, unguided: See `LateScales`.
-        score: What makes a token important; see `stepvar.pruning.scores.SCORERS`.
-        recovery: How pruned positions get their features after the last layer:
+        score: What makes a token important: a name of `stepvar.pruning.scores.SCORERS`, or a function
+            (tokens: ScoringInput, **options) -> [B, N].
+        recovery: How pruned positions get their hidden states after the last layer: a name of
+            `stepvar.pruning.recovery.RECOVERIES`, or an object of such a class:
             "nearest" copies the nearest kept token (the paper's);
             "anchor" copies the nearest of a uniform grid of anchors, which are always kept;
             "cache" takes the features of the last scale that ran in full, interpolated by area;
             "bilinear" averages the kept tokens next to it, and copies the nearest where there are none;
-            "update" goes on with its own features, and adds what the nearest kept token has gained;
-            "guided" adds what the kept tokens near it gained, those most that it resembled before.
+            "update" keeps its own features, and adds what the nearest kept token has gained;
+            "guided" adds what the kept tokens near it gained, most of those that it resembled before.
         anchor_stride: Distance of tokens on a uniform grid that are always kept, under any recovery;
             None for none, with "anchor" for 3.
         values: What pruned positions draw from the recovered features:
@@ -76,12 +82,13 @@ class StepVAR(LateScales):
             dense layer, and lets pruned positions tell themselves from what they copied.
         frame_distance: Distance of two frames in token sides, for the recovery of video.
         seed: Seed of the method's own random numbers; sampling never sees them.
+        score_options: Further options of the score, by name.
 
     Raises:
-        ValueError: When a field is out of range.
+        ValueError: When a field is out of range, or a rule is unknown or none.
     """
 
-    score: str = "structure+texture"
+    score: str | Scorer = "structure+texture"
     structure_weight: float = 0.5
     normalisation: str = "minmax"
     kernel: int = 3
@@ -89,18 +96,18 @@ class StepVAR(LateScales):
     first_layer: int | None = None
     frame_distance: int = 1
     seed: int = 0
-    recovery: str = "nearest"
+    recovery: str | Recovery = "nearest"
     anchor_stride: int | None = None
     values: str = "own"
     stages: int = 1
     dense_end: int = 0
+    score_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._resolve_rules()
         for kind, name, known in (
-            ("score", self.score, SCORERS),
             ("normalisation", self.normalisation, NORMALISATIONS),
-            ("recovery", self.recovery, RECOVERIES),
             ("kind of values", self.values, VALUES),
         ):
             if name not in known:
@@ -113,16 +120,46 @@ class StepVAR(LateScales):
             raise ValueError(f"iterations is {self.iterations}; the power iteration needs at least one.")
         if self.frame_distance < 1:
             raise ValueError(f"frame_distance is {self.frame_distance}; it must be 1 or more token sides.")
-        if self.anchor_stride is None and self.recovery == "anchor":
-            object.__setattr__(self, "anchor_stride", ANCHOR_STRIDE)
         if self.anchor_stride is not None and self.anchor_stride < 2:
             raise ValueError(f"anchor_stride is {self.anchor_stride}; it must be 2 or more tokens.")
-        if self.values == "copied" and self.recovery == "cache":
-            raise ValueError("Copied values need a token to copy from, which recovery 'cache' has not.")
         if self.stages < 1:
             raise ValueError(f"stages is {self.stages}; tokens are narrowed at least once.")
         if self.dense_end < 0:
             raise ValueError(f"dense_end is {self.dense_end}; it is a number of layers, 0 or more.")
+
+    def _resolve_rules(self) -> None:
+        """Checks score and recovery; puts names in place of registered ones, so that equals compare equal."""
+        object.__setattr__(self, "score", SCORERS.name_or_rule(self.score))
+        object.__setattr__(self, "recovery", RECOVERIES.name_or_rule(self.recovery))
+        object.__setattr__(self, "score_options", dict(self.score_options))
+        taken = option_names(self.score, self.score_options)
+        for name in self.score_options:
+            if name in SCORE_FIELDS:
+                raise ValueError(f"score_options holds {name!r}, which is a field: pass {name}=... instead.")
+            if name not in taken:
+                raise ValueError(f"Score {SCORERS.name_of(self.score)!r} takes no option {name!r}.")
+        recovery = make_recovery(self.recovery)
+        if self.anchor_stride is None and needs(recovery, "anchors"):
+            object.__setattr__(self, "anchor_stride", ANCHOR_STRIDE)
+        if self.values == "copied" and not getattr(recovery, "copies", True):
+            name = RECOVERIES.name_of(self.recovery)
+            raise ValueError(f"Copied values need a token to copy from, which recovery {name!r} has not.")
+
+    def __repr__(self) -> str:
+        """The fields that differ from their defaults, rules by name."""
+        shown = []
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            default = entry.default_factory() if callable(entry.default_factory) else entry.default
+            if value != default:
+                named = SCORERS.name_of(value) if entry.name == "score" and callable(value) else repr(value)
+                shown.append(f"{entry.name}={named}")
+        return f"StepVAR({', '.join(shown)})"
+
+    def make_scorer(self) -> BoundScorer:
+        """The score with its options."""
+        options = {name: getattr(self, name) for name in SCORE_FIELDS}
+        return make_scorer(self.score, **options, **self.score_options)
 
     def plan(self, schedule: ScaleSchedule, depth: int) -> GenerationPlan:
         """Fixes kept counts and skips on a schedule, for a model of `depth` layers."""
@@ -136,10 +173,11 @@ class StepVAR(LateScales):
             )
         plan = in_stages(self.resolve(schedule, depth, first, depth - self.dense_end), self.stages)
         running = next((entry for entry in plan.scales if not entry.skipped), None)
-        if self.recovery == "cache" and running is not None and running.prunes:
+        needs_full_scale = needs(make_recovery(self.recovery), "full_scale")
+        if needs_full_scale and running is not None and running.prunes:
             raise ValueError(
-                f"Scale {running.scale} cannot be pruned with recovery='cache': no scale before it runs in "
-                "full."
+                f"Scale {running.scale} cannot be pruned with "
+                f"recovery={RECOVERIES.name_of(self.recovery)!r}: no scale before it runs in full."
             )
         for entry in plan.scales:
             if self.anchor_stride is None or not entry.prunes:
@@ -157,119 +195,171 @@ class StepVAR(LateScales):
         return StepVARPruner(self, plan, device)
 
 
+@dataclass
+class Narrowed:
+    """A scale once its tokens were narrowed.
+
+    Attributes:
+        tokens: All tokens of the scale.
+        scores: [B, N] their scores.
+        index: [B, K] positions of those that are still computed.
+        entry: What the recovery's `before` returned at the last narrowing.
+        kept: What was recovered from last.
+    """
+
+    tokens: Tokens
+    scores: Tensor
+    index: Tensor
+    entry: Any = None
+    kept: KeptTokens | None = None
+
+
+@dataclass
+class ScaleState:
+    """The scale at work.
+
+    Attributes:
+        entry: Its plan.
+        images: B; the first B rows of hidden states are the conditional copies.
+        maps: Accumulated codes before the previous scale and before this one.
+        narrowed: None while all tokens are computed.
+    """
+
+    entry: ScalePlan
+    images: int
+    maps: tuple[Tensor | None, Tensor]
+    narrowed: Narrowed | None = None
+
+
 class StepVARPruner(Pruner):
-    """Narrows each pruned scale, and recovers after the last narrowed layer."""
+    """Narrows each pruned scale to its highest scores, and recovers after the last narrowed layer."""
+
+    state: ScaleState
 
     def __init__(self, config: StepVAR, plan: GenerationPlan, device: torch.device) -> None:
         super().__init__(plan)
         self.config = config
-        self.scorer = make_scorer(
-            config.score,
-            structure_weight=config.structure_weight,
-            normalisation=config.normalisation,
-            kernel=config.kernel,
-            iterations=config.iterations,
-        )
+        self.scorer = config.make_scorer()
+        self.recovery = make_recovery(config.recovery)
         # On the features' device, so that no score waits for a copy from the host.
-        self.generator = torch.Generator(device).manual_seed(config.seed)
-        self.latents: tuple[Tensor | None, Tensor | None] = (None, None)
-        self.cached: tuple[ScalePlan, Tensor] | None = None
-        self.index: Tensor | None = None
+        self.generator = seeded_generator(config.seed, device)
+        self.latent: Tensor | None = None
+        self.full_scale: tuple[Grid, Tensor] | None = None
 
     @property
     def kept_index(self) -> Tensor | None:
-        return self.index
+        return None if self.state.narrowed is None else self.state.narrowed.index
 
     def begin_scale(self, entry: ScalePlan, images: int, latent: Tensor) -> None:
-        self.entry, self.images = entry, images
-        self.latents = (self.latents[1], latent)
-        self.index = self.scores = self.base = self.slots = self.full = None
+        self.state = ScaleState(entry, images, (self.latent, latent))
+        self.latent = latent
 
     def enter(self, layer: int, tokens: Tokens, hidden: Tensor) -> tuple[Tokens, Tensor]:
         if layer == self.plan.depth - self.config.dense_end:
-            return self.widened(tokens, hidden)
-        if not self.entry.narrows(layer):
-            return tokens, hidden
-        if self.scores is None:
-            self.scores, self.full = self.score(tokens, hidden), tokens
-        if self.config.recovery in ("update", "guided"):
-            self.base = self.recovered(tokens, hidden)
-        # Of the living tokens those with the highest scores, as positions among the living.
-        living = self.scores if self.index is None else self.scores.gather(1, self.index)
-        chosen = keep_highest(living, self.entry.tokens(layer))
-        self.index = chosen if self.index is None else self.index.gather(1, chosen)
-        rows = self.every_row(chosen, hidden)
+            return self.widen(tokens, hidden)
+        if self.state.entry.narrows(layer):
+            return self.narrow(layer, tokens, hidden)
+        return tokens, hidden
+
+    def leave(self, tokens: Tokens, hidden: Tensor) -> Tensor:
+        return hidden if self.config.dense_end else self.widen(tokens, hidden)[1]
+
+    def settle(self, tokens: Tokens, choice: Choice, expect: Expect) -> Choice:
+        narrowed = self.state.narrowed
+        if narrowed is None or self.config.values == "own":
+            return choice
+        if self.config.values == "expected":
+            return put_choice(expect(), narrowed.index, choice)
+        assert narrowed.kept is not None, "values are settled after the recovery"
+        sources = narrowed.kept.sources[: self.state.images]
+        return gather_choice(choice, narrowed.index.gather(1, sources))
+
+    def narrow(self, layer: int, tokens: Tokens, hidden: Tensor) -> tuple[Tokens, Tensor]:
+        """Keeps the highest scores of the tokens that are still computed, as many as the plan says."""
+        narrowed, count = self.state.narrowed, self.state.entry.tokens(layer)
+        entry = self.before(tokens, hidden)
+        if narrowed is None:
+            scores = self.score(tokens, hidden)
+            chosen = keep_highest(scores, count)
+            self.state.narrowed = Narrowed(tokens, scores, chosen, entry)
+        else:
+            chosen = keep_highest(narrowed.scores.gather(1, narrowed.index), count)
+            index = narrowed.index.gather(1, chosen)
+            self.state.narrowed = Narrowed(narrowed.tokens, narrowed.scores, index, entry)
+        rows = self.for_all_rows(chosen, hidden)
         return tokens.narrow(rows), gather_tokens(hidden, rows)
+
+    def before(self, tokens: Tokens, hidden: Tensor) -> Any:
+        """What the recovery takes down of all tokens before a narrowing; None where it has no `before`."""
+        before = getattr(self.recovery, "before", None)
+        if before is None:
+            return None
+        narrowed = self.state.narrowed
+        features = hidden if narrowed is None else self.recover(narrowed, hidden)
+        return before(features, tokens.scale.grid)
 
     def score(self, tokens: Tokens, hidden: Tensor) -> Tensor:
         """Scores [B, N] of all tokens, anchors above everything."""
-        previous, current = self.latents
+        images = self.state.images
+        guided = len(hidden) > images
         inputs = ScoringInput(
             # Guidance mixes the copies position by position, so they must keep the same tokens;
             # the conditional copy is the one that knows the prompt.
-            features=hidden[: self.images],
+            features=hidden[:images],
             grid=tokens.scale.grid,
-            maps=(previous, current),
+            maps=self.state.maps,
             generator=self.generator,
+            unconditional=hidden[images:] if guided else None,
         )
         scores = self.scorer(inputs)
+        expected = (images, tokens.count)
+        if not isinstance(scores, Tensor) or scores.shape != expected:
+            found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise ValueError(
+                f"Score {SCORERS.name_of(self.config.score)!r} returned {found}; it must return one number a "
+                f"token, a tensor of shape {expected}."
+            )
+        scores = scores.float()
         if self.config.anchor_stride is not None:
             anchors = anchor_positions(tokens.scale.grid, self.config.anchor_stride)
             scores = scores.clone()
             scores[:, anchors] = torch.inf
         return scores
 
-    def leave(self, tokens: Tokens, hidden: Tensor) -> Tensor:
-        return hidden if self.config.dense_end else self.widened(tokens, hidden)[1]
-
-    def widened(self, tokens: Tokens, hidden: Tensor) -> tuple[Tokens, Tensor]:
+    def widen(self, tokens: Tokens, hidden: Tensor) -> tuple[Tokens, Tensor]:
         """All tokens of the scale, and their hidden states [R, N, C]."""
-        if self.index is not None:
-            return self.full, self.recovered(tokens, hidden)
-        if self.config.recovery == "cache" and self.plan.prunes:
+        state = self.state
+        if state.narrowed is not None:
+            return state.narrowed.tokens, self.recover(state.narrowed, hidden)
+        if needs(self.recovery, "full_scale") and self.plan.prunes:
             # Without what a model has before a map, a prompt's tokens for example.
-            self.cached = (self.entry, hidden[:, -self.entry.scale.tokens :])
+            scale = state.entry.scale
+            self.full_scale = (scale.grid, hidden[:, -scale.tokens :])
         return tokens, hidden
 
-    def recovered(self, tokens: Tokens, hidden: Tensor) -> Tensor:
-        """Hidden states [R, N, C] of all positions; those given while all are alive."""
-        if self.index is None:
-            return hidden
-        index, grid = self.every_row(self.index, hidden), tokens.scale.grid
-        if self.config.recovery == "cache":
-            return self.from_cache(index, hidden)
-        self.slots = self.copied_slots(tokens)
-        slots = self.every_row(self.slots, hidden)
-        if self.config.recovery == "bilinear":
-            return bilinear(hidden, index, slots, grid)
-        if self.base is None:
-            return gather_tokens(hidden, slots)
-        gains = hidden - gather_tokens(self.base, index)
-        if self.config.recovery == "guided":
-            return self.base + guided_gains(self.base, gains, index, slots, grid)
-        return self.base + gather_tokens(gains, slots)
+    def recover(self, narrowed: Narrowed, hidden: Tensor) -> Tensor:
+        """Hidden states [R, N, C] of all positions from those of the kept tokens, [R, K, C]."""
+        scale = narrowed.tokens.scale
+        kept = narrowed.kept = KeptTokens(
+            features=hidden,
+            index=self.for_all_rows(narrowed.index, hidden),
+            grid=scale.grid,
+            images=self.state.images,
+            frame_distance=self.config.frame_distance,
+            anchor_stride=self.config.anchor_stride if needs(self.recovery, "anchors") else None,
+            entry=narrowed.entry,
+            full_scale=self.full_scale,
+        )
+        recovered = self.recovery.after(kept)
+        expected = (len(hidden), scale.tokens, hidden.shape[2])
+        if recovered.shape != expected:
+            name = RECOVERIES.name_of(self.config.recovery)
+            raise ValueError(
+                f"Recovery {name!r} returned {tuple(recovered.shape)}; it must return the hidden states of all "
+                f"positions, {expected}."
+            )
+        return recovered
 
-    def copied_slots(self, tokens: Tokens) -> Tensor:
-        """Which kept token each position copies, [B, N]."""
-        grid, distance = tokens.scale.grid, self.config.frame_distance
-        if self.config.recovery == "anchor":
-            return nearest_anchor(self.index, grid, self.config.anchor_stride, distance)
-        return nearest_kept(self.index, grid, distance)
-
-    def from_cache(self, index: Tensor, hidden: Tensor) -> Tensor:
-        """Hidden states [R, N, C]: the kept ones, and those of the last full scale elsewhere."""
-        entry, cached = self.cached
-        dense = area_resized(rows_of(cached, len(hidden)), entry.scale.grid, self.entry.scale.grid)
-        dense = dense.contiguous()
-        return dense.scatter_(1, index.unsqueeze(-1).expand_as(hidden), hidden)
-
-    def settle(self, tokens: Tokens, choice: Any, expect: Expect) -> Any:
-        if self.index is None or self.config.values == "own":
-            return choice
-        if self.config.values == "copied":
-            return gather_choice(choice, self.index.gather(1, self.slots))
-        return put_choice(expect(), self.index, choice)
-
-    def every_row(self, index: Tensor, hidden: Tensor) -> Tensor:
+    def for_all_rows(self, index: Tensor, hidden: Tensor) -> Tensor:
         """[B, ...] repeated for all copies of the images."""
-        return index.repeat(hidden.shape[0] // self.images, 1)
+        return index.repeat(hidden.shape[0] // self.state.images, 1)

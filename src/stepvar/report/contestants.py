@@ -14,10 +14,11 @@ from typing import Any
 from stepvar.generation.pruner import LateScales, PruningMethod
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.pruning.presets import METHODS, with_scales
+from stepvar.pruning.recovery import RECOVERIES
 from stepvar.pruning.scalekv import ScaleKV
 from stepvar.pruning.scores import SCORERS
 from stepvar.pruning.skipvar import SkipVAR
-from stepvar.pruning.stepvar import RECOVERIES, StepVAR
+from stepvar.pruning.stepvar import StepVAR
 
 Ratios = Mapping[int, float]
 Skip = tuple[int, ...]

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepvar.pruning.recovery import anchor_positions, bilinear, nearest_anchor, nearest_kept
+from stepvar.pruning.interpolation import anchor_positions, bilinear, nearest_anchor, nearest_kept
 
 Grid = tuple[int, int, int]
 
