@@ -37,12 +37,12 @@ from stepvar.generation.tokens import Tokens
 from stepvar.metrics.timing import Samples, Spread, interleaved, machine
 from stepvar.models.common.vector_quantizer import VectorQuantizer
 from stepvar.models.hart.costs import scale_costs
+from stepvar.models.hart.presets import PRESETS
 from stepvar.models.hart.sampling import make_guidance, make_sampling
 from stepvar.models.hart.session import HARTSession, ResidualDraw, draw_residual_noise
 from stepvar.models.hart.sizes import scale_schedule
 from stepvar.models.hart.text import ContextFeatures
 from stepvar.models.hart.transformer import HARTTransformer
-from stepvar.pruning.presets import PRESETS
 
 PUBLISHED_LAYERS = 24
 LATE = 2
@@ -257,8 +257,9 @@ class Measured:
 
 def measure(contest: Contest, repeats: int, depth: int = PUBLISHED_LAYERS) -> dict[str, Any]:
     """All contestants in turn: seconds, what FLOPs promise, and how many accumulated codes agree."""
-    presets = PRESETS["HARTPipeline"]
-    methods: dict[str, PruningMethod | None] = {name: presets[preset] for name, preset in METHODS.items()}
+    methods: dict[str, PruningMethod | None] = {
+        name: PRESETS[preset].method for name, preset in METHODS.items()
+    }
     methods = {OFFICIAL: None, DENSE: None, **methods}
     runs: dict[str, Callable[[], Run]] = {name: contest.ours(method) for name, method in methods.items()}
     runs[OFFICIAL] = contest.plain

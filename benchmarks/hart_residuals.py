@@ -30,12 +30,12 @@ from stepvar.generation.sampling import CodebookChoice, CodebookSampler
 from stepvar.generation.schedule import Scale
 from stepvar.generation.tokens import Tokens, gather_tokens
 from stepvar.models.hart.checkpoints import load_transformer
+from stepvar.models.hart.presets import PRESETS
 from stepvar.models.hart.sampling import make_guidance, make_sampling
 from stepvar.models.hart.session import HARTSession, ResidualDraw, draw_residual_noise
 from stepvar.models.hart.sizes import scale_schedule
 from stepvar.models.hart.text import ContextFeatures
 from stepvar.pruning.interpolation import nearest_kept
-from stepvar.pruning.presets import PRESETS
 
 CASES = Path(__file__).parents[1] / "tests" / "golden" / "hart"
 TREATMENTS = ("own residual", "no residual", "neighbour's residual", "neighbour's code and residual")
@@ -110,7 +110,7 @@ class Model:
 
 def compare(model: Model, treatment: str, dense: Tensor) -> tuple[float, float]:
     """Error and texture of recovered positions against the dense latent."""
-    latent, kept = model.draw(PRESETS["HARTPipeline"]["paper"], treatment)
+    latent, kept = model.draw(PRESETS["paper"].method, treatment)
     recovered = torch.ones(len(latent), 1, latent.shape[-2] * latent.shape[-1], dtype=torch.bool)
     recovered.scatter_(2, kept[:, None], False)
     recovered = recovered.unflatten(2, latent.shape[-2:]).expand_as(latent)

@@ -56,13 +56,12 @@ def _hash(output: Any, pixels: torch.Tensor) -> str:
 @torch.no_grad()
 def draw_hashes(show: Callable[[str], None]) -> dict[str, str]:
     """A hash for every model, plan and batch; a refusal counts by its sentence."""
-    import stepvar
 
     torch.set_num_threads(1)
     hashes: dict[str, str] = {}
     for name, pipeline, prompts in _pipelines():
         pipeline.set_progress_bar_config(disable=True)
-        for plan in ("none", *stepvar.PRESETS[type(pipeline).__name__]):
+        for plan in ("none", *pipeline.presets):
             key = f"{name} {plan}"
             try:
                 output = pipeline(prompts, seed=list(range(len(prompts))), pruning=plan, output_type="pt")

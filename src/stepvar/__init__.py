@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from stepvar.models.infinitystar.pipeline import InfinityStarPipeline
     from stepvar.models.infinitystar.transformer import InfinityStarTransformer
     from stepvar.models.infinitystar.vae import InfinityStarVAE
+    from stepvar.models.presets import PRESETS
     from stepvar.models.registry import convert
     from stepvar.models.switti.pipeline import SwittiPipeline
     from stepvar.models.switti.transformer import SwittiTransformer
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from stepvar.models.var.transformer import VARTransformer
     from stepvar.models.var.vae import VARVAE
     from stepvar.pruning.fastvar import FastVAR
-    from stepvar.pruning.presets import PRESETS
     from stepvar.pruning.scalekv import ScaleKV
     from stepvar.pruning.skipvar import SkipVAR
     from stepvar.pruning.stepvar import StepVAR
@@ -51,7 +51,7 @@ _HOMES = {
     "InfinityTransformer": "stepvar.models.infinity.transformer",
     # diffusers looks up the base class of a saved component on the library that the component names.
     "ModelMixin": "diffusers",
-    "PRESETS": "stepvar.pruning.presets",
+    "PRESETS": "stepvar.models.presets",
     "Report": "stepvar.generation.report",
     "Scale": "stepvar.generation.schedule",
     "ScaleKV": "stepvar.pruning.scalekv",

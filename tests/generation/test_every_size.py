@@ -15,9 +15,9 @@ import torch
 import stepvar
 from stepvar.generation.loop import plan_generation
 from stepvar.models.infinity.costs import scale_costs
+from stepvar.models.infinity.presets import PRESETS
 from stepvar.models.infinity.sizes import SizeTable
 from stepvar.models.infinity.transformer import InfinityTransformer
-from stepvar.pruning.presets import PRESETS
 from stepvar.pruning.stepvar import StepVAR
 from tiny_models import draw, make_text, make_transformer
 
@@ -35,7 +35,7 @@ PROMISED["skip"] = {-2: 1.0, -1: 1.0}
 
 
 def preset(name: str) -> StepVAR | None:
-    return PRESETS["InfinityPipeline"].get(name)
+    return PRESETS[name].method if name in PRESETS else None
 
 
 def promised_tokens(template: float, budget: str, name: str) -> list[int]:

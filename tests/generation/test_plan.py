@@ -6,11 +6,12 @@ import pytest
 
 from stepvar.generation.plan import GenerationPlan, find_scale
 from stepvar.generation.schedule import ScaleSchedule
+from stepvar.models.infinity.presets import PRESETS
 from stepvar.models.infinity.sizes import SizeTable
 from stepvar.models.infinitystar.sizes import VideoSizes
 from stepvar.models.request import check_plan
 from stepvar.pruning.fastvar import FastVAR
-from stepvar.pruning.presets import PRESETS, resolve_pruning
+from stepvar.pruning.presets import resolve_pruning
 from stepvar.pruning.scalekv import ScaleKV
 from stepvar.pruning.skipvar import SkipVAR
 from stepvar.pruning.stepvar import StepVAR
@@ -167,7 +168,7 @@ def test_a_method_that_names_nothing_is_refused():
 
 
 def test_presets_are_the_published_ones():
-    assert PRESETS["InfinityPipeline"] == {
+    assert {name: preset.method for name, preset in PRESETS.items()} == {
         "paper": StepVAR(ratios={-4: 0.4, -3: 0.5}, skip=(-2, -1)),
         "prune": StepVAR(ratios={-2: 0.5, -1: 0.75}),
         "skip": StepVAR(skip=(-2, -1)),
@@ -178,13 +179,13 @@ def test_presets_are_the_published_ones():
         "unguided": StepVAR(unguided=-2),
         "skipvar": SkipVAR(0.84),
         "scalekv": ScaleKV(share=0.06),
-        "best": PRESETS["InfinityPipeline"]["best"],
-        "faithful": PRESETS["InfinityPipeline"]["faithful"],
+        "best": PRESETS["best"].method,
+        "faithful": PRESETS["faithful"].method,
     }
 
 
 def test_the_plans_of_our_own_keep_what_their_names_promise():
-    best, faithful, prune = (PRESETS["InfinityPipeline"][name] for name in ("best", "faithful", "prune"))
+    best, faithful, prune = (PRESETS[name].method for name in ("best", "faithful", "prune"))
     assert -1 not in best.skip, "the last scale carries the detail"
     assert not faithful.skip and not prune.skip
     assert max(faithful.ratios.values()) < min(prune.ratios.values())
@@ -192,21 +193,21 @@ def test_the_plans_of_our_own_keep_what_their_names_promise():
 
 def test_what_may_be_passed_as_pruning():
     own = StepVAR(ratios={-1: 0.5})
-    assert resolve_pruning(own, "InfinityPipeline") is own
-    assert resolve_pruning(None, "InfinityPipeline") is None
-    assert resolve_pruning("none", "InfinityPipeline") is None
-    assert resolve_pruning("skip", "InfinityPipeline") == StepVAR(skip=(-2, -1))
+    assert resolve_pruning(own, PRESETS) is own
+    assert resolve_pruning(None, PRESETS) is None
+    assert resolve_pruning("none", PRESETS) is None
+    assert resolve_pruning("skip", PRESETS) == StepVAR(skip=(-2, -1))
     with pytest.raises(
         ValueError, match=r"Unknown pruning preset 'papr'; known are none, paper, prune, skip, fastvar"
     ):
-        resolve_pruning("papr", "InfinityPipeline")
+        resolve_pruning("papr", PRESETS)
     with pytest.raises(ValueError, match=r"pruning is a float; pass StepVAR"):
-        resolve_pruning(0.5, "InfinityPipeline")
+        resolve_pruning(0.5, PRESETS)
 
 
 def test_a_schedule_that_is_too_short_for_a_preset_is_refused():
     short = ScaleSchedule.from_grids([(1, 1), (2, 2)])
     with pytest.raises(ValueError, match="Scale -4 does not exist"):
-        PRESETS["InfinityPipeline"]["paper"].plan(short, DEPTH)
+        PRESETS["paper"].method.plan(short, DEPTH)
     with pytest.raises(ValueError, match="Every scale is skipped"):
-        PRESETS["InfinityPipeline"]["skip"].plan(short, DEPTH)
+        PRESETS["skip"].method.plan(short, DEPTH)

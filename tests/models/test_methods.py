@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from stepvar import FastVAR, ScaleKV, SkipVAR, StepVAR
-from stepvar.pruning.presets import METHODS, PRESETS, with_scales
+from stepvar.models.presets import PRESETS
+from stepvar.pruning.presets import METHODS, with_scales
 from stepvar.pruning.scalekv import Budget, ScaleKVPruner
 from tiny_hart import make_pipeline as make_hart_pipeline
 from tiny_pipeline import make_pipeline as make_infinity_pipeline

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from stepvar.conformance.fastvar import WatchedFastVAR
 from stepvar.generation.plan import kept_tokens
 from stepvar.generation.schedule import ScaleSchedule
+from stepvar.models.infinity.presets import PRESETS
 from stepvar.models.infinity.sizes import SizeTable
 from stepvar.pruning.fastvar import FastVAR
 from stepvar.pruning.interpolation import area_resized
-from stepvar.pruning.presets import PRESETS
 from tiny_models import SMALL, draw, make_text
 
 LATE = {-2: 0.4, -1: 0.6}
@@ -57,7 +57,7 @@ def test_what_cannot_run_is_refused_in_words(method, words):
 
 def test_the_cache_scale_is_the_last_full_one_before_pruning():
     square = SizeTable.published().schedule(1.0, "1M")
-    preset = PRESETS["InfinityPipeline"]["fastvar"]
+    preset = PRESETS["fastvar"].method
     plan = preset.plan(square, 32)
     assert square[preset.cache_index(plan)].grid == (1, 24, 24)
     assert [entry.kept for entry in plan.scales[-4:]] == [615, 800, 0, 0]
@@ -73,7 +73,7 @@ def test_every_aspect_ratio_prunes_the_same_share(budget):
     table = SizeTable.published()
     for template in (1.0, 1.25, 0.8, 1.333, 0.75, 1.5, 0.666, 1.75, 0.571, 2.0, 0.5, 2.5, 0.4, 3.0, 0.333):
         schedule = table.schedule(template, budget)
-        plan = PRESETS["InfinityPipeline"]["fastvar"].plan(schedule, 32)
+        plan = PRESETS["fastvar"].method.plan(schedule, 32)
         late = plan.scales[-4:]
         assert [entry.skipped for entry in late] == [False, False, True, True]
         expected = [

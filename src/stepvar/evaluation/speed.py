@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stepvar.metrics.timing import Samples, Spread, interleaved, machine
-from stepvar.pruning.presets import PRESETS
 
 if TYPE_CHECKING:
     from stepvar.generation.progress import Observer
@@ -26,7 +25,7 @@ def usual_methods(pipeline: NextScalePipeline) -> dict[str, str | None]:
     is one.
     """
     usual: dict[str, str | None] = {"dense": None, "skip": "skip"}
-    presets = PRESETS[type(pipeline).__name__]
+    presets = pipeline.presets
     resolution = pipeline.transformer.config.get("resolution")
     own = [name for name in presets if name.startswith(f"{resolution}-")]
     if own:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from stepvar.generation.cache import KVCache
+from stepvar.generation.frozen import FrozenMapping
 from stepvar.generation.plan import GenerationPlan, ScalePlan, find_scale, resolve_plan
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.generation.tokens import Tokens
@@ -161,8 +162,8 @@ class LateScales:
     unguided: int | None = None
 
     def __post_init__(self) -> None:
-        # Copies of our own: what the caller does to theirs later must not change a frozen configuration.
-        object.__setattr__(self, "ratios", dict(self.ratios))
+        # Copies: what the caller does to theirs later must not change a frozen configuration.
+        object.__setattr__(self, "ratios", FrozenMapping(self.ratios))
         object.__setattr__(self, "skip", tuple(self.skip))
         for name, ratio in self.ratios.items():
             if not 0.0 <= ratio <= 1.0:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,7 +27,8 @@ from stepvar.generation.sampling import CodebookChoice
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.models.common.t5 import refuse_unknown_words
 from stepvar.models.request import Request, check_guidance, check_plan
-from stepvar.pruning.presets import resolve_pruning
+from stepvar.pruning.presets import ChangedPreset, Preset, resolve_pruning
+from stepvar.pruning.stepvar import StepVAR
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -57,12 +59,14 @@ class NextScalePipeline(DiffusionPipeline):
     own has a `__call__` and a `summary`, and tells how it encodes texts, starts a session and draws values.
 
     Attributes:
+        presets: Pruning plans by name, which `pruning=` accepts.
         draws_videos: Whether results have `.frames`, and calls take `seconds`.
         draws_previews: Whether a picture can be looked at before it is finished.
         remembers: Whether every scale sees all earlier ones, by keys and values that could also be forgotten.
         streams_layers: Whether it can run with layers that come to the device one by one.
     """
 
+    presets: ClassVar[Mapping[str, Preset]] = MappingProxyType({})
     draws_videos = False
     draws_previews = True
     remembers = True
@@ -127,9 +131,11 @@ class NextScalePipeline(DiffusionPipeline):
         """Which frames the maps of a scale stand for, one a map; a picture is frame 0."""
         return (0,)
 
-    def resolve_pruning(self, pruning: PruningMethod | str | None) -> PruningMethod | None:
+    def resolve_pruning(
+        self, pruning: PruningMethod | Preset | ChangedPreset | str | None
+    ) -> PruningMethod | None:
         """See `stepvar.pruning.presets.resolve_pruning`."""
-        return resolve_pruning(pruning, type(self).__name__)
+        return resolve_pruning(pruning, self.presets)
 
     def plan_method(
         self, pruning: PruningMethod | str | None, schedule: ScaleSchedule, guidance: Guidance
@@ -363,10 +369,12 @@ def describe(value: Any) -> Any:
     """A setting in a form that JSON can hold."""
     if isinstance(value, (str, int, float, bool)) or value is None:
         return value
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {str(key): describe(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [describe(entry) for entry in value]
+    if isinstance(value, StepVAR):
+        return {"method": "StepVAR", **describe(value.settings())}
     if hasattr(value, "__dataclass_fields__"):
         fields = {name: describe(getattr(value, name)) for name in value.__dataclass_fields__}
         return {"method": type(value).__name__, **fields}

@@ -8,8 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stepvar.generation.pruner import PruningMethod
     from stepvar.models.pipeline import NextScalePipeline
+    from stepvar.pruning.presets import Preset
 
 Reference = str
 """A class or function by "module:name", imported on first use: a spec itself needs no torch."""
@@ -59,6 +59,7 @@ class ModelSpec:
         signatures: Keys of a transformer's state dict that only this model has together: in the official
             names, then in ours where they differ.
         pipeline: Its pipeline class.
+        plans: Its presets, by name.
         components: What the pipeline consists of, by name.
         convert: Function that converts its official checkpoints to a folder.
         conformance: Function that runs its golden cases.
@@ -70,6 +71,7 @@ class ModelSpec:
     repository: str
     signatures: tuple[frozenset[str], ...]
     pipeline: Reference
+    plans: Reference
     components: Mapping[str, ComponentSpec]
     convert: Reference
     conformance: Reference
@@ -93,11 +95,10 @@ class ModelSpec:
         return found
 
     @property
-    def presets(self) -> Mapping[str, PruningMethod]:
-        """Pruning plans for this model, by name."""
-        from stepvar.pruning.presets import PRESETS
-
-        return PRESETS[self.pipeline_name]
+    def presets(self) -> Mapping[str, Preset]:
+        """Pruning plans for this model, by name; imports torch."""
+        found: Mapping[str, Preset] = load_reference(self.plans)
+        return found
 
     def matches(self, keys: Iterable[str]) -> bool:
         """Whether a state dict with these keys is this model's transformer."""

@@ -1,9 +1,10 @@
-"""Pruning methods by name, and named pruning plans per pipeline."""
+"""Presets: named pruning plans with a description, and plans that several models share."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from stepvar.generation.pruner import LateScales, PruningMethod
@@ -12,16 +13,83 @@ from stepvar.pruning.scalekv import ScaleKV
 from stepvar.pruning.skipvar import SkipVAR
 from stepvar.pruning.stepvar import StepVAR
 
-METHODS: dict[str, LateScales] = {
-    "stepvar": StepVAR(),
-    "fastvar": FastVAR(),
-    "sparsevar-standin": StepVAR(score="texture", anchor_stride=4),
-}
+METHODS: Mapping[str, LateScales] = MappingProxyType(
+    {
+        "stepvar": StepVAR(),
+        "fastvar": FastVAR(),
+        "sparsevar-standin": StepVAR(score="texture", anchor_stride=4),
+    }
+)
 """Methods that prune tokens, by name, with no scales named yet; see `with_scales`.
 
 "sparsevar-standin" is not SparseVAR, whose code was never published: it does what is known of it, keeps
 the tokens of high spatial frequency and a sparse uniform grid of anchors, and copies the nearest.
 """
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A pruning plan with a name.
+
+    Attributes:
+        name: What `pruning=` and `--pruning` call it.
+        method: The plan.
+        description: What it does, in one line.
+        measured_on: On what it was measured, in one line.
+    """
+
+    name: str
+    method: PruningMethod
+    description: str
+    measured_on: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.description} (measured on: {self.measured_on})"
+
+
+@dataclass(frozen=True)
+class ChangedPreset:
+    """A preset some of whose method's fields are others, for any model that has the preset.
+
+    Attributes:
+        name: The preset.
+        changes: Values by name of the field, such as `score`.
+    """
+
+    name: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    def apply(self, presets: Mapping[str, Preset]) -> PruningMethod:
+        """The changed method.
+
+        Raises:
+            ValueError: When there is no such preset, or its method has no such field.
+        """
+        return changed(find_preset(self.name, presets).method, self.changes, f"preset {self.name!r}")
+
+
+def changed(method: PruningMethod, changes: Mapping[str, Any], title: str) -> PruningMethod:
+    """A method with other values in some of its fields.
+
+    Args:
+        title: What messages call the method.
+
+    Raises:
+        ValueError: When it has no such field, or a value is out of range.
+    """
+    if not is_dataclass(method):
+        raise ValueError(f"{title} has no fields that could be changed.")
+    known = {entry.name for entry in fields(method)}
+    for name in changes:
+        if name not in known:
+            raise ValueError(f"{name} is no field of {type(method).__name__} ({title}): leave it out.")
+    other: PruningMethod = replace(method, **changes)  # type: ignore[type-var]  # is_dataclass narrows wrongly
+    return other
+
+
+def by_name(*presets: Preset) -> Mapping[str, Preset]:
+    """Presets in their order, by name, as a mapping that cannot be changed."""
+    return MappingProxyType({preset.name: preset for preset in presets})
 
 
 def with_scales(method: str, ratios: Mapping[int, float], skip: Collection[int] = ()) -> LateScales:
@@ -35,88 +103,92 @@ def with_scales(method: str, ratios: Mapping[int, float], skip: Collection[int] 
     return replace(METHODS[method], ratios=ratios, skip=tuple(skip))
 
 
-_PAPER: dict[str, Any] = {"ratios": {-4: 0.4, -3: 0.5}, "skip": (-2, -1)}
+def late_scale_presets(measured_on: str) -> tuple[Preset, ...]:
+    """StepVAR's plan for Infinity, its two halves, and its rivals at the same ratios.
 
-_LATE_SCALES: dict[str, PruningMethod] = {
-    "paper": with_scales("stepvar", **_PAPER),
-    "prune": StepVAR(ratios={-2: 0.5, -1: 0.75}),
-    "skip": StepVAR(skip=(-2, -1)),
-    "fastvar": with_scales("fastvar", **_PAPER),
-    "sparsevar-standin": with_scales("sparsevar-standin", **_PAPER),
-}
-
-_LESS_WORK: dict[str, PruningMethod] = {"unguided": StepVAR(unguided=-2), "skipvar": SkipVAR()}
-
-_LESS_MEMORY: dict[str, PruningMethod] = {"scalekv": ScaleKV(share=0.06)}
-
-_SEARCHED: dict[str, PruningMethod] = {
-    "best": StepVAR(ratios={-1: 0.4}, skip=(-2,), unguided=-4, recovery="guided", values="expected"),
-    "faithful": StepVAR(ratios={-2: 0.2, -1: 0.3}, unguided=-2, recovery="guided"),
-}
-
-_HART: dict[str, PruningMethod] = {
-    "paper": StepVAR(ratios={-2: 0.5, -1: 0.75}),
-    "prune": StepVAR(ratios={-2: 0.5, -1: 0.75}),
-    "skip": StepVAR(skip=(-1,)),
-    "fastvar": FastVAR(ratios={-2: 0.5, -1: 0.75}, first_layer=0, dense_end=0),
-    **_LESS_WORK,
-    **_LESS_MEMORY,
-}
-
-_LATE_STEPS: dict[str, PruningMethod] = {
-    "paper": StepVAR(ratios={-3: 0.5, -2: 0.5, -1: 0.5}),
-    "prune": StepVAR(ratios=dict.fromkeys(range(-6, 0), 0.65)),
-    "skip": StepVAR(skip=(-1,)),
-    "720p-1.4x": StepVAR(ratios={-1: 0.5}),
-    "720p-2x": StepVAR(ratios={-3: 0.7, -2: 0.7, -1: 0.7}),
-    "10s-1.4x": StepVAR(ratios={step: 0.4 for first in (-3, -42) for step in range(first, first + 3)}),
-}
-
-PRESETS: dict[str, dict[str, PruningMethod]] = {
-    "HARTPipeline": _HART,
-    "InfinityPipeline": {**_LATE_SCALES, **_LESS_WORK, **_LESS_MEMORY, **_SEARCHED},
-    "InfinityStarPipeline": _LATE_STEPS,
-    "SwittiPipeline": {**_LATE_SCALES, **_LESS_WORK},
-    "VARPipeline": {**_LATE_SCALES, **_LESS_WORK, **_LESS_MEMORY},
-}
-"""By class name of a pipeline, then by name.
-
-"paper" has StepVAR's ratios for Infinity: 0.4 and 0.5 on the fourth and third last scale, the last
-two skipped. "prune" skips nothing: 0.5 and 0.75 on the last two scales, the paper's ratios for HART.
-"skip" only leaves out the last two scales, to tell what skipping alone brings. "fastvar" is FastVAR as
-published for Infinity, with the same ratios as "paper"; its scales are counted from the end too, so that it
-does the same at every aspect ratio and pixel budget. "sparsevar-standin" is the stand-in, see `METHODS`.
-"unguided" drops classifier-free guidance from the last two scales, "skipvar" decides that per picture, or
-leaves scales out; "scalekv" lets all layers but the first remember 6 % of the tokens between scales, as many
-as the published budgets for Infinity do on average.
-
-"best" and "faithful" were searched for on the embedded model (`benchmarks/search_best.py`). "best" is the
-fastest plan found that loses two points of scene score or less: it leaves out the last scale but one, runs
-most of the last, drops guidance from the last four, and fills in by likeness. "faithful" skips nothing, takes
-about as long as "prune" and is nearest to the dense run. On the published Infinity nobody has measured them.
-
-The paper has no ratios for Switti and VAR: there the plans are Infinity's. Nor were SkipVAR's rule and
-ScaleKV's budgets fitted to any other model than Infinity: elsewhere they do what they say, and nobody has
-measured how well. Switti has no "scalekv": its scales see themselves alone, so there is nothing to forget. It
-draws its last scales without guidance at 1024 pixels; there "unguided" says that nothing is left to drop.
-
-HART: "paper" and "prune" are one, since the paper skips nothing there: 0.5 and 0.75 on the last two scales
-(48 and 64 tokens a side as published); "fastvar" prunes the same in all layers, and fills from the scale
-before; "skip" leaves out the last scale, with its diffusion head.
-
-InfinityStar's are for 480p: "paper" saves what the paper reports, 1.4 x, on the last three steps; "prune"
-2 x on the last six, those from 18 rows up; "skip" leaves out the last step. At 720p the last step alone is
-half of everything, so it has plans of its own. "10s-1.4x" prunes the last three steps of both clips of 10
-seconds.
-"""
+    Scales are counted from the end, so that a plan does the same at every aspect ratio and pixel budget.
+    """
+    ratios, skip = {-4: 0.4, -3: 0.5}, (-2, -1)
+    return (
+        Preset(
+            "paper",
+            with_scales("stepvar", ratios, skip),
+            "StepVAR's plan for Infinity: 0.4 and 0.5 pruned of the fourth and third last scale, the last "
+            "two left out",
+            measured_on,
+        ),
+        Preset(
+            "prune",
+            StepVAR(ratios={-2: 0.5, -1: 0.75}),
+            "nothing left out; 0.5 and 0.75 pruned of the last two scales, the paper's ratios for HART",
+            measured_on,
+        ),
+        Preset(
+            "skip",
+            StepVAR(skip=skip),
+            "the last two scales left out and nothing pruned: what leaving out alone brings",
+            measured_on,
+        ),
+        Preset(
+            "fastvar",
+            with_scales("fastvar", ratios, skip),
+            "FastVAR as published for Infinity, at the ratios of 'paper'",
+            measured_on,
+        ),
+        Preset(
+            "sparsevar-standin",
+            with_scales("sparsevar-standin", ratios, skip),
+            "a stand-in for SparseVAR (no code was published), at the ratios of 'paper'",
+            measured_on,
+        ),
+    )
 
 
-def resolve_pruning(pruning: PruningMethod | str | None, pipeline: str) -> PruningMethod | None:
+def unguided_preset(measured_on: str) -> Preset:
+    return Preset(
+        "unguided", StepVAR(unguided=-2), "no classifier-free guidance on the last two scales", measured_on
+    )
+
+
+def skipvar_preset(measured_on: str) -> Preset:
+    return Preset(
+        "skipvar",
+        SkipVAR(),
+        "SkipVAR: leaves out the last one to three scales, or guidance there, as each picture needs",
+        measured_on,
+    )
+
+
+def scalekv_preset(measured_on: str) -> Preset:
+    return Preset(
+        "scalekv",
+        # As many tokens as the published budgets for Infinity keep on average.
+        ScaleKV(share=0.06),
+        "ScaleKV: all layers but the first remember 6 % of the tokens between two scales; saves memory",
+        measured_on,
+    )
+
+
+def find_preset(name: str, presets: Mapping[str, Preset]) -> Preset:
+    """The preset of a name.
+
+    Raises:
+        ValueError: When there is none.
+    """
+    if name not in presets:
+        known = ", ".join(["none", *presets])
+        raise ValueError(f"Unknown pruning preset {name!r}; known are {known}.")
+    return presets[name]
+
+
+def resolve_pruning(
+    pruning: PruningMethod | Preset | ChangedPreset | str | None, presets: Mapping[str, Preset]
+) -> PruningMethod | None:
     """Turns what a user may pass as `pruning=` into a method, or None for a dense run.
 
     Args:
-        pruning: A method's configuration, a preset's name, "none" or None.
-        pipeline: Class name of the pipeline.
+        pruning: A method, a preset or its name, "none" or None.
+        presets: Those of the model.
 
     Raises:
         ValueError: When the preset is unknown, or the value is of another kind.
@@ -124,11 +196,11 @@ def resolve_pruning(pruning: PruningMethod | str | None, pipeline: str) -> Pruni
     if pruning is None or pruning == "none":
         return None
     if isinstance(pruning, str):
-        presets = PRESETS.get(pipeline, {})
-        if pruning not in presets:
-            known = ", ".join(["none", *presets])
-            raise ValueError(f"Unknown pruning preset {pruning!r}; known are {known}.")
-        return presets[pruning]
+        return find_preset(pruning, presets).method
+    if isinstance(pruning, Preset):
+        return pruning.method
+    if isinstance(pruning, ChangedPreset):
+        return pruning.apply(presets)
     if isinstance(pruning, PruningMethod):
         return pruning
     raise ValueError(

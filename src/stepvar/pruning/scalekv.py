@@ -18,6 +18,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from stepvar.generation.cache import KVCache, LayerCache, attention
+from stepvar.generation.frozen import FrozenMapping
 from stepvar.generation.plan import GenerationPlan, ScalePlan, find_scale
 from stepvar.generation.pruner import NestedPruner, Pruner, PruningMethod, plan_generation, start_pruner
 from stepvar.generation.schedule import ScaleSchedule
@@ -91,7 +92,7 @@ class ScaleKV:
     pruning: PruningMethod | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "budgets", dict(self.budgets))
+        object.__setattr__(self, "budgets", FrozenMapping(self.budgets))
         object.__setattr__(self, "drafters", tuple(self.drafters))
         if not self.budgets and self.share is None:
             raise ValueError("ScaleKV limits nothing: give budgets, or a share such as 0.05.")

@@ -8,12 +8,13 @@ compared with: any score goes with any recovery.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from stepvar.generation.frozen import FrozenMapping
 from stepvar.generation.plan import GenerationPlan, ScalePlan, in_stages
 from stepvar.generation.pruner import Expect, LateScales, Pruner
 from stepvar.generation.randomness import seeded_generator
@@ -131,7 +132,7 @@ class StepVAR(LateScales):
         """Checks score and recovery; puts names in place of registered ones, so that equals compare equal."""
         object.__setattr__(self, "score", SCORERS.name_or_rule(self.score))
         object.__setattr__(self, "recovery", RECOVERIES.name_or_rule(self.recovery))
-        object.__setattr__(self, "score_options", dict(self.score_options))
+        object.__setattr__(self, "score_options", FrozenMapping(self.score_options))
         taken = option_names(self.score, self.score_options)
         for name in self.score_options:
             if name in SCORE_FIELDS:
@@ -155,6 +156,16 @@ class StepVAR(LateScales):
                 named = SCORERS.name_of(value) if entry.name == "score" and callable(value) else repr(value)
                 shown.append(f"{entry.name}={named}")
         return f"StepVAR({', '.join(shown)})"
+
+    def settings(self) -> dict[str, Any]:
+        """The fields by name, with the names of rules; settings of a recovery with its name."""
+        shown = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        shown["score"] = SCORERS.name_of(self.score)
+        shown["recovery"] = RECOVERIES.name_of(self.recovery)
+        if is_dataclass(self.recovery):
+            own = {entry.name: getattr(self.recovery, entry.name) for entry in fields(self.recovery)}
+            shown["recovery"] = {"name": shown["recovery"], **own}
+        return shown
 
     def make_scorer(self) -> BoundScorer:
         """The score with its options."""
@@ -355,8 +366,8 @@ class StepVARPruner(Pruner):
         if recovered.shape != expected:
             name = RECOVERIES.name_of(self.config.recovery)
             raise ValueError(
-                f"Recovery {name!r} returned {tuple(recovered.shape)}; it must return the hidden states of all "
-                f"positions, {expected}."
+                f"Recovery {name!r} returned {tuple(recovered.shape)}; it must return the hidden states of "
+                f"all positions, {expected}."
             )
         return recovered
 

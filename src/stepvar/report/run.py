@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from stepvar.evaluation.provenance import fingerprint, versions
 from stepvar.metrics.timing import machine
-from stepvar.pruning.presets import PRESETS
 from stepvar.pruning.stepvar import StepVAR
 from stepvar.report.charts import require_matplotlib
 from stepvar.report.contestants import BEST, FAITHFUL, Field
@@ -139,7 +138,8 @@ def _own_plans(pipeline: NextScalePipeline) -> dict[str, StepVAR]:
     """Presets that were searched for on a model like this one, where its schedule has their scales."""
     found = {}
     for name in (BEST, FAITHFUL):
-        plan = PRESETS.get(type(pipeline).__name__, {}).get(name)
+        preset = pipeline.presets.get(name)
+        plan = None if preset is None else preset.method
         if isinstance(plan, StepVAR):
             try:
                 pipeline.summary(plan)

@@ -7,8 +7,8 @@ import torch
 
 from stepvar.generation.loop import plan_generation
 from stepvar.models.hart.costs import scale_costs
+from stepvar.models.hart.presets import PRESETS
 from stepvar.models.hart.transformer import HARTTransformer
-from stepvar.pruning.presets import PRESETS
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from stepvar.pruning.presets import PRESETS
 def test_published_costs_in_teraflops(preset, residual, last, whole):
     with torch.device("meta"):
         model = HARTTransformer.published()
-    method = PRESETS["HARTPipeline"][preset] if preset else None
+    method = PRESETS[preset].method if preset else None
     plan = plan_generation(method, model.schedule, 24)
     costs = scale_costs(model, plan, [2] * 14, 1, residual)
     assert costs[-1].flops / 1e12 == pytest.approx(last, abs=0.005)

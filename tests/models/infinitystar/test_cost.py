@@ -14,10 +14,10 @@ from stepvar import InfinityStarPipeline
 from stepvar.evaluation.speed import usual_methods
 from stepvar.generation.loop import plan_generation
 from stepvar.models.infinitystar.costs import memory_plan, scale_costs
+from stepvar.models.infinitystar.presets import PRESETS
 from stepvar.models.infinitystar.sizes import VideoSizes
 from stepvar.models.infinitystar.transformer import InfinityStarTransformer
 from stepvar.models.infinitystar.vae import InfinityStarVAE
-from stepvar.pruning.presets import PRESETS
 from tiny_star import make_star_pipeline
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "infinitystar"
@@ -71,7 +71,7 @@ def test_presets_reach_what_they_promise_decoding_included(model, preset, resolu
     schedule = schedule_of(resolution, seconds)
     decoding = DECODER_TFLOPS[resolution] * seconds / 5
     dense = sum(tera(model, schedule)) + decoding
-    pruned = sum(tera(model, schedule, PRESETS["InfinityStarPipeline"][preset])) + decoding
+    pruned = sum(tera(model, schedule, PRESETS[preset].method)) + decoding
     assert speedup <= dense / pruned < speedup + 0.15
 
 

@@ -12,6 +12,7 @@ SPEC = ModelSpec(
     repository="mit-han-lab/hart",
     signatures=(frozenset({"word_embed.weight", "context_embed.weight"}),),
     pipeline=f"{_HERE}.pipeline:HARTPipeline",
+    plans=f"{_HERE}.presets:PRESETS",
     components={
         "transformer": our_component(f"{_HERE}.transformer", "HARTTransformer"),
         "vae": our_component(f"{_HERE}.vae", "HARTVAE", former_name="HARTTokenizer"),

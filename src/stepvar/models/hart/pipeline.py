@@ -18,6 +18,7 @@ from stepvar.generation.schedule import ScaleSchedule
 from stepvar.models.common.codebook_pipeline import CodebookPipeline
 from stepvar.models.hart.checkpoints import check_pair
 from stepvar.models.hart.costs import scale_costs
+from stepvar.models.hart.presets import PRESETS
 from stepvar.models.hart.sampling import make_guidance, make_sampling
 from stepvar.models.hart.session import HARTSession, ResidualDraw, draw_residual_noise
 from stepvar.models.hart.sizes import draw_orders, scale_schedule
@@ -58,6 +59,7 @@ class HARTPipeline(CodebookPipeline):
     Source of the defaults: mit-han-lab/hart, sample.py.
     """
 
+    presets = PRESETS
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012
 

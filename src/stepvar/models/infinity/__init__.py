@@ -15,6 +15,7 @@ SPEC = ModelSpec(
         frozenset({"unconditional_text", "text_pool.query"}),
     ),
     pipeline=f"{_HERE}.pipeline:InfinityPipeline",
+    plans=f"{_HERE}.presets:PRESETS",
     components={
         "transformer": our_component(f"{_HERE}.transformer", "InfinityTransformer"),
         "vae": our_component(f"{_HERE}.vae", "InfinityVAE", former_name="InfinityTokenizer"),

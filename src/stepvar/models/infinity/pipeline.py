@@ -22,6 +22,7 @@ from stepvar.generation.schedule import ScaleSchedule
 from stepvar.models.common.t5 import encode_prompts
 from stepvar.models.infinity.checkpoints import check_pair
 from stepvar.models.infinity.costs import scale_costs
+from stepvar.models.infinity.presets import PRESETS
 from stepvar.models.infinity.session import InfinitySession, TextCondition
 from stepvar.models.infinity.transformer import InfinityTransformer
 from stepvar.models.infinity.vae import InfinityVAE
@@ -47,6 +48,7 @@ class InfinityPipeline(NextScalePipeline):
     Source of the defaults: FoundationVision/Infinity, scripts/infer.sh and tools/run_infinity.py.
     """
 
+    presets = PRESETS
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012
 

@@ -12,6 +12,7 @@ SPEC = ModelSpec(
     repository="FoundationVision/InfinityStar",
     signatures=(frozenset({"cfg_uncond", "sos_token", "text_proj.weight"}),),
     pipeline=f"{_HERE}.pipeline:InfinityStarPipeline",
+    plans=f"{_HERE}.presets:PRESETS",
     components={
         "transformer": our_component(f"{_HERE}.transformer", "InfinityStarTransformer"),
         "vae": our_component(f"{_HERE}.vae", "InfinityStarVAE", former_name="InfinityStarTokenizer"),

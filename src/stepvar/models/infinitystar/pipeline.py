@@ -29,6 +29,7 @@ from stepvar.models.infinitystar.output import (
     join_videos,
     merge_reports,
 )
+from stepvar.models.infinitystar.presets import PRESETS
 from stepvar.models.infinitystar.request import VideoDefaults, VideoPlan, check_clips, plan_video
 from stepvar.models.infinitystar.schedules import FRAMES_PER_LATENT, VideoScale, VideoSchedule
 from stepvar.models.infinitystar.session import InfinityStarSession, KnownClips, TextPrefix
@@ -82,6 +83,7 @@ class InfinityStarPipeline(NextScalePipeline):
     draws_previews = False
     remembers = False
     streams_layers = True
+    presets = PRESETS
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012
 

@@ -15,6 +15,7 @@ SPEC = ModelSpec(
         frozenset({"text_pool.weight", "level_embedding.weight"}),
     ),
     pipeline=f"{_HERE}.pipeline:SwittiPipeline",
+    plans=f"{_HERE}.presets:PRESETS",
     components={
         "transformer": our_component(f"{_HERE}.transformer", "SwittiTransformer"),
         "vae": our_component(f"{_HERE}.vae", "SwittiVAE", former_name="SwittiTokenizer"),

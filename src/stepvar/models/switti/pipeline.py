@@ -20,6 +20,7 @@ from stepvar.models.common.vq_vae_checkpoints import check_pair
 from stepvar.models.pipeline import ImageOutput
 from stepvar.models.request import Inputs, PerScale, Request, check_filters
 from stepvar.models.switti.costs import scale_costs
+from stepvar.models.switti.presets import PRESETS
 from stepvar.models.switti.session import SwittiSession, TextFeatures
 from stepvar.models.switti.text import encode_prompts
 from stepvar.models.switti.transformer import SwittiTransformer
@@ -45,6 +46,7 @@ class SwittiPipeline(CodebookPipeline):
     smooth, smooth_start 2, guidance_stop 11 and late_temperature 0.1.
     """
 
+    presets = PRESETS
     model_cpu_offload_seq = "text_encoder->text_encoder_2->transformer->vae"
     _optional_components = ["text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"]  # noqa: RUF012
 

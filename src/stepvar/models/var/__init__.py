@@ -15,6 +15,7 @@ SPEC = ModelSpec(
         frozenset({"class_embedding.weight", "position_embedding"}),
     ),
     pipeline=f"{_HERE}.pipeline:VARPipeline",
+    plans=f"{_HERE}.presets:PRESETS",
     components={
         "transformer": our_component(f"{_HERE}.transformer", "VARTransformer"),
         "vae": our_component(f"{_HERE}.vae", "VARVAE", former_name="VARTokenizer"),

@@ -19,6 +19,7 @@ from stepvar.models.common.vq_vae_checkpoints import check_pair
 from stepvar.models.pipeline import ImageOutput
 from stepvar.models.request import Inputs, PerScale, Request, check_filters
 from stepvar.models.var.costs import scale_costs
+from stepvar.models.var.presets import PRESETS
 from stepvar.models.var.session import VARSession
 from stepvar.models.var.transformer import VARTransformer
 from stepvar.models.var.vae import VARVAE
@@ -46,6 +47,7 @@ class VARPipeline(CodebookPipeline):
     guidance_scale 1.5, top_k 900 and top_p 0.96.
     """
 
+    presets = PRESETS
     model_cpu_offload_seq = "transformer->vae"
     example_prompt = "0"
 
