@@ -226,15 +226,16 @@ def scenes_model(tmp_path_factory):
     """An untrained video model of the scenes, smaller than the one that ships."""
     import torch
 
-    from stepvar.training.pictures.package import package
-    from stepvar.training.video.model import EmbeddedVideoModel
-    from stepvar.training.video.package import join
-    from stepvar.training.video.sizes import VideoModelSize, build_tokenizer
+    from stepvar.training.common.packaging import package
+    from stepvar.training.video.model import VideoModel
+    from stepvar.training.video.sizes import VideoModelSize
+    from stepvar.training.video.train import assemble
+    from stepvar.training.video.vae import build_vae
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         size = VideoModelSize(depth=2, width=32, heads=2, hidden_width=48)
-        pipeline = join(EmbeddedVideoModel(size), build_tokenizer().eval())
+        pipeline = assemble(build_vae(), VideoModel(size))
     folder = tmp_path_factory.mktemp("scenes") / "model"
     package(pipeline, folder)
     return folder

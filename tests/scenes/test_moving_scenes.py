@@ -16,18 +16,18 @@ from stepvar.scenes.moving.grammar import (
     parse,
     sample,
     sample_prompt,
-    write,
+    write_prompt,
 )
 from stepvar.scenes.moving.scenes import CANVAS, FRAMES, render_video, scene_for
-from stepvar.scenes.moving.spec import MOTIONS, Mover, VideoSpec
+from stepvar.scenes.moving.spec import MOTIONS, MovingObject, VideoSpec
 from stepvar.scenes.parsing import UnknownWordError, WordOrderError
 from stepvar.scenes.spec import BACKGROUNDS, COLOURS, SHAPES, Group
 
 
 def spec_of(*motions, background="sand"):
     looks = (Group(1, "star", "red", "plain"), Group(1, "ring", "blue", "striped"))
-    movers = tuple(Mover(look, motion) for look, motion in zip(looks, motions, strict=False))
-    return VideoSpec(movers, background)
+    objects = tuple(MovingObject(look, motion) for look, motion in zip(looks, motions, strict=False))
+    return VideoSpec(objects, background)
 
 
 def video_of(spec, seed=0):
@@ -40,7 +40,7 @@ def other(values, old, random):
 
 def changed(spec, aspect, random):
     """The spec with one attribute of its first object changed; None where it does not name it."""
-    mover = spec.movers[0]
+    mover = spec.objects[0]
     if aspect == "motion":
         new = replace(mover, motion=other(MOTIONS, mover.motion, random))
     else:
@@ -49,7 +49,7 @@ def changed(spec, aspect, random):
             return None
         values = {"colour": COLOURS, "shape": SHAPES}[aspect]
         new = replace(mover, group=replace(mover.group, **{aspect: other(values, old, random)}))
-    return replace(spec, movers=(new, *spec.movers[1:]))
+    return replace(spec, objects=(new, *spec.objects[1:]))
 
 
 def test_a_video_is_a_function_of_its_seeds():
@@ -142,7 +142,7 @@ def test_what_is_no_prompt_is_refused_in_words(text, error, message):
 
 def test_case_and_punctuation_do_not_matter():
     assert parse("A RED star moves to the LEFT, on the sand.") == VideoSpec(
-        (Mover(Group(1, "star", "red"), "left"),), "sand"
+        (MovingObject(Group(1, "star", "red"), "left"),), "sand"
     )
 
 
@@ -167,11 +167,11 @@ def test_training_never_shows_a_held_out_combination():
 def test_what_a_video_cannot_show_is_refused():
     star = Group(1, "star")
     with pytest.raises(ValueError, match="no motion 'fly'"):
-        Mover(star, "fly")
-    with pytest.raises(ValueError, match="one alone"):
-        Mover(Group(2, "star"), "left")
+        MovingObject(star, "fly")
+    with pytest.raises(ValueError, match="must be single"):
+        MovingObject(Group(2, "star"), "left")
     with pytest.raises(ValueError, match="1 to 2 objects"):
-        VideoSpec((Mover(star, "left"),) * 3)
+        VideoSpec((MovingObject(star, "left"),) * 3)
     with pytest.raises(ValueError, match="no background 'moon'"):
-        VideoSpec((Mover(star, "left"),), "moon")
-    assert write(np.random.default_rng(0), VideoSpec((Mover(star, "left"),), BACKGROUNDS[0]))
+        VideoSpec((MovingObject(star, "left"),), "moon")
+    assert write_prompt(np.random.default_rng(0), VideoSpec((MovingObject(star, "left"),), BACKGROUNDS[0]))

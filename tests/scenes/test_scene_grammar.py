@@ -26,7 +26,7 @@ from stepvar.scenes import (
     parse,
     sample,
     split_words,
-    write,
+    write_prompt,
 )
 
 _GROUPS = st.builds(
@@ -68,7 +68,7 @@ def _assert_shows(scene: Scene, spec: SceneSpec) -> None:
 @settings(max_examples=200, deadline=None)
 @given(spec=_SPECS, seed=st.integers(0, 2**32))
 def test_every_spec_can_be_written_and_read(spec: SceneSpec, seed: int) -> None:
-    text = write(np.random.default_rng(seed), spec)
+    text = write_prompt(np.random.default_rng(seed), spec)
     assert parse(text) == spec
     assert parse(text.upper() + ".") == spec
     assert set(split_words(text)) <= set(VOCABULARY)

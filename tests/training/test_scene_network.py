@@ -19,24 +19,24 @@ from stepvar.scenes import (
     render,
     sample,
     sample_scene,
-    write,
+    write_prompt,
 )
 from stepvar.scenes.network import load_scene_network
-from stepvar.scenes.network.image_backbone import STRIDE, EyeMaps, find_objects
+from stepvar.scenes.network.image_backbone import STRIDE, ObjectMaps, find_objects
 from stepvar.scenes.network.network import SceneNetwork
-from stepvar.training.muon import Muon
+from stepvar.training.common.crops import stream
+from stepvar.training.common.muon import Muon
 from stepvar.training.scene_network.batches import (
-    DescribedScenes,
-    EyeBatches,
+    MapBatches,
     PromptBatches,
-    disturb,
-    stream,
+    RenderedScenes,
+    augment,
 )
-from stepvar.training.scene_network.losses import alignment_losses, eye_losses
+from stepvar.training.scene_network.losses import alignment_losses, map_losses
 from stepvar.training.scene_network.measure import measure
 from stepvar.training.scene_network.prompts import (
     SWAPS,
-    KnownScene,
+    AnnotatedScene,
     describe,
     hard_negative,
     shape_counts,
@@ -54,11 +54,11 @@ from stepvar.training.scene_network.train import SceneNetworkTrainer, SceneNetwo
 SETTINGS = SceneNetworkTraining(
     minutes=0.04,
     workers=0,
-    eye_batch=4,
+    backbone_batch=4,
     prompt_batch=4,
     least_encoded=8,
-    settling_steps=2,
-    eye_share=0.4,
+    calibration_steps=2,
+    backbone_share=0.4,
     log_every=1,
 )
 
@@ -69,7 +69,9 @@ def drawn(count, category=None, canvas=192, seed=0):
 
 
 def known(count, category=None, seed=0):
-    return [KnownScene.of(scene, prompt.spec) for prompt, scene in drawn(count, category, seed=seed)]
+    return [
+        AnnotatedScene.from_scene(scene, prompt.spec) for prompt, scene in drawn(count, category, seed=seed)
+    ]
 
 
 def renders(count, canvas=192):
@@ -119,7 +121,7 @@ def test_perfect_maps_give_back_the_scene():
             * torch.nn.functional.one_hot(torch.tensor(targets.attributes[None, ..., i]).clamp(0), n)
             for i, (name, n) in enumerate((("shape", 6), ("colour", 8), ("texture", 4), ("size", 3)))
         }
-        maps = EyeMaps(
+        maps = ObjectMaps(
             torch.zeros(1, 16, 16, 5),
             torch.tensor(targets.centre)[None],
             20.0 * torch.tensor(targets.present).float()[None].clamp(min=0) - 10.0,
@@ -127,7 +129,7 @@ def test_perfect_maps_give_back_the_scene():
             torch.zeros(1, 4),
         )
         seen = find_objects(maps)
-        there = seen.gates[0] > 0.5
+        there = seen.objectness[0] > 0.5
         assert there.sum() == len(scene.objects)
         found = sorted(
             tuple(seen.attributes[name][0, k].argmax().item() for name in one_hot)
@@ -173,19 +175,19 @@ def test_descriptions_are_true_and_swaps_are_false():
     for scene in known(150):
         spec = describe(random, scene)
         assert scene.satisfies(spec)
-        assert parse(write(random, spec)) == spec
+        assert parse(write_prompt(random, spec)) == spec
         found = hard_negative(random, spec, scene)
         assert found is not None
         swapped, kind = found
         kinds.add(kind)
         assert not scene.satisfies(swapped)
-        assert parse(write(random, swapped)) == swapped
+        assert parse(write_prompt(random, swapped)) == swapped
     assert kinds == set(SWAPS)
 
 
 def test_the_prompt_a_scene_was_drawn_for_is_true_of_it():
     for prompt, scene in drawn(60):
-        assert KnownScene.of(scene, prompt.spec).satisfies(prompt.spec)
+        assert AnnotatedScene.from_scene(scene, prompt.spec).satisfies(prompt.spec)
 
 
 def test_an_exchange_keeps_the_words_and_changes_who_has_what():
@@ -219,8 +221,8 @@ def test_the_truth_table_agrees_with_one_by_one():
 # Batches and losses
 
 
-def test_batches_of_the_eye_have_both_sizes():
-    batches = stream(EyeBatches(4, seed=0), workers=0)
+def test_batches_of_the_backbone_have_both_sizes():
+    batches = stream(MapBatches(4, seed=0), workers=0)
     sides = set()
     for _ in range(6):
         batch = next(batches)
@@ -259,16 +261,16 @@ def test_prompts_true_by_chance_are_no_negatives(network):
     assert right["swaps_right"] >= 2 / 3
 
 
-def test_the_eye_learns_from_few_pictures():
+def test_the_backbone_learns_from_few_pictures():
     torch.manual_seed(0)
-    eye = SceneNetwork().eye.train()
-    batch = next(stream(EyeBatches(4, seed=0, canvases=(192,)), workers=0))
-    filters = [parameter for parameter in eye.parameters() if parameter.dim() == 4]
-    rest = [parameter for parameter in eye.parameters() if parameter.dim() != 4]
+    backbone = SceneNetwork().backbone.train()
+    batch = next(stream(MapBatches(4, seed=0, canvases=(192,)), workers=0))
+    filters = [parameter for parameter in backbone.parameters() if parameter.dim() == 4]
+    rest = [parameter for parameter in backbone.parameters() if parameter.dim() != 4]
     optimisers = [Muon(filters, lr=3e-3), torch.optim.AdamW(rest, lr=3e-3)]
     losses = []
     for _ in range(8):
-        loss = eye_losses(eye(batch.pictures.float() / 127.5 - 1.0), batch)["loss"]
+        loss = map_losses(backbone(batch.pictures.float() / 127.5 - 1.0), batch)["loss"]
         loss.backward()
         for optimiser in optimisers:
             optimiser.step()
@@ -277,15 +279,15 @@ def test_the_eye_learns_from_few_pictures():
     assert losses[-1] < 0.7 * losses[0]
 
 
-def test_disturbed_pictures_keep_their_shape_and_stay_close():
+def test_augmented_pictures_keep_their_shape_and_stay_close():
     pictures = torch.from_numpy(renders(2)).float() / 127.5 - 1.0
     random = np.random.default_rng(0)
     changed = 0
     for _ in range(30):
-        disturbed = disturb(pictures, random)
-        assert disturbed.shape == pictures.shape and disturbed.dtype == pictures.dtype
-        assert (disturbed - pictures).abs().mean() < 0.15
-        changed += not torch.equal(disturbed, pictures)
+        augmented = augment(pictures, random)
+        assert augmented.shape == pictures.shape and augmented.dtype == pictures.dtype
+        assert (augmented - pictures).abs().mean() < 0.15
+        changed += not torch.equal(augmented, pictures)
     assert 5 < changed < 25
 
 
@@ -322,8 +324,8 @@ def test_attributes_are_probabilities(network):
     found = network.attributes(renders(2))
     np.testing.assert_allclose(found.background.sum(axis=1), 1.0, atol=1e-5)
     np.testing.assert_allclose(found.count.sum(axis=1), 1.0, atol=1e-5)
-    assert found.shows["shape colour"].shape == (2, 6, 8)
-    for values in found.shows.values():
+    assert found.presence["shape colour"].shape == (2, 6, 8)
+    for values in found.presence.values():
         assert (values >= 0).all() and (values <= 1).all()
 
 
@@ -392,12 +394,12 @@ def test_a_folder_without_a_network_is_refused(network, tmp_path):
 
 
 def test_training_follows_its_budget_and_resumes(tmp_path):
-    settings = replace(SETTINGS, output=str(tmp_path))
+    settings = replace(SETTINGS, output=tmp_path)
     trainer = SceneNetworkTrainer(settings)
     folder = trainer.run()
     assert trainer.progress >= 1.0
     stages = {json.loads(line).get("stage") for line in (tmp_path / "log.jsonl").read_text().splitlines()}
-    assert {"eye", "prompts"} <= stages
+    assert {"backbone", "encoders"} <= stages
     again = SceneNetworkTrainer(settings)
     assert again.step == trainer.step
     before = load_scene_network(folder).state_dict()
@@ -407,26 +409,26 @@ def test_training_follows_its_budget_and_resumes(tmp_path):
 
 
 def test_training_goes_on_with_the_scenes_it_encoded(tmp_path):
-    trainer = SceneNetworkTrainer(replace(SETTINGS, output=str(tmp_path)))
+    trainer = SceneNetworkTrainer(replace(SETTINGS, output=tmp_path))
     trainer.run()
     more = SceneNetworkTrainer(
-        replace(SETTINGS, output=str(tmp_path), minutes=1.2 * trainer.spent / 60, eye_share=0.1)
+        replace(SETTINGS, output=tmp_path, minutes=1.2 * trainer.spent / 60, backbone_share=0.1)
     )
-    eye = {name: value.clone() for name, value in more.network.eye.state_dict().items()}
+    frozen = {name: value.clone() for name, value in more.network.backbone.state_dict().items()}
     encoded = more._encoded(0.0)
     assert len(encoded) >= SETTINGS.least_encoded and encoded.at(torch.tensor([0, 1]))[0].shape[0] == 2
     more.run()
     assert more.step > trainer.step
-    assert all(torch.equal(value, eye[name]) for name, value in more.network.eye.state_dict().items())
+    assert all(torch.equal(value, frozen[name]) for name, value in more.network.backbone.state_dict().items())
 
 
-def test_the_locked_eye_sees_scenes_as_the_network_does(network):
-    from stepvar.training.scene_network.encoded import EncodedScenes
+def test_the_frozen_backbone_sees_scenes_as_the_network_does(network):
+    from stepvar.training.scene_network.dataset import ProposalDataset
 
-    pictures, scenes = next(stream(DescribedScenes(3, seed=0), workers=0))
-    encoded = EncodedScenes.empty()
+    pictures, scenes = next(stream(RenderedScenes(3, seed=0), workers=0))
+    encoded = ProposalDataset.empty()
     encoded.add(network, pictures, scenes)
-    encoded = encoded.gathered(torch.device("cpu"))
+    encoded = encoded.concatenated(torch.device("cpu"))
     with torch.no_grad():
         features = network.picture_encoder(*encoded.at(torch.tensor([2, 0])))
     np.testing.assert_allclose(features, network(pictures.numpy())[[2, 0]], atol=1e-4)

@@ -8,23 +8,22 @@ import torch
 
 from stepvar.models.infinity.pipeline import InfinityPipeline
 from stepvar.scenes import VOCABULARY, parse, sample
-from stepvar.training.encoded_scenes import SHARD, FeatureStore, encode_scenes, object_tokens
-from stepvar.training.muon import Muon, orthogonalise
-from stepvar.training.pictures.package import assemble, package
-from stepvar.training.pictures.sizes import PIXELS_PER_TOKEN, SIZES
-from stepvar.training.pictures.train_vae import TokenizerTrainer, TokenizerTraining, build_tokenizer
-from stepvar.training.prompted_model import draw_tokens
-from stepvar.training.transformer_trainer import (
-    Batch,
-    EmbeddedModel,
-    Phase,
-    TransformerTrainer,
-    TransformerTraining,
-)
+from stepvar.training.common.crops import PIXELS_PER_TOKEN
+from stepvar.training.common.curriculum import BatchSpec, Phase
+from stepvar.training.common.features import SHARD, object_tokens
+from stepvar.training.common.muon import Muon, orthogonalise
+from stepvar.training.common.packaging import load_average, package
+from stepvar.training.common.prompted_model import draw_tokens
+from stepvar.training.common.transformer_trainer import TransformerTrainer, TransformerTraining
+from stepvar.training.pictures.features import PictureFeatures, encode_pictures
+from stepvar.training.pictures.model import PictureModel
+from stepvar.training.pictures.sizes import SIZES
+from stepvar.training.pictures.train import assemble
+from stepvar.training.pictures.vae import PictureVAETrainer, PictureVAETraining, build_vae
 
 SIZE = SIZES["192"]
-CURRICULUM = (Phase(0.5, (Batch(3, 4),)), Phase(0.5, (Batch(8, 2, share=0.2), Batch(5, 2))))
-SETTINGS = TransformerTraining(minutes=0.03, curriculum=CURRICULUM, checkpoint_minutes=1.0)
+CURRICULUM = (Phase(0.5, (BatchSpec(3, 4),)), Phase(0.5, (BatchSpec(8, 2, share=0.2), BatchSpec(5, 2))))
+SETTINGS = TransformerTraining(CURRICULUM, minutes=0.03, checkpoint_minutes=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +31,8 @@ def store(tmp_path_factory):
     """One shard of scenes, encoded by an untrained tokenizer."""
     folder = tmp_path_factory.mktemp("features")
     torch.manual_seed(0)
-    assert list(encode_scenes(build_tokenizer().eval(), folder, shards=1, canvas=64, batch=32)) == [1]
-    loaded = FeatureStore.load(folder)
+    assert list(encode_pictures(build_vae().eval(), folder, shards=1, canvas=64, batch=32)) == [1]
+    loaded = PictureFeatures.load(folder)
     # Scenes encoded on a small canvas are quick; the schedule wants the full grid.
     loaded.features = torch.nn.functional.interpolate(loaded.features.float(), size=(24, 24)).half()
     loaded.objects = torch.nn.functional.interpolate(loaded.objects[:, None].float(), size=(24, 24))[:, 0] > 0
@@ -42,10 +41,16 @@ def store(tmp_path_factory):
 
 def make_trainer(store, folder, settings, start=None):
     torch.manual_seed(settings.seed)
-    model = EmbeddedModel(SIZE)
+    model = PictureModel(SIZE)
     if start is not None:
-        model.start_from(start)
+        model.load_packaged(start)
     return TransformerTrainer(model, store, folder, settings)
+
+
+def package_run(run, folder):
+    model = PictureModel(SIZE)
+    load_average(model, run.checkpoint)
+    return package(assemble(build_vae(), model), folder)
 
 
 @pytest.fixture(scope="module")
@@ -63,21 +68,21 @@ def test_every_scene_keeps_what_it_shows(store):
 
 def test_encoded_scenes_are_not_encoded_twice(store, tmp_path):
     with pytest.raises(FileNotFoundError, match="no encoded scenes"):
-        FeatureStore.load(tmp_path)
+        PictureFeatures.load(tmp_path)
 
 
-def test_the_tokenizer_trains_and_resumes(tmp_path):
-    settings = TokenizerTraining(
-        output=str(tmp_path), minutes=0.02, threads=1, workers=0, batch=4, crop=32, log_every=1, full_share=0
+def test_the_vae_trains_and_resumes(tmp_path):
+    settings = PictureVAETraining(
+        output=tmp_path, minutes=0.02, threads=1, workers=0, batch=4, crop=32, log_every=1, full_share=0
     )
-    trainer = TokenizerTrainer(settings)
+    trainer = PictureVAETrainer(settings)
     folder = trainer.run()
     assert trainer.step >= 1
     assert (folder / "config.json").exists() and list(tmp_path.glob("sheet_*.png"))
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert lines[0]["step"] == 1 and lines[0]["loss"] > 0
     assert len(lines[-1]["evaluation_entropy"]) == len(SIZE.sides)
-    again = TokenizerTrainer(settings)
+    again = PictureVAETrainer(settings)
     assert again.step == trainer.step and again.progress == 1.0
 
 
@@ -93,13 +98,13 @@ def test_training_follows_its_budget_and_resumes(run, store):
 
 def test_losses_fall_when_the_same_pictures_come_again(store):
     torch.manual_seed(0)
-    model = EmbeddedModel(SIZE)
+    model = PictureModel(SIZE)
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
     prompts = ["a red star on sand", "two blue rings"]
     features, weights = store.features[:2], store.objects[:2].float() + 1.0
     losses = []
     for _ in range(12):
-        loss = model.losses(features, weights, prompts, [False, True], 4, torch.zeros(2)).mean()
+        loss = model(features, weights, prompts, [False, True], 4, torch.zeros(2)).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -133,8 +138,7 @@ def test_flipped_bits_change_inputs_and_targets(store):
 
 
 def test_the_package_is_small_and_loads_by_itself(run, tmp_path):
-    build_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    size = package(assemble(tmp_path / "tokenizer", run.checkpoint), tmp_path / "weights")
+    size = package_run(run, tmp_path / "weights")
     assert size <= 24e6
     assert json.loads((tmp_path / "weights" / "model_index.json").read_text())["_class_name"] == (
         "InfinityPipeline"
@@ -146,18 +150,16 @@ def test_the_package_is_small_and_loads_by_itself(run, tmp_path):
 
 
 def test_training_goes_on_from_a_packaged_model(run, store, tmp_path):
-    build_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    package(assemble(tmp_path / "tokenizer", run.checkpoint), tmp_path / "weights")
+    package_run(run, tmp_path / "weights")
     trainer = make_trainer(store, tmp_path / "more", SETTINGS, start=tmp_path / "weights")
     for name, value in run.average.state_dict().items():
         assert torch.allclose(trainer.average.state_dict()[name], value, atol=1e-2, rtol=1e-2), name
 
 
 def test_a_larger_model_starts_from_a_smaller_one(run, tmp_path):
-    build_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    package(assemble(tmp_path / "tokenizer", run.checkpoint), tmp_path / "weights")
-    larger = EmbeddedModel(SIZES["256"])
-    larger.start_from(tmp_path / "weights")
+    package_run(run, tmp_path / "weights")
+    larger = PictureModel(SIZES["256"])
+    larger.load_packaged(tmp_path / "weights")
     before = run.average.transformer.level_embedding.weight
     after = larger.transformer.level_embedding.weight
     assert torch.allclose(after[: len(before)], before, atol=1e-2)
@@ -165,7 +167,7 @@ def test_a_larger_model_starts_from_a_smaller_one(run, tmp_path):
 
 
 def test_the_word_tokenizer_knows_the_whole_grammar():
-    words = EmbeddedModel(SIZE).words
+    words = PictureModel(SIZE).words
     ids = words("Two YELLOW stars, above a striped blue ring on sand.").input_ids
     assert words.unk_token_id not in ids
     assert ids[-1] == words.eos_token_id
@@ -209,15 +211,14 @@ def _one_step_in_a_group(rank, folder, store):
     torch.distributed.init_process_group(
         "gloo", store=torch.distributed.FileStore(str(folder / "group"), 2), rank=rank, world_size=2
     )
-    curriculum = (Phase(1.0, (Batch(2, 2),)),)
-    settings = TransformerTraining(minutes=1e-4, curriculum=curriculum, checkpoint_minutes=1.0)
+    settings = TransformerTraining((Phase(1.0, (BatchSpec(2, 2),)),), minutes=1e-4, checkpoint_minutes=1.0)
     trainer = make_trainer(store, folder / "run", settings)
     list(trainer.run())
     torch.save(trainer.model.state_dict(), folder / f"weights-{rank}.pt")
 
 
 def test_processes_of_a_group_end_with_the_same_weights(store, tmp_path):
-    few = FeatureStore(store.features[:8].clone(), store.objects[:8].clone(), store.specs[:8])
+    few = PictureFeatures(store.features[:8].clone(), store.objects[:8].clone(), store.specs[:8])
     torch.multiprocessing.spawn(_one_step_in_a_group, (tmp_path, few), 2)
     first, second = (torch.load(tmp_path / f"weights-{rank}.pt", weights_only=True) for rank in (0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)

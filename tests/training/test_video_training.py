@@ -10,63 +10,68 @@ import torch
 
 from stepvar.models.infinitystar.pipeline import InfinityStarPipeline
 from stepvar.models.infinitystar.quantizer import quantize
-from stepvar.scenes.moving.grammar import VOCABULARY, sample, write
-from stepvar.training.encoded_scenes import FeatureStore
-from stepvar.training.pictures.package import package
-from stepvar.training.transformer_trainer import Batch, Phase, TransformerTrainer, TransformerTraining
-from stepvar.training.video.clips import fixed_videos, video_batches
-from stepvar.training.video.encoded_videos import draw_shard, moving_tokens
-from stepvar.training.video.model import EmbeddedVideoModel
-from stepvar.training.video.package import assemble
-from stepvar.training.video.sizes import SIZE, build_tokenizer
-from stepvar.training.video.train_vae import (
-    VideoTokenizerTrainer,
-    VideoTokenizerTraining,
+from stepvar.scenes.moving.grammar import VOCABULARY, sample
+from stepvar.training.common.crops import stream
+from stepvar.training.common.curriculum import BatchSpec, Phase
+from stepvar.training.common.packaging import load_average, package
+from stepvar.training.common.transformer_trainer import TransformerTrainer, TransformerTraining
+from stepvar.training.video.crops import VideoCrops, fixed_videos
+from stepvar.training.video.features import VideoFeatures, moving_tokens, render_shard
+from stepvar.training.video.model import VideoModel
+from stepvar.training.video.sizes import SIZE
+from stepvar.training.video.train import assemble
+from stepvar.training.video.vae import (
+    VideoVAETrainer,
+    VideoVAETraining,
+    build_vae,
     motion_loss,
     straight_through,
 )
 
-CURRICULUM = (Phase(0.5, (Batch(2, 2),)), Phase(0.5, (Batch(6, 1, share=0.3), Batch(6, 2, latent_frames=1))))
-SETTINGS = TransformerTraining(minutes=0.02, curriculum=CURRICULUM, checkpoint_minutes=1.0)
+CURRICULUM = (
+    Phase(0.5, (BatchSpec(2, 2),)),
+    Phase(0.5, (BatchSpec(6, 1, share=0.3), BatchSpec(6, 2, latent_frames=1))),
+)
+SETTINGS = TransformerTraining(CURRICULUM, minutes=0.02, checkpoint_minutes=1.0)
 
 
 @pytest.fixture(scope="module")
 def store():
     """A few videos, encoded by an untrained tokenizer."""
     torch.manual_seed(0)
-    scenes = draw_shard(0, count=4)
+    scenes = render_shard(0, count=4)
     pixels = torch.from_numpy(scenes.pixels).movedim(-1, 1).float() / 127.5 - 1.0
     with torch.no_grad():
-        features = build_tokenizer().eval().encode(pixels)
-    return FeatureStore(features.half(), scenes.objects, scenes.specs, write)
+        features = build_vae().eval().encode(pixels)
+    return VideoFeatures(features.half(), scenes.objects, scenes.specs)
 
 
 @pytest.fixture(scope="module")
 def run(store, tmp_path_factory):
     torch.manual_seed(0)
-    trainer = TransformerTrainer(EmbeddedVideoModel(), store, tmp_path_factory.mktemp("run"), SETTINGS)
+    trainer = TransformerTrainer(VideoModel(), store, tmp_path_factory.mktemp("run"), SETTINGS)
     list(trainer.run())
     return trainer
 
 
-def test_the_tokenizer_trains_and_resumes(tmp_path):
-    settings = VideoTokenizerTraining(
-        output=str(tmp_path), minutes=0.03, threads=1, workers=0, batch=2, crop=32, log_every=1, full_share=0
+def test_the_vae_trains_and_resumes(tmp_path):
+    settings = VideoVAETraining(
+        output=tmp_path, minutes=0.03, threads=1, workers=0, batch=2, crop=32, log_every=1, full_share=0
     )
-    trainer = VideoTokenizerTrainer(settings)
+    trainer = VideoVAETrainer(settings)
     folder = trainer.run()
     assert trainer.step >= 1
     assert (folder / "config.json").exists() and list(tmp_path.glob("sheet_*.png"))
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert lines[0]["step"] == 1 and lines[0]["loss"] > 0
     assert "evaluation_psnr" in lines[-1]
-    again = VideoTokenizerTrainer(settings)
+    again = VideoVAETrainer(settings)
     assert again.step == trainer.step and again.progress == 1.0
 
 
 def test_single_frames_come_first_and_videos_after(tmp_path):
-    settings = VideoTokenizerTraining(
-        output=str(tmp_path),
+    settings = VideoVAETraining(
+        output=tmp_path,
         minutes=1.0,
         threads=1,
         workers=0,
@@ -75,12 +80,12 @@ def test_single_frames_come_first_and_videos_after(tmp_path):
         crop=32,
         picture_share=0.5,
     )
-    trainer = VideoTokenizerTrainer(settings)
+    trainer = VideoVAETrainer(settings)
     for spent, phase in ((0.0, (32, 1)), (31.0, (32, 9)), (59.0, (112, 9))):
         trainer.spent = spent
         assert trainer.phase() == phase
     trainer.spent = 0.0
-    frames = next(trainer.batches(1, 32, 0))
+    frames = next(trainer.crops(1, 32, 0))
     assert frames.shape == (2, 3, 1, 32, 32)
     result = trainer.reconstruct(frames.float() / 127.5 - 1.0)
     assert result.pictures.shape == (2, 3, 32, 32) and len(result.bits) == 8
@@ -107,7 +112,7 @@ def test_what_moves_counts_whatever_its_share_of_the_pixels():
 
 def test_crops_are_crops_of_videos():
     for frames in (SIZE.frames, 1):
-        batch = next(video_batches(3, 24, 0, workers=0, frames=frames))
+        batch = next(stream(VideoCrops(3, 24, 0, frames), workers=0))
         assert batch.shape == (3, 3, frames, 24, 24) and batch.dtype == torch.uint8
     whole = fixed_videos(2, seed=1)
     assert whole.shape == (2, 3, SIZE.frames, SIZE.canvas, SIZE.canvas)
@@ -140,7 +145,7 @@ def test_moving_tokens_cover_the_way_of_every_object():
 
 def test_training_follows_its_budget_and_resumes(run, store):
     assert run.progress == 1.0 and run.step >= 1
-    again = TransformerTrainer(EmbeddedVideoModel(), store, run.folder, SETTINGS)
+    again = TransformerTrainer(VideoModel(), store, run.folder, SETTINGS)
     assert again.step == run.step and list(again.run()) == []
     for name, value in again.average.state_dict().items():
         assert torch.equal(value, run.average.state_dict()[name]), name
@@ -148,13 +153,13 @@ def test_training_follows_its_budget_and_resumes(run, store):
 
 def test_losses_are_one_a_step_and_fall(store):
     torch.manual_seed(0)
-    model = EmbeddedVideoModel()
+    model = VideoModel()
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
     weights = store.objects[:2].float() + 1.0
     prompts = ["a red star moves left", "a ring grows on sand"]
     losses = []
     for _ in range(10):
-        each = model.losses(store.features[:2], weights, prompts, [False, True], 3, torch.zeros(2))
+        each = model(store.features[:2], weights, prompts, [False, True], 3, torch.zeros(2))
         assert each.shape == (2 * 5,)
         each.mean().backward()
         optimiser.step()
@@ -165,11 +170,11 @@ def test_losses_are_one_a_step_and_fall(store):
 
 def test_some_tokens_of_the_finest_step_stand_for_all(store):
     torch.manual_seed(0)
-    model = EmbeddedVideoModel().eval()
+    model = VideoModel().eval()
     weights = torch.ones(1, *store.objects.shape[1:])
     arguments = (store.features[:1], weights, ["a red star moves left"], [False], 6, torch.zeros(1))
     with torch.no_grad():
-        whole, some = model.losses(*arguments), model.losses(*arguments, share=0.5)
+        whole, some = model(*arguments), model(*arguments, share=0.5)
     assert torch.allclose(whole[:-1], some[:-1], atol=1e-5)
     assert not torch.equal(whole[-1], some[-1])
     assert whole[-1] == pytest.approx(some[-1].item(), abs=0.1)
@@ -177,19 +182,20 @@ def test_some_tokens_of_the_finest_step_stand_for_all(store):
 
 def test_the_first_frame_alone_learns_as_in_its_video(store):
     torch.manual_seed(0)
-    model = EmbeddedVideoModel().eval()
+    model = VideoModel().eval()
     weights = torch.ones(1, *store.objects.shape[1:])
     rest = (["a red star moves left"], [False], 6, torch.zeros(1))
     with torch.no_grad():
-        whole = model.losses(store.features[:1], weights, *rest)
-        still = model.losses(store.features[:1, :, :1], weights[:, :1], *rest)
+        whole = model(store.features[:1], weights, *rest)
+        still = model(store.features[:1, :, :1], weights[:, :1], *rest)
     assert len(still) == 8 and len(whole) == 16
     assert torch.allclose(whole[:8], still, atol=1e-5)
 
 
 def test_the_package_is_small_and_draws(run, tmp_path):
-    build_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    size = package(assemble(tmp_path / "tokenizer", run.checkpoint), tmp_path / "weights")
+    model = VideoModel()
+    load_average(model, run.checkpoint)
+    size = package(assemble(build_vae(), model), tmp_path / "weights")
     assert size <= 24e6
     pipeline = InfinityStarPipeline.from_pretrained(tmp_path / "weights", torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
@@ -202,7 +208,7 @@ def test_the_package_is_small_and_draws(run, tmp_path):
 
 
 def test_the_words_are_those_of_the_grammar():
-    words = EmbeddedVideoModel().words
+    words = VideoModel().words
     ids = words("A RED star moves to the left, on sand.").input_ids
     assert words.unk_token_id not in ids and ids[-1] == words.eos_token_id
     assert set(VOCABULARY) <= set(words.get_vocab())

@@ -82,17 +82,19 @@ def load_lpips(network: str | Path = "alex", device: str = "cpu") -> PerceptualD
 
 
 def scene_distance(network: SceneNetwork) -> PerceptualDistance:
-    """A stand-in for LPIPS on the embedded model's scenes: the same formula on the eye of the scene network.
+    """LPIPS' formula on the backbone of the scene network, for the embedded model's scenes.
 
     At every place of three maps, of strides 4, 8 and 16, the squared distance of the unit features of both
     pictures, 0 to 4; the mean over places, then over maps. No layer is weighted by human judgements, as
     LPIPS's are: compare these numbers with each other only.
     """
-    from stepvar.scenes.network.image_backbone import to_input
+    from stepvar.scenes.network.image_backbone import normalise_pixels
 
     def maps(pictures: Pixels) -> list[torch.Tensor]:
-        eye = to_input(torch.from_numpy(np.ascontiguousarray(pictures)).to(network.device))
-        return [torch.nn.functional.normalize(hidden, dim=1) for hidden in network.eye.layers(eye)]
+        normalised = normalise_pixels(torch.from_numpy(np.ascontiguousarray(pictures)).to(network.device))
+        return [
+            torch.nn.functional.normalize(hidden, dim=1) for hidden in network.backbone.layers(normalised)
+        ]
 
     @torch.inference_mode()
     def distance(first: Pixels, second: Pixels) -> NDArray[np.float64]:

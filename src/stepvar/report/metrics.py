@@ -31,7 +31,7 @@ class Metrics:
         extractor: Features for Fréchet distances and diversity.
         features: How the extractor is called.
         network: Scores pictures with their prompts, as CLIP would.
-        likeness: The stand-in for LPIPS, over that network's eye.
+        likeness: The stand-in for LPIPS, over that network's backbone.
         lpips: LPIPS itself; None where its weights were not given.
     """
 

@@ -10,7 +10,7 @@ from stepvar.scenes.grammar import (
     sample_prompt,
     scene_for,
     split_words,
-    write,
+    write_prompt,
 )
 from stepvar.scenes.layout import LayoutError
 from stepvar.scenes.parsing import PromptError, UnknownWordError, WordOrderError, parse
@@ -66,5 +66,5 @@ __all__ = [
     "sample_scene",
     "scene_for",
     "split_words",
-    "write",
+    "write_prompt",
 ]

@@ -1,4 +1,4 @@
-"""Does a picture show what a prompt asks for? Judged from pixels only."""
+"""Checker of pictures: whether one shows what a prompt asks for, from pixels only."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ __all__ = [
     "sample_prompt",
     "scene_for",
     "split_words",
-    "write",
+    "write_prompt",
 ]
 
 CATEGORIES: tuple[str, ...] = (
@@ -127,7 +127,7 @@ def sample_prompt(rng: np.random.Generator, category: str | None = None, *, spli
     spec = _draw_spec(rng, category, split)
     while split == "train" and is_held_out(spec):
         spec = _draw_spec(rng, category, split)
-    return Prompt(write(rng, spec), category, spec)
+    return Prompt(write_prompt(rng, spec), category, spec)
 
 
 def evaluation_prompts(count: int, seed: int = 0) -> list[Prompt]:
@@ -190,7 +190,7 @@ def _open_size(rng: np.random.Generator, spec: SceneSpec, group: Group) -> str:
     return "small" if spec.relation is not None and group.count > 2 else "medium"
 
 
-def write(rng: np.random.Generator, spec: SceneSpec) -> str:
+def write_prompt(rng: np.random.Generator, spec: SceneSpec) -> str:
     """Put a spec into words, choosing among synonyms at random; `parse` gives the spec back."""
     parts = []
     if rng.random() < _LEAD_IN_SHARE:

@@ -1,4 +1,4 @@
-"""From the text of a prompt to what it asks for."""
+"""Parser of prompts: text in, a specification of the scene out."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def known_words(text: str, vocabulary: Collection[str], example: str) -> list[st
     Args:
         text: The prompt.
         vocabulary: Words that may be in it.
-        example: Shown to whoever gives no words at all.
+        example: Quoted in the error for an empty prompt.
 
     Raises:
         UnknownWordError: A word is not in the vocabulary.

@@ -108,13 +108,13 @@ def _fit_shape(picture: Floats, difference: Floats, blob: Blob) -> tuple[str | N
         The shape (None if none fits) and the mask, as large as the box, of pixels well inside of the outline.
     """
     best_overlap, best_shape, best_distance = -1.0, "", np.zeros_like(blob.mask, np.float32)
-    for shape in _SOLID_SHAPES:
-        radius, across, down = _align(shape, blob)
-        distance = signed_distance(shape, across, down, radius)
+    for candidate in _SOLID_SHAPES:
+        radius, across, down = _align(candidate, blob)
+        distance = signed_distance(candidate, across, down, radius)
         silhouette = distance < 0
         overlap = float(np.sum(silhouette & blob.mask) / np.sum(silhouette | blob.mask))
         if overlap > best_overlap:
-            best_overlap, best_shape, best_distance = overlap, shape, distance
+            best_overlap, best_shape, best_distance = overlap, candidate, distance
     radius, across, down = _align(best_shape, blob)
     shape: str | None = best_shape
     if _has_hole(picture, difference, blob, np.hypot(across, down), radius):

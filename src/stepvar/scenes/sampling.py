@@ -1,4 +1,4 @@
-"""Random scenes that need no prompt, for training an image tokenizer."""
+"""Random scenes without a prompt, for the training of a VAE."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a scene is: the closed lists of attributes and the frozen records built from them."""
+"""Description of a scene: the lists of attributes, and the records built from them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BACKGROUNDS: tuple[str, ...] = ("sand", "grass", "water", "stone")
 RELATIONS: tuple[str, ...] = ("left of", "right of", "above", "below")
 
 CANVAS: int = 192
-"""Side in pixels of the canvas on which scenes are laid out unless told otherwise."""
+"""Side in pixels of the canvas on which scenes are laid out by default."""
 
 MAXIMUM_OBJECTS: int = 4
 
@@ -97,7 +97,7 @@ class Group:
 
 @dataclass(frozen=True)
 class SceneSpec:
-    """What a picture must show: exactly these groups, and nothing else.
+    """Content that a picture must show: exactly these groups, and nothing else.
 
     With a `relation`, the first group stands left of / right of / above / below the second one.
 
@@ -119,7 +119,7 @@ class SceneSpec:
 
 
 def _choose_held_out() -> frozenset[Combination]:
-    """Take the tenth of all combinations with the smallest digest: fixed for ever, yet without a pattern."""
+    """Take the tenth of all combinations with the smallest digest: the same in every version, yet without a pattern."""
     combinations = list(product(SHAPES, COLOURS, TEXTURES))
     ranked = sorted(combinations, key=lambda parts: hashlib.sha256("/".join(parts).encode()).digest())
     return frozenset(ranked[: round(_HELD_OUT_SHARE * len(combinations))])
@@ -129,7 +129,7 @@ HELD_OUT: frozenset[Combination] = _choose_held_out()
 """Combinations of shape, colour and texture that never appear in training scenes or prompts."""
 
 
-def is_held_out(subject: SceneSpec | Scene) -> bool:
+def is_held_out(description: SceneSpec | Scene) -> bool:
     """Whether a spec names, or a scene shows, at least one held-out combination."""
-    parts = subject.objects if isinstance(subject, Scene) else subject.groups
+    parts = description.objects if isinstance(description, Scene) else description.groups
     return any(part.combination in HELD_OUT for part in parts)

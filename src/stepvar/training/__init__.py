@@ -1,1 +1,4 @@
-"""Training of the embedded models: visual tokenizers, text encoders, transformers."""
+"""Training of the embedded models: VAEs, text encoders, transformers and the scene network.
+
+`python -m stepvar.training --help` lists the commands.
+"""

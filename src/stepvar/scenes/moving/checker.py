@@ -1,4 +1,4 @@
-"""Does a video show what a prompt asks for? Judged from pixels only, by the checker of pictures."""
+"""Checker of videos: whether one shows what a prompt asks for, from the pixels of some frames."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepvar.scenes.checker import detect
-from stepvar.scenes.moving.spec import DIRECTIONS, SCALINGS, Mover, VideoSpec
+from stepvar.scenes.moving.spec import DIRECTIONS, SCALINGS, MovingObject, VideoSpec
 from stepvar.scenes.recognition import DetectedObject
 
-_LOOKED_AT = 5
-"""Frames that are looked at, the last one and others evenly before it."""
+_CHECKED_FRAMES = 5
+"""Frames that are checked: the last one and others evenly before it."""
 
 _LEAST_TRAVEL = 0.09
 """In sides of the frame: what moves goes at least so far; rendered objects go nearly twice as far."""
@@ -29,11 +29,11 @@ _MOST_DRIFT = 0.06
 _LEAST_GROWTH = math.log(1.17)
 """Logarithm of the ratio of extents: what grows or shrinks changes at least so much."""
 
-_MOST_BREATHING = math.log(1.13)
+_MOST_SIZE_CHANGE = math.log(1.13)
 """What keeps its size changes at most so much."""
 
 _LEAST_RIGHT = 0.75
-"""Share of the frames looked at that must show an object as it is asked for."""
+"""Share of the checked frames that must show an object as it is asked for."""
 
 _Track = list[DetectedObject | None]
 
@@ -44,7 +44,7 @@ class VideoCheckResult:
 
     Attributes:
         count: Whether every frame looked at shows as many objects as are asked for.
-        shapes, colours, textures: Whether every object has them, in most frames looked at.
+        shapes, colours, textures: Whether every object has them, in most checked frames.
         motion: Whether every object moves as asked for.
         background: Whether the last frame has it.
         motions: What the objects that fit best seem to do; None where it is nothing known.
@@ -78,14 +78,14 @@ def check(frames: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], spec: VideoSp
     if len(frames) < 2:
         raise ValueError(f"A video has two frames or more, not {len(frames)}.")
     # The first frame of a decoded video may be a copy of the second, so it tells less than the last.
-    places = np.unique(np.linspace(0, len(frames) - 1, _LOOKED_AT).round().astype(int))
+    places = np.unique(np.linspace(0, len(frames) - 1, _CHECKED_FRAMES).round().astype(int))
     seen = [detect(np.asarray(frames[place])) for place in places]
     side = frames[0].shape[1]
     crowds = [objects for _, objects in seen]
-    judged = [_judge(tracks, spec.movers, side) for tracks in _tracks(crowds, len(spec.movers))]
+    judged = [_judge(tracks, spec.objects, side) for tracks in _tracks(crowds, len(spec.objects))]
     shapes, colours, textures, motion, motions = max(judged, key=lambda verdict: sum(verdict[:4]))
     return VideoCheckResult(
-        count=all(len(objects) == len(spec.movers) for objects in crowds),
+        count=all(len(objects) == len(spec.objects) for objects in crowds),
         shapes=shapes,
         colours=colours,
         textures=textures,
@@ -108,7 +108,7 @@ def motion_of(track: Sequence[DetectedObject | None], side: int) -> str | None:
     across, down = ((end - start) / side for start, end in zip(first.centre, last.centre, strict=True))
     growth = math.log(_extent(last) / _extent(first))
     if max(abs(across), abs(down)) <= _MOST_DRIFT:
-        if abs(growth) <= _MOST_BREATHING:
+        if abs(growth) <= _MOST_SIZE_CHANGE:
             return "still"
         signs = {sign: name for name, sign in SCALINGS.items()}
         return signs[int(math.copysign(1, growth))] if abs(growth) >= _LEAST_GROWTH else None
@@ -160,15 +160,15 @@ def _distance(track: _Track, item: DetectedObject | None) -> float:
 
 
 def _judge(
-    tracks: list[_Track], movers: Sequence[Mover], side: int
+    tracks: list[_Track], objects: Sequence[MovingObject], side: int
 ) -> tuple[bool, bool, bool, bool, tuple[str | None, ...]]:
-    pairs = list(zip(tracks, movers, strict=True))
+    pairs = list(zip(tracks, objects, strict=True))
     shapes, colours, textures = (
-        all(_is_seen(track, aspect, getattr(mover.group, aspect)) for track, mover in pairs)
+        all(_is_seen(track, aspect, getattr(item.group, aspect)) for track, item in pairs)
         for aspect in ("shape", "colour", "texture")
     )
     motions = tuple(motion_of(track, side) for track in tracks)
-    right = all(found == mover.motion for found, mover in zip(motions, movers, strict=True))
+    right = all(found == item.motion for found, item in zip(motions, objects, strict=True))
     return shapes, colours, textures, right, motions
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from stepvar.scenes.grammar import pick, write_group
 from stepvar.scenes.moving.scenes import CANVAS, scene_for
-from stepvar.scenes.moving.spec import DIRECTIONS, MOTIONS, SCALINGS, Mover, MovingScene, VideoSpec
+from stepvar.scenes.moving.spec import DIRECTIONS, MOTIONS, SCALINGS, MovingObject, MovingScene, VideoSpec
 from stepvar.scenes.parsing import Reader, known_words
 from stepvar.scenes.spec import (
     BACKGROUNDS,
@@ -87,29 +87,29 @@ def parse(text: str) -> VideoSpec:
     """
     reader = Reader(known_words(text, VOCABULARY, _EXAMPLE))
     reader.skip_lead_in(VIDEO_WORDS)
-    movers = [_read_mover(reader)]
+    objects = [_read_object(reader)]
     if reader.accept("and"):
-        movers.append(_read_mover(reader))
+        objects.append(_read_object(reader))
     background = reader.background()
     reader.end("'and', a background such as 'on sand'")
-    return VideoSpec(tuple(movers), background)
+    return VideoSpec(tuple(objects), background)
 
 
-def _read_mover(reader: Reader) -> Mover:
+def _read_object(reader: Reader) -> MovingObject:
     group = reader.group()
     motion = reader.phrase(MOTION_PHRASES)
     if motion is None:
         raise reader.fail("a motion such as 'moves left' or 'grows'")
-    return Mover(group, motion)
+    return MovingObject(group, motion)
 
 
-def write(rng: np.random.Generator, spec: VideoSpec) -> str:
+def write_prompt(rng: np.random.Generator, spec: VideoSpec) -> str:
     """Puts a spec into words, choosing among synonyms at random; `parse` gives the spec back."""
     parts = [f"a {pick(rng, VIDEO_WORDS)} of"] if rng.random() < _LEAD_IN_SHARE else []
-    for index, mover in enumerate(spec.movers):
-        phrases = [" ".join(phrase) for phrase, motion in MOTION_PHRASES.items() if motion == mover.motion]
+    for index, item in enumerate(spec.objects):
+        phrases = [" ".join(phrase) for phrase, motion in MOTION_PHRASES.items() if motion == item.motion]
         parts += ["and"] if index else []
-        parts += [write_group(rng, mover.group, may_be_definite=index > 0), pick(rng, phrases)]
+        parts += [write_group(rng, item.group, may_be_definite=index > 0), pick(rng, phrases)]
     if spec.background is not None:
         parts.append(pick(rng, ("on", "on the")) + " " + spec.background)
     return " ".join(parts)
@@ -149,7 +149,7 @@ def sample_prompt(
     spec = _draw_spec(rng, category, split)
     while split == "train" and spec.held_out:
         spec = _draw_spec(rng, category, split)
-    return VideoPrompt(write(rng, spec), category, spec)
+    return VideoPrompt(write_prompt(rng, spec), category, spec)
 
 
 def evaluation_prompts(count: int, seed: int = 0) -> list[VideoPrompt]:
@@ -179,7 +179,7 @@ def _draw_spec(rng: np.random.Generator, category: str, split: Split) -> VideoSp
     every = category == "attributes"
     forced = int(rng.integers(count)) if split == "heldout" else -1
     while True:
-        movers = []
+        objects = []
         for index in range(count):
             shape, colour, texture = (pick(rng, values) for values in (SHAPES, COLOURS, TEXTURES))
             group = Group(
@@ -190,10 +190,10 @@ def _draw_spec(rng: np.random.Generator, category: str, split: Split) -> VideoSp
             )
             if index == forced:
                 group = Group(1, *_HELD_OUT_COMBINATIONS[rng.integers(len(_HELD_OUT_COMBINATIONS))])
-            movers.append(Mover(group, pick(rng, motions)))
+            objects.append(MovingObject(group, pick(rng, motions)))
         background = pick(rng, BACKGROUNDS) if every or rng.random() < _BACKGROUND_SHARE else None
-        if len(movers) == 1 or _are_distinct(movers[0].group, movers[1].group):
-            return VideoSpec(tuple(movers), background)
+        if len(objects) == 1 or _are_distinct(objects[0].group, objects[1].group):
+            return VideoSpec(tuple(objects), background)
 
 
 def _are_distinct(first: Group, second: Group) -> bool:

@@ -48,14 +48,18 @@ def scene_for(
     Raises:
         LayoutError: The objects do not fit, or would meet on their ways.
     """
-    looks = [complete(rng, mover.group, avoid_held_out=split == "train") for mover in spec.movers]
+    looks = [complete(rng, item.group, avoid_held_out=split == "train") for item in spec.objects]
     background = spec.background or pick(rng, BACKGROUNDS)
-    motions = [mover.motion for mover in spec.movers]
+    motions = [item.motion for item in spec.objects]
     middles = _middles(motions)
     for _ in range(_ROUNDS):
         ways = zip(motions, middles, strict=True)
         paths = np.stack([_paths(rng, motion, middle, canvas) for motion, middle in ways])
-        apart = np.ones(_ATTEMPTS, dtype=bool) if len(paths) == 1 else _keep_apart(*paths, _GAP * canvas)
+        apart = (
+            np.ones(_ATTEMPTS, dtype=bool)
+            if len(paths) == 1
+            else _keep_apart(paths[0], paths[1], _GAP * canvas)
+        )
         if apart.any():
             break
     else:

@@ -1,4 +1,4 @@
-"""What a moving scene is: objects of the picture grammar, and how each of them moves."""
+"""Description of a moving scene: objects of the picture grammar and the motion of each."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ SCALINGS: dict[str, int] = {"grow": 1, "shrink": -1}
 
 MOTIONS: tuple[str, ...] = (*DIRECTIONS, *SCALINGS, "still")
 
-MOST_MOVERS = 2
+MAXIMUM_MOVING_OBJECTS = 2
 
 
 @dataclass(frozen=True)
-class Mover:
+class MovingObject:
     """One object that a prompt asks for, and its motion.
 
     Raises:
@@ -33,23 +33,25 @@ class Mover:
         if self.motion not in MOTIONS:
             raise ValueError(f"There is no motion '{self.motion}'; there are {', '.join(MOTIONS)}.")
         if self.group.count != 1 or self.group.size is not None:
-            raise ValueError("An object that moves is one alone, of no size named.")
+            raise ValueError(
+                f"A moving object must be single and name no size; got {self.group.count} and {self.group.size!r}."
+            )
 
 
 @dataclass(frozen=True)
 class VideoSpec:
-    """What a video must show: exactly these objects, each with its motion, on a background.
+    """Content that a video must show: exactly these objects, each with its motion, on a background.
 
     Raises:
         ValueError: there are no objects or more than two, or the background is unknown.
     """
 
-    movers: tuple[Mover, ...]
+    objects: tuple[MovingObject, ...]
     background: str | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.movers) <= MOST_MOVERS:
-            raise ValueError(f"A video shows 1 to {MOST_MOVERS} objects, not {len(self.movers)}.")
+        if not 1 <= len(self.objects) <= MAXIMUM_MOVING_OBJECTS:
+            raise ValueError(f"A video shows 1 to {MAXIMUM_MOVING_OBJECTS} objects, not {len(self.objects)}.")
         if self.background not in (None, *BACKGROUNDS):
             raise ValueError(
                 f"There is no background '{self.background}'; there are {', '.join(BACKGROUNDS)}."
@@ -58,7 +60,7 @@ class VideoSpec:
     @property
     def held_out(self) -> bool:
         """Whether it names a combination of shape, colour and texture that training never shows."""
-        return any(mover.group.combination in HELD_OUT for mover in self.movers)
+        return any(item.group.combination in HELD_OUT for item in self.objects)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A network that looks at scenes: features for distances, fit of picture and prompt, attributes."""
+"""Scene network: features of pictures and prompts, and the attributes that a picture shows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def load_scene_network(folder: Path = WEIGHTS, device: torch.device | str = "cpu
     """Loads the network that ships inside the package, ready to use.
 
     Args:
-        folder: Another one, as `python -m stepvar.training.scene_network.train` writes it.
+        folder: Another one, as `python -m stepvar.training scene-network` writes it.
         device: Where it runs.
 
     Raises:

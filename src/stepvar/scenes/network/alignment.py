@@ -1,4 +1,4 @@
-"""From seen objects and from words to unit vectors of one space, whose cosine tells whether they fit."""
+"""Encoders of object proposals and of prompts into one space, in which a cosine measures the match."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stepvar.scenes.network.image_backbone import SeenObjects
+from stepvar.scenes.network.image_backbone import ObjectProposals
 from stepvar.scenes.text_encoder import TEXT_LENGTH
 
-_LEAST_GATE = 1e-4
+_LEAST_OBJECTNESS = 1e-4
 _WORDS_AT_ONCE = 5
 _EXPANSION = 2
 
@@ -50,10 +50,12 @@ class Block(nn.Module):
 
 
 class PictureEncoder(nn.Module):
-    """Seen objects -> unit vectors; an object counts as much as its gate says, so nothing jumps.
+    """Object proposals -> unit vectors.
+
+    A proposal is weighted by its objectness, so the vector is continuous in it.
 
     Args:
-        channels: Of the eye's features.
+        channels: Of the backbone's features.
         width, heads, depth: Of the transformer.
         features: Of the vectors.
     """
@@ -61,33 +63,33 @@ class PictureEncoder(nn.Module):
     def __init__(self, channels: int, width: int, heads: int, depth: int, features: int) -> None:
         super().__init__()
         self.objects = nn.Linear(channels, width)
-        self.places = nn.Sequential(nn.Linear(3, width), nn.GELU(), nn.Linear(width, width))
-        self.ground = nn.Linear(channels, width)
+        self.positions = nn.Sequential(nn.Linear(3, width), nn.GELU(), nn.Linear(width, width))
+        self.context = nn.Linear(channels, width)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(2 * width, features)
 
-    def forward(self, features: Tensor, gates: Tensor, places: Tensor, ground: Tensor) -> Tensor:
-        """[B, F]; arguments as the fields of `SeenObjects`."""
-        tokens = self.objects(features) + self.places(places)
-        tokens = torch.cat((self.ground(ground)[:, None], tokens), dim=1)
-        bias = F.pad(gates.clamp(min=_LEAST_GATE).log(), (1, 0))
+    def forward(self, features: Tensor, objectness: Tensor, positions: Tensor, context: Tensor) -> Tensor:
+        """[B, F]; arguments as the fields of `ObjectProposals`."""
+        tokens = self.objects(features) + self.positions(positions)
+        tokens = torch.cat((self.context(context)[:, None], tokens), dim=1)
+        bias = F.pad(objectness.clamp(min=_LEAST_OBJECTNESS).log(), (1, 0))
         for block in self.blocks:
             tokens = block(tokens, bias)
         whole, objects = self.norm(tokens).split((1, tokens.shape[1] - 1), dim=1)
-        # A sum rather than a mean: it tells three objects from two.
-        total = torch.einsum("bk,bkc->bc", gates, objects)
+        # A sum rather than a mean distinguishes three objects from two.
+        total = torch.einsum("bk,bkc->bc", objectness, objects)
         return F.normalize(self.out(torch.cat((whole.squeeze(1), total), dim=-1)), dim=-1)
 
-    def of(self, seen: SeenObjects) -> Tensor:
-        """[B, F] of what the eye saw."""
-        return self(seen.features, seen.gates, seen.places, seen.ground)
+    def encode(self, proposals: ObjectProposals) -> Tensor:
+        """[B, F] of the backbone's proposals."""
+        return self(proposals.features, proposals.objectness, proposals.positions, proposals.context)
 
 
 class WordEncoder(nn.Module):
     """Words -> unit vectors.
 
-    A convolution ties adjectives to their nouns at once, which attention alone takes long to discover.
+    A convolution binds adjectives to their nouns at once, which attention alone takes long to learn.
 
     Args:
         vocabulary: Number of words.

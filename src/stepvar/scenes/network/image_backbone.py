@@ -1,6 +1,6 @@
-"""The image side: a small convolutional network that finds the objects of a scene and what they look like.
+"""Image backbone: a small convolutional network for the objects of a scene and their attributes.
 
-Every cell of a map of stride 16 says whether an object is centred on it, and the shape, colour, texture and
+Every cell of a map of stride 16 predicts whether an object is centred on it, and the shape, colour, texture and
 size of the object that it lies on. Attributes are thus tied to objects, which a single vector for the whole
 picture would have to learn with many more pictures.
 
@@ -39,8 +39,8 @@ _PRIOR = -2.5
 
 
 @dataclass(frozen=True)
-class EyeMaps:
-    """What the eye sees of B pictures.
+class ObjectMaps:
+    """Output maps of the backbone for B pictures.
 
     Attributes:
         features: [B, h, w, C], not negative.
@@ -58,28 +58,28 @@ class EyeMaps:
 
 
 @dataclass(frozen=True)
-class SeenObjects:
+class ObjectProposals:
     """The peaks of B maps, most likely first, and the picture as a whole.
 
     Attributes:
         features: [B, K, C] of the peaks' cells.
-        gates: [B, K] probability that the peak is an object.
-        places: [B, K, 3]: x and y of the cells' middle in -1..1, and the logarithm of the picture's side.
+        objectness: [B, K] probability that the peak is an object.
+        positions: [B, K, 3]: x and y of the cells' middle in -1..1, and the logarithm of the picture's side.
         attributes: Name -> probabilities [B, K, classes].
-        ground: [B, C] mean of all features.
+        context: [B, C] mean of all features.
         background: [B, backgrounds] probabilities.
     """
 
     features: Tensor
-    gates: Tensor
-    places: Tensor
+    objectness: Tensor
+    positions: Tensor
     attributes: dict[str, Tensor]
-    ground: Tensor
+    context: Tensor
     background: Tensor
 
 
-class Eye(nn.Module):
-    """From pictures to maps; 0.6 M parameters, 0.1 GFLOP multiply-adds for 192 pixels.
+class ImageBackbone(nn.Module):
+    """Network from pictures to maps; 0.6 M parameters, 0.1 GFLOP multiply-adds for 192 pixels.
 
     Args:
         channels: Of the three stages, of strides 4, 8 and 16.
@@ -117,14 +117,14 @@ class Eye(nn.Module):
         second = self.stages[:2](first)
         return [first, second, self.stages[2:](second)]
 
-    def forward(self, pictures: Tensor) -> EyeMaps:
-        """Looks at pictures [B, H, W, 3] in -1..1, H and W multiples of 16."""
+    def forward(self, pictures: Tensor) -> ObjectMaps:
+        """Maps of pictures [B, H, W, 3] in -1..1, H and W multiples of 16."""
         features = self.layers(pictures)[-1].permute(0, 2, 3, 1)
-        # "large" is measured against the canvas, which a cell cannot see.
+        # "large" is relative to the canvas, which lies outside of a cell's receptive field.
         side = features.new_full((*features.shape[:3], 1), log_side(pictures.shape[2]))
         split = [1, 1, *(len(values) for values in OBJECT_ATTRIBUTES.values())]
         centre, present, *attributes = self.heads(torch.cat((features, side), dim=-1)).split(split, dim=-1)
-        return EyeMaps(
+        return ObjectMaps(
             features,
             centre.squeeze(-1),
             present.squeeze(-1),
@@ -139,10 +139,9 @@ class Residual(nn.Module):
     def __init__(self, channels: int, convolutions: int) -> None:
         super().__init__()
         parts = [_convolution(channels, channels) for _ in range(convolutions - 1)]
-        self.branch = nn.Sequential(
-            *parts, nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
-        )
-        nn.init.zeros_(self.branch[-1].weight)
+        norm = nn.BatchNorm2d(channels)
+        self.branch = nn.Sequential(*parts, nn.Conv2d(channels, channels, 3, padding=1, bias=False), norm)
+        nn.init.zeros_(norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, h, w] -> [B, C, h, w]."""
@@ -158,11 +157,11 @@ def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 
 
 def log_side(pixels: int) -> float:
-    """How the network is told the side of a picture."""
+    """Side of a picture as an input of the network."""
     return math.log(pixels / CANVAS)
 
 
-def find_objects(maps: EyeMaps) -> SeenObjects:
+def find_objects(maps: ObjectMaps) -> ObjectProposals:
     """Takes the highest local maxima of the map of centres."""
     batch, height, width, _ = maps.features.shape
     heights = maps.centre[:, None]
@@ -177,10 +176,10 @@ def find_objects(maps: EyeMaps) -> SeenObjects:
     across = ((cells % width) + 0.5) * (2.0 / width) - 1.0
     down = ((cells // width) + 0.5) * (2.0 / height) - 1.0
     side = torch.full_like(across, log_side(width * STRIDE))
-    gates = at_peaks(maps.present).squeeze(-1).sigmoid()
-    return SeenObjects(
+    objectness = at_peaks(maps.present).squeeze(-1).sigmoid()
+    return ObjectProposals(
         at_peaks(maps.features),
-        gates.masked_fill(values.isinf(), 0.0),
+        objectness.masked_fill(values.isinf(), 0.0),
         torch.stack((across, down, side), dim=-1),
         {name: at_peaks(logits).softmax(-1) for name, logits in maps.attributes.items()},
         maps.features.mean(dim=(1, 2)),
@@ -188,7 +187,7 @@ def find_objects(maps: EyeMaps) -> SeenObjects:
     )
 
 
-def to_input(pictures: Tensor) -> Tensor:
+def normalise_pixels(pictures: Tensor) -> Tensor:
     """Bytes [B, H, W, 3] -> float32 in -1..1.
 
     Raises:

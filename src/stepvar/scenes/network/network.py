@@ -1,4 +1,4 @@
-"""The feature network of scenes as a whole: pictures and prompts in, features and attributes out."""
+"""Scene network: pictures and prompts in, features and attributes out."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from stepvar.scenes.network.alignment import PictureEncoder, WordEncoder
 from stepvar.scenes.network.image_backbone import (
     MAXIMUM_PEAKS,
     OBJECT_ATTRIBUTES,
-    Eye,
-    SeenObjects,
+    ImageBackbone,
+    ObjectProposals,
     find_objects,
-    to_input,
+    normalise_pixels,
 )
 from stepvar.scenes.text_encoder import TEXT_LENGTH, build_word_tokenizer
 
@@ -33,6 +33,13 @@ _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
 _BATCH = 32
 
+_FORMER_NAMES = {
+    "eye.": "backbone.",
+    "picture_encoder.places.": "picture_encoder.positions.",
+    "picture_encoder.ground.": "picture_encoder.context.",
+}
+"""Prefixes of weights in the shipped file -> present prefixes."""
+
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
@@ -42,7 +49,7 @@ class SceneNetworkSize:
     """Sizes of the network.
 
     Attributes:
-        channels: Of the eye's three stages.
+        channels: Of the backbone's three stages.
         width, heads, depth: Of the transformers over objects and over words.
         features: Of the embedding.
     """
@@ -56,26 +63,25 @@ class SceneNetworkSize:
 
 @dataclass(frozen=True)
 class SceneAttributes:
-    """What N pictures show, as probabilities.
+    """Attributes of N pictures, as probabilities.
 
     Attributes:
         background: [N, 4], in the order of `stepvar.scenes.BACKGROUNDS`.
         count: [N, 7], of 0 to 6 objects.
-        shows: Whether there is an object with an attribute, by name "shape", "colour", "texture", "size":
+        presence: Whether there is an object with an attribute, by name "shape", "colour", "texture", "size":
             [N, classes]; and with two of them at once, by names joined with a space, such as
             "shape colour": [N, 6, 8].
     """
 
     background: Floats
     count: Floats
-    shows: dict[str, Floats]
+    presence: dict[str, Floats]
 
 
 class SceneNetwork(nn.Module):
-    """Looks at scenes and reads their prompts.
+    """Feature extractor of scenes and their prompts.
 
-    It is an extractor of features for `stepvar.evaluation`: calling it gives features of pictures, `texts`
-    those of prompts, and their dot product is how well they fit.
+    Calling it gives features of pictures, `texts` those of prompts; their dot product measures the match.
 
     Args:
         size: See `SceneNetworkSize`.
@@ -89,18 +95,18 @@ class SceneNetwork(nn.Module):
         self.size = size or SceneNetworkSize()
         self.words = words or build_word_tokenizer()
         shared = (self.size.width, self.size.heads, self.size.depth, self.size.features)
-        self.eye = Eye(self.size.channels)
+        self.backbone = ImageBackbone(self.size.channels)
         self.picture_encoder = PictureEncoder(self.size.channels[-1], *shared)
         self.word_encoder = WordEncoder(len(self.words), *shared)
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.eye.patches.weight.device
+        return self.backbone.patches.weight.device
 
-    def see(self, pictures: Tensor) -> SeenObjects:
-        """Finds the objects of pictures uint8 [N, H, W, 3]."""
-        return find_objects(self.eye(to_input(pictures.to(self.device))))
+    def propose(self, pictures: Tensor) -> ObjectProposals:
+        """Object proposals of pictures uint8 [N, H, W, 3]."""
+        return find_objects(self.backbone(normalise_pixels(pictures.to(self.device))))
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Word ids [N, L] and lengths [N] of prompts.
@@ -120,7 +126,7 @@ class SceneNetwork(nn.Module):
         Raises:
             ValueError: When they are no such pictures.
         """
-        parts = [self.picture_encoder.of(self.see(part)) for part in _parts(pictures)]
+        parts = [self.picture_encoder.encode(self.propose(part)) for part in _parts(pictures)]
         return torch.cat(parts).float().cpu().numpy()
 
     __call__ = picture_features
@@ -133,7 +139,7 @@ class SceneNetwork(nn.Module):
             ValueError: When there is no prompt, one is empty, or one has an unknown word.
         """
         if not prompts:
-            raise ValueError("There is no prompt to read; give at least one.")
+            raise ValueError("There is no prompt to encode; give at least one.")
         ids, lengths = self.tokenize(prompts)
         return self.word_encoder(ids.to(self.device), lengths.to(self.device)).float().cpu().numpy()
 
@@ -151,16 +157,16 @@ class SceneNetwork(nn.Module):
 
     @torch.inference_mode()
     def attributes(self, pictures: Pixels) -> SceneAttributes:
-        """What pictures show; arguments and errors as for `picture_features`."""
-        seen = [self.see(part) for part in _parts(pictures)]
-        gates = torch.cat([part.gates for part in seen])
-        objects = {name: torch.cat([part.attributes[name] for part in seen]) for name in OBJECT_ATTRIBUTES}
-        shows = {name: _shown(gates[..., None] * values) for name, values in objects.items()}
+        """Attributes that pictures show; arguments and errors as for `picture_features`."""
+        found = [self.propose(part) for part in _parts(pictures)]
+        objectness = torch.cat([part.objectness for part in found])
+        objects = {name: torch.cat([part.attributes[name] for part in found]) for name in OBJECT_ATTRIBUTES}
+        presence = {name: _any_object(objectness[..., None] * values) for name, values in objects.items()}
         for first, second in (("shape", "colour"), ("shape", "texture"), ("colour", "texture")):
-            both = torch.einsum("nk,nka,nkb->nkab", gates, objects[first], objects[second])
-            shows[f"{first} {second}"] = _shown(both)
-        background = torch.cat([part.background for part in seen])
-        return SceneAttributes(background.cpu().numpy(), _count(gates).cpu().numpy(), shows)
+            both = torch.einsum("nk,nka,nkb->nkab", objectness, objects[first], objects[second])
+            presence[f"{first} {second}"] = _any_object(both)
+        background = torch.cat([part.background for part in found])
+        return SceneAttributes(background.cpu().numpy(), _count(objectness).cpu().numpy(), presence)
 
     def save(self, folder: Path) -> int:
         """Writes the weights as float16 and all that is needed to read them; returns the size in bytes."""
@@ -187,28 +193,39 @@ class SceneNetwork(nn.Module):
             config = json.loads((folder / _CONFIG).read_text())
             size = SceneNetworkSize(**config | {"channels": tuple(config["channels"])})
             network = cls(size, PreTrainedTokenizerFast.from_pretrained(folder))
-            network.load_state_dict(load_file(folder / _WEIGHTS))
+            network.load_state_dict(_current_names(load_file(folder / _WEIGHTS)))
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"'{folder}' holds no scene network that can be read ({error}).") from error
         return network.eval()
 
 
+def _current_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights by their present names; files of version 0.1 have some former ones."""
+    renamed = {}
+    for name, value in state.items():
+        for former, current in _FORMER_NAMES.items():
+            if name.startswith(former):
+                name = current + name.removeprefix(former)
+        renamed[name] = value
+    return renamed
+
+
 def _parts(pictures: Pixels) -> tuple[Tensor, ...]:
     if len(pictures) == 0:
-        raise ValueError("There is no picture to look at; give at least one.")
+        raise ValueError("There is no picture to encode; give at least one.")
     return torch.from_numpy(np.ascontiguousarray(pictures)).split(_BATCH)
 
 
-def _shown(probabilities: Tensor) -> Floats:
-    """At least one of the objects, [N, K, ...] -> [N, ...]."""
+def _any_object(probabilities: Tensor) -> Floats:
+    """Probability of at least one of K objects, [N, K, ...] -> [N, ...]."""
     return (1.0 - (1.0 - probabilities).prod(dim=1)).cpu().numpy()
 
 
-def _count(gates: Tensor) -> Tensor:
-    """Probability of every number of objects that are there with probabilities [N, K], [N, K + 1]."""
-    counts = gates.new_zeros(len(gates), MAXIMUM_PEAKS + 1)
+def _count(objectness: Tensor) -> Tensor:
+    """Distribution of the number of objects, [N, K + 1], of their probabilities [N, K]."""
+    counts = objectness.new_zeros(len(objectness), MAXIMUM_PEAKS + 1)
     counts[:, 0] = 1.0
-    for gate in gates.unbind(dim=1):
+    for probability in objectness.unbind(dim=1):
         more = torch.cat((torch.zeros_like(counts[:, :1]), counts[:, :-1]), dim=1)
-        counts = torch.lerp(counts, more, gate[:, None])
+        counts = torch.lerp(counts, more, probability[:, None])
     return counts

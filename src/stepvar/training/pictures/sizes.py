@@ -1,23 +1,18 @@
-"""Sizes of the embedded picture model: a small Infinity."""
+"""Sizes of the embedded picture model, a small Infinity, and its transformer with fresh weights."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from stepvar.models.infinity.transformer import InfinityTransformer
 from stepvar.scenes.text_encoder import TEXT_CHANNELS, TEXT_LENGTH
-
-if TYPE_CHECKING:
-    from stepvar.models.infinity.transformer import InfinityTransformer
-
-PIXELS_PER_TOKEN = 8
-"""Side in pixels of what a token of the last scale stands for."""
+from stepvar.training.common.crops import PIXELS_PER_TOKEN
 
 BITS = 16
 
 
 @dataclass(frozen=True)
-class EmbeddedSize:
+class PictureModelSize:
     """How large the pictures and the transformer are.
 
     Attributes:
@@ -43,18 +38,17 @@ class EmbeddedSize:
         return [(scale, scale) for scale in shrunk]
 
 
-SIZES: dict[str, EmbeddedSize] = {
-    "192": EmbeddedSize(192, (1, 2, 3, 4, 6, 9, 13, 18, 24), depth=8, width=192, heads=3),
-    "256": EmbeddedSize(256, (1, 2, 3, 4, 6, 9, 13, 18, 24, 32), depth=8, width=192, heads=3),
+SIZES: dict[str, PictureModelSize] = {
+    "192": PictureModelSize(192, (1, 2, 3, 4, 6, 9, 13, 18, 24), depth=8, width=192, heads=3),
+    "256": PictureModelSize(256, (1, 2, 3, 4, 6, 9, 13, 18, 24, 32), depth=8, width=192, heads=3),
+    "384": PictureModelSize(384, (1, 2, 3, 4, 6, 9, 13, 18, 24, 32, 40, 48), depth=8, width=192, heads=3),
 }
-"""By name: 1,216 tokens a picture and 2,240. The larger one has the scales of the smaller one and another, so
-that its training may start from the smaller one's weights."""
+"""By name: 1,216 tokens a picture, 2,240 and 6,144. Each has the scales of the one before and more,
+so that its training may start from the smaller one's weights."""
 
 
-def build_transformer(size: EmbeddedSize) -> InfinityTransformer:
+def build_transformer(size: PictureModelSize) -> InfinityTransformer:
     """The small Infinity with fresh weights."""
-    from stepvar.models.infinity.transformer import InfinityTransformer
-
     return InfinityTransformer(
         depth=size.depth,
         width=size.width,

@@ -1,131 +1,104 @@
-"""Trains the embedded model from nothing: `python -m stepvar.training.pictures.train`.
-
-Tokenizer, encoded scenes, transformer, packaging; each stage resumes where it stopped. On a GPU
-pass `--device cuda`: one run of the default budgets scaled by `--minutes 9` fits ten minutes.
-"""
+"""Training of the embedded picture model: its curriculum, stages and packaging."""
 
 from __future__ import annotations
 
-import logging
-import os
-import shutil
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import ClassVar
 
 import torch
-import typer
-from rich.logging import RichHandler
 
-from stepvar.embedded import MODELS
+from stepvar.models.infinity.pipeline import InfinityPipeline
 from stepvar.models.infinity.vae import InfinityVAE
 from stepvar.scenes import VOCABULARY
-from stepvar.training.encoded_scenes import SHARD, FeatureStore, encode_scenes
-from stepvar.training.pictures.package import assemble, package
+from stepvar.training.common.curriculum import BatchSpec, Phase
+from stepvar.training.common.features import FeatureDataset
+from stepvar.training.common.prompted_model import PromptedModel
+from stepvar.training.common.stages import ModelTraining, cores
+from stepvar.training.common.text_pretraining import pretrained_text_encoder
+from stepvar.training.common.transformer_trainer import TransformerTraining
+from stepvar.training.pictures.features import PictureFeatures, encode_pictures
+from stepvar.training.pictures.labels import PICTURE_PROMPTS
+from stepvar.training.pictures.model import PictureModel
 from stepvar.training.pictures.sizes import SIZES
-from stepvar.training.pictures.train_vae import TokenizerTrainer, TokenizerTraining
-from stepvar.training.processes import show_encoding, train_in_processes
-from stepvar.training.run import CHECKPOINT
-from stepvar.training.text_pretraining import pretrained_text_encoder
-from stepvar.training.transformer_trainer import (
-    FROM_NOTHING,
-    GOING_ON,
-    EmbeddedModel,
-    TransformerTrainer,
-    TransformerTraining,
+from stepvar.training.pictures.vae import PictureVAETrainer, PictureVAETraining
+
+COARSE, FINE, WHOLE = BatchSpec(7, 24), BatchSpec(None, 10, share=0.4), BatchSpec(None, 6)
+"""Coarse scales decide the layout, which takes many pictures, and a third of the time a picture."""
+
+FROM_SCRATCH = (
+    Phase(0.2, (BatchSpec(6, 32),)),
+    Phase(0.15, (COARSE,)),
+    Phase(0.5, (FINE, COARSE)),
+    Phase(0.15, (WHOLE, COARSE)),
 )
-
-logger = logging.getLogger(__name__)
-
-TOKENIZER_SHARE = 0.35
-"""Share of the minutes that the tokenizer gets; the transformer has the rest."""
-
-GPU_BATCH_FACTOR = 16
-"""How many more pictures a step a GPU takes than a process on a CPU."""
-
-
-def train(
-    output: Annotated[Path, typer.Option(help="Checkpoints, logs and encoded scenes.")] = Path("runs"),
-    minutes: Annotated[float, typer.Option(help="Budget of both trainings together.")] = 110.0,
-    scenes: Annotated[int, typer.Option(help="Scenes to encode for the transformer.")] = 24_576,
-    size: Annotated[str, typer.Option(help=f"Size of the model: {', '.join(SIZES)}.")] = "192",
-    device: Annotated[str, typer.Option(help="torch device; auto takes CUDA where it is.")] = "auto",
-    weights: Annotated[Path, typer.Option(help="Where the finished model goes.")] = MODELS["pictures"],
-    start: Annotated[
-        Path | None, typer.Option(help="A finished model whose transformer is trained on.")
-    ] = None,
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="A finished tokenizer to use instead of training one.")
-    ] = None,
-    processes: Annotated[int, typer.Option(help="Processes of the transformer's training on a CPU.")] = (
-        os.cpu_count() or 1
-    ),
-    compiled: Annotated[
-        bool, typer.Option("--compile/--no-compile", help="Fuse the blocks; needs a C++ compiler.")
-    ] = shutil.which("g++") is not None,
-) -> None:
-    """Trains tokenizer and transformer, and writes the finished model."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_path=False)])
-    if size not in SIZES:
-        raise typer.BadParameter(f"There is no size {size!r}; there are {', '.join(SIZES)}.")
-    place = "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
-    if tokenizer is None:
-        tokenizer = _train_tokenizer(output / "tokenizer", TOKENIZER_SHARE * minutes, place, size)
-        minutes *= 1.0 - TOKENIZER_SHARE
-    visual = InfinityVAE.from_pretrained(tokenizer, torch_dtype=torch.float32).to(place).eval()
-    _encode(visual, output / "features", scenes, SIZES[size].canvas)
-    settings = TransformerTraining(
-        minutes=minutes,
-        size=size,
-        curriculum=FROM_NOTHING if start is None else GOING_ON,
-        batch_factor=1 if place == "cpu" else GPU_BATCH_FACTOR,
-        compiled=compiled,
-    )
-    text = None if start is not None else pretrained_text_encoder(output / "text_encoder", VOCABULARY)
-    run = _PictureRun(output, settings, place, start, text)
-    train_in_processes(run, processes if place == "cpu" else 1, output)
-    written = package(assemble(tokenizer, run.folder / CHECKPOINT), weights)
-    logger.info("the model is in %s: %.1f MB", weights, written / 1e6)
-
-
-def _train_tokenizer(folder: Path, minutes: float, device: str, size: str) -> Path:
-    cores = os.cpu_count() or 1
-    settings = TokenizerTraining(output=str(folder), minutes=minutes, device=device, threads=cores, size=size)
-    if device != "cpu":
-        workers = max(cores - 2, 1)
-        settings = replace(settings, batch=GPU_BATCH_FACTOR * settings.batch, workers=workers)
-    return TokenizerTrainer(settings).run()
-
-
-def _encode(visual: InfinityVAE, folder: Path, scenes: int, canvas: int) -> None:
-    shards = -(-scenes // SHARD)
-    show_encoding(encode_scenes(visual, folder, shards, canvas), shards)
+FINE_TUNING = (Phase(0.85, (BatchSpec(None, 10, share=0.3), COARSE)), Phase(0.15, (WHOLE, COARSE)))
+"""For a model that was trained on these scales already, or on all but the finest."""
 
 
 @dataclass(frozen=True)
-class _PictureRun:
-    """Builds the transformer's trainer, in every process that trains it."""
+class PictureTraining(ModelTraining):
+    """The stages for pictures.
 
-    output: Path
-    settings: TransformerTraining
-    device: str
-    start: Path | None
-    text: Path | None
+    Attributes:
+        size: Name of the model's size, see `stepvar.training.pictures.sizes.SIZES`.
+    """
 
-    @property
-    def folder(self) -> Path:
-        return self.output / "transformer"
+    size: str = "192"
 
-    def __call__(self) -> TransformerTrainer:
-        torch.manual_seed(self.settings.seed)
-        model = EmbeddedModel(SIZES[self.settings.size]).to(self.device)
-        if self.start is not None:
-            model.start_from(self.start)
-        if self.text is not None:
-            model.take_text_encoder(self.text)
-        store = FeatureStore.load(self.output / "features")
-        return TransformerTrainer(model, store, self.folder, self.settings)
+    vae_share: ClassVar[float] = 0.35
+
+    def train_vae(self, folder: Path, minutes: float) -> Path:
+        defaults = PictureVAETraining()
+        settings = PictureVAETraining(
+            output=folder,
+            minutes=minutes,
+            device=self.place,
+            threads=cores(),
+            size=self.size,
+            batch=self.batch_factor * defaults.batch,
+            workers=defaults.workers if self.on_cpu else max(cores() - 2, 1),
+        )
+        return PictureVAETrainer(settings).run()
+
+    def encode(self, vae: Path, folder: Path, shards: int) -> Iterator[int]:
+        return encode_pictures(_load_vae(vae).to(self.place), folder, shards, SIZES[self.size].canvas)
+
+    def load_features(self, folder: Path) -> FeatureDataset:
+        return PictureFeatures.load(folder)
+
+    def train_text_encoder(self, folder: Path) -> Path:
+        return pretrained_text_encoder(folder, VOCABULARY, PICTURE_PROMPTS)
+
+    def build_model(self) -> PictureModel:
+        return PictureModel(SIZES[self.size])
+
+    def transformer_settings(self, minutes: float) -> TransformerTraining:
+        return TransformerTraining(
+            curriculum=FROM_SCRATCH if self.start is None else FINE_TUNING,
+            minutes=minutes,
+            batch_factor=self.batch_factor,
+            compiled=self.compiled,
+        )
+
+    def assemble(self, vae: Path, model: PromptedModel) -> InfinityPipeline:
+        return assemble(_load_vae(vae), model)
 
 
-if __name__ == "__main__":
-    typer.run(train)
+def assemble(vae: InfinityVAE, model: PromptedModel) -> InfinityPipeline:
+    """A pipeline of a trained model and its VAE; its sampling settings were chosen by the scene score."""
+    return InfinityPipeline(
+        model.transformer,
+        vae.eval(),
+        model.eval().text_encoder,
+        model.words,
+        guidance_scale=1.5,
+        temperature=0.5,
+        top_k=0,
+        top_p=0.0,
+    )
+
+
+def _load_vae(folder: Path) -> InfinityVAE:
+    return InfinityVAE.from_pretrained(folder, torch_dtype=torch.float32).eval()

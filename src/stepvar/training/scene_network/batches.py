@@ -9,10 +9,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset
 
-from stepvar.scenes import SceneSpec, render, sample, sample_scene, split_words, write
-from stepvar.training.scene_network.prompts import KnownScene, describe, hard_negative, truth_table
+from stepvar.scenes import SceneSpec, render, sample, sample_scene, split_words, write_prompt
+from stepvar.training.common.crops import worker_generator
+from stepvar.training.scene_network.prompts import AnnotatedScene, describe, hard_negative, truth_table
 from stepvar.training.scene_network.targets import map_targets, spec_targets
 
 CANVASES = (192, 256)
@@ -25,8 +26,8 @@ _LARGEST_BLUR, _LARGEST_NOISE, _LARGEST_SHADE = 0.8, 0.08, 0.06
 
 
 @dataclass(frozen=True)
-class EyeBatch:
-    """Pictures of one side, and what the eye should say of them; fields as in `MapTargets`, stacked.
+class MapBatch:
+    """Pictures of one side, and the targets of their maps; fields as in `MapTargets`, stacked.
 
     Attributes:
         pictures: uint8 [B, side, side, 3].
@@ -38,16 +39,16 @@ class EyeBatch:
     attributes: Tensor
     background: Tensor
 
-    def to(self, device: torch.device) -> EyeBatch:
+    def to(self, device: torch.device) -> MapBatch:
         """The same on a device."""
-        return EyeBatch(*(value.to(device, non_blocking=True) for value in vars(self).values()))
+        return MapBatch(*(value.to(device, non_blocking=True) for value in vars(self).values()))
 
 
-class EyeBatches(IterableDataset):
+class MapBatches(IterableDataset[MapBatch]):
     """An endless stream of rendered scenes with the targets of their maps.
 
-    All combinations of attributes are shown, also those kept from the embedded model: a judge that had
-    never seen them would blame the model for its own blindness.
+    All combinations of attributes are shown, also those held out from the embedded model: a network that had
+    not seen them would report its own errors as the model's.
 
     Args:
         batch: Pictures of 192 pixels in a batch; of larger ones there are fewer.
@@ -59,8 +60,8 @@ class EyeBatches(IterableDataset):
         super().__init__()
         self.batch, self.seed, self.canvases = batch, seed, tuple(canvases)
 
-    def __iter__(self) -> Iterator[EyeBatch]:
-        random = _random(self.seed)
+    def __iter__(self) -> Iterator[MapBatch]:
+        random = worker_generator(self.seed)
         while True:
             canvas = self.canvases[random.integers(len(self.canvases))]
             count = max(2, round(self.batch * (CANVASES[0] / canvas) ** 2))
@@ -70,7 +71,7 @@ class EyeBatches(IterableDataset):
             ]
             pictures = [render(scene, canvas, seed=int(random.integers(2**31))) for scene in scenes]
             targets = [map_targets(scene) for scene in scenes]
-            yield EyeBatch(
+            yield MapBatch(
                 torch.from_numpy(np.stack(pictures)),
                 torch.from_numpy(np.stack([target.centre for target in targets])),
                 torch.from_numpy(np.stack([target.present for target in targets])),
@@ -79,7 +80,7 @@ class EyeBatches(IterableDataset):
             )
 
 
-class DescribedScenes(IterableDataset):
+class RenderedScenes(IterableDataset[tuple[Tensor, list[AnnotatedScene]]]):
     """An endless stream of rendered scenes of random prompts, to be encoded.
 
     Yields:
@@ -90,13 +91,13 @@ class DescribedScenes(IterableDataset):
         super().__init__()
         self.batch, self.seed, self.canvases = batch, seed, tuple(canvases)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, list[KnownScene]]]:
-        random = _random(self.seed)
+    def __iter__(self) -> Iterator[tuple[Tensor, list[AnnotatedScene]]]:
+        random = worker_generator(self.seed)
         while True:
             canvas = self.canvases[random.integers(len(self.canvases))]
             drawn = [sample(random, split="any", canvas=canvas) for _ in range(self.batch)]
             pictures = [render(scene, canvas, seed=int(random.integers(2**31))) for _, scene in drawn]
-            known = [KnownScene.of(scene, prompt.spec) for prompt, scene in drawn]
+            known = [AnnotatedScene.from_scene(scene, prompt.spec) for prompt, scene in drawn]
             yield torch.from_numpy(np.stack(pictures)), known
 
 
@@ -125,7 +126,7 @@ class PromptBatch:
         return PromptBatch(*(value.to(device, non_blocking=True) for value in vars(self).values()))
 
 
-class PromptBatches(IterableDataset):
+class PromptBatches(IterableDataset[PromptBatch]):
     """An endless stream of scenes with prompts, in new words every time.
 
     Args:
@@ -139,7 +140,7 @@ class PromptBatches(IterableDataset):
 
     def __init__(
         self,
-        scenes: Sequence[KnownScene],
+        scenes: Sequence[AnnotatedScene],
         vocabulary: dict[str, int],
         end: int,
         batch: int,
@@ -151,12 +152,12 @@ class PromptBatches(IterableDataset):
         self.batch, self.negatives, self.seed = batch, negatives, seed
 
     def __iter__(self) -> Iterator[PromptBatch]:
-        random = _random(self.seed)
+        random = worker_generator(self.seed)
         while True:
             chosen = random.integers(len(self.scenes), size=self.batch)
             scenes = [self.scenes[index] for index in chosen]
             specs = [spec for scene in scenes for spec in self._specs(random, scene)]
-            rows = [self._ids(write(random, spec)) for spec in specs]
+            rows = [self._ids(write_prompt(random, spec)) for spec in specs]
             seen, _ = _stack_targets([scene.spec for scene in scenes])
             asked, known = _stack_targets(specs)
             yield PromptBatch(
@@ -169,7 +170,7 @@ class PromptBatches(IterableDataset):
                 known,
             )
 
-    def _specs(self, random: np.random.Generator, scene: KnownScene) -> list[SceneSpec]:
+    def _specs(self, random: np.random.Generator, scene: AnnotatedScene) -> list[SceneSpec]:
         specs = [describe(random, scene)]
         while len(specs) < 1 + self.negatives:
             found = hard_negative(random, specs[0], scene)
@@ -187,12 +188,7 @@ def _stack_targets(specs: Sequence[SceneSpec]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.stack(values)), torch.from_numpy(np.stack(known))
 
 
-def stream(batches: IterableDataset, workers: int = 1) -> Iterator:
-    """Iterates over batches made in background processes; without workers, in this one."""
-    return iter(DataLoader(batches, batch_size=None, num_workers=workers))
-
-
-def disturb(pictures: Tensor, random: np.random.Generator) -> Tensor:
+def augment(pictures: Tensor, random: np.random.Generator) -> Tensor:
     """Every other batch is blurred, noisy or unevenly lit, as pictures of a model are.
 
     Args:
@@ -211,8 +207,3 @@ def disturb(pictures: Tensor, random: np.random.Generator) -> Tensor:
         gain, shift = (torch.from_numpy(part).to(pictures) for part in (gain, shift))
         return pictures * (1.0 + gain) + shift
     return pictures
-
-
-def _random(seed: int) -> np.random.Generator:
-    worker = get_worker_info()
-    return np.random.default_rng((seed, worker.id if worker else 0))

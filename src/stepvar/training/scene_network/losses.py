@@ -1,4 +1,4 @@
-"""What the scene network is asked to make small."""
+"""Losses of the scene network."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stepvar.scenes.network.image_backbone import EyeMaps
-from stepvar.training.scene_network.batches import EyeBatch, PromptBatch
+from stepvar.scenes.network.image_backbone import ObjectMaps
+from stepvar.training.scene_network.batches import MapBatch, PromptBatch
 from stepvar.training.scene_network.targets import IGNORED
 
 _CENTRE_WEIGHT, _SIZE_WEIGHT, _BACKGROUND_WEIGHT = 5.0, 0.5, 0.3
 
 
-def eye_losses(maps: EyeMaps, batch: EyeBatch) -> dict[str, Tensor]:
+def map_losses(maps: ObjectMaps, batch: MapBatch) -> dict[str, Tensor]:
     """Cross entropies of the maps, "loss" being their weighted sum."""
     known = batch.present != IGNORED
     present = maps.present[known], batch.present[known].float()
@@ -33,7 +33,7 @@ def eye_losses(maps: EyeMaps, batch: EyeBatch) -> dict[str, Tensor]:
         "size": _SIZE_WEIGHT,
         "background": _BACKGROUND_WEIGHT,
     }
-    parts["loss"] = sum(weights.get(name, 1.0) * value for name, value in parts.items())
+    parts["loss"] = torch.stack([weights.get(name, 1.0) * value for name, value in parts.items()]).sum()
     return parts
 
 
@@ -64,7 +64,7 @@ def alignment_losses(
         "prompts": F.cross_entropy(logits[:, own].T, rows),
         "swaps": F.cross_entropy(grouped, torch.zeros_like(rows)),
     }
-    parts["loss"] = sum(parts.values())
+    parts["loss"] = torch.stack(list(parts.values())).sum()
     parts["swaps_right"] = (grouped.argmax(dim=1) == 0).float().mean()
     return parts
 

@@ -1,14 +1,11 @@
-"""How well the scene network sees: ``python -m stepvar.training.scene_network.measure``, as JSON."""
+"""Accuracy of the scene network on renders that training never saw."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import typer
 from numpy.typing import NDArray
 
 from stepvar.scenes import (
@@ -19,12 +16,11 @@ from stepvar.scenes import (
     is_held_out,
     render,
     scene_for,
-    write,
+    write_prompt,
 )
-from stepvar.scenes.network import WEIGHTS, load_scene_network
 from stepvar.scenes.network.image_backbone import OBJECT_ATTRIBUTES
 from stepvar.scenes.network.network import SceneAttributes, SceneNetwork
-from stepvar.training.scene_network.prompts import SWAPS, KnownScene, hard_negative
+from stepvar.training.scene_network.prompts import SWAPS, AnnotatedScene, hard_negative
 
 SEED = 1_000_003
 """Far from the seeds of training, so that these renders were never seen."""
@@ -78,12 +74,12 @@ def _right(found: SceneAttributes, scenes: Sequence[Scene]) -> dict[str, Boolean
         "background": (found.background.argmax(axis=1) == background)[:, None],
         "count": (found.count.argmax(axis=1) == count)[:, None],
     }
-    for key, probabilities in found.shows.items():
+    for key, probabilities in found.presence.items():
         shown = np.zeros(probabilities.shape, dtype=bool)
         for index, scene in enumerate(scenes):
             for item in scene.objects:
                 place = tuple(OBJECT_ATTRIBUTES[name].index(getattr(item, name)) for name in key.split())
-                shown[(index, *place)] = True
+                shown[index][place] = True
         right[key] = ((probabilities > 0.5) == shown).reshape(len(scenes), -1)
     return right
 
@@ -97,13 +93,13 @@ def _matching(
 ) -> dict[str, Any]:
     owners, kinds, texts = [], [], []
     for index, (prompt, scene) in enumerate(zip(prompts, scenes, strict=True)):
-        known = KnownScene.of(scene, prompt.spec)
+        known = AnnotatedScene.from_scene(scene, prompt.spec)
         for kind in SWAPS:
             found = hard_negative(random, prompt.spec, known, kind)
             if found is not None:
                 owners.append(index)
                 kinds.append(kind)
-                texts.append(write(random, found[0]))
+                texts.append(write_prompt(random, found[0]))
     seen = network.picture_features(renders)
     own = (seen * network.text_features([prompt.text for prompt in prompts])).sum(axis=1)
     swapped = (seen[owners] * network.text_features(texts)).sum(axis=1)
@@ -117,17 +113,3 @@ def _matching(
         "swaps": {kind: float(wins[chosen == kind].mean()) for kind in SWAPS if (chosen == kind).any()},
         "cosine": {"own": float(own.mean()), "swapped": float(swapped.mean())},
     }
-
-
-def main(
-    weights: Annotated[Path, typer.Option(help="Folder of the network.")] = WEIGHTS,
-    pictures: Annotated[int, typer.Option(help="Renders to look at.")] = 500,
-    canvas: Annotated[int, typer.Option(help="Side of the renders in pixels.")] = 192,
-    seed: Annotated[int, typer.Option(help="Chooses prompts and renders.")] = SEED,
-) -> None:
-    """Measures a network and writes the figures as JSON."""
-    typer.echo(json.dumps(measure(load_scene_network(weights), pictures, canvas, seed), indent=2))
-
-
-if __name__ == "__main__":
-    typer.run(main)

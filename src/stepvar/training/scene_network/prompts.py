@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,20 +25,22 @@ from stepvar.scenes.spec import MAXIMUM_OBJECTS
 from stepvar.training.scene_network.targets import full_spec
 
 SWAPS = ("background", "count", "shape", "colour", "texture", "size", "relation", "exchange")
-"""What may be wrong in a hard negative; "exchange" swaps an attribute between the two groups."""
+"""Attributes that may be wrong in a hard negative; "exchange" swaps an attribute between the two groups."""
 
 _DRAWN_SWAPS = (*SWAPS, "size", "relation", "exchange")
-"""What is learned last comes twice."""
+"""The kinds that are learned last come twice."""
 
 _COLOUR_SHARE, _TEXTURE_SHARE, _SIZE_SHARE = 0.75, 0.5, 0.3
 _BACKGROUND_SHARE, _RELATION_SHARE = 0.5, 0.75
 _WRITTEN_SIZES = ("small", "large")
 _SWAP_ATTEMPTS = 12
 
+Value = TypeVar("Value")
+
 
 @dataclass(frozen=True)
-class KnownScene:
-    """A scene and everything that can be said of it.
+class AnnotatedScene:
+    """A scene with all of its attributes.
 
     Attributes:
         spec: All attributes of all groups, and the relation that the first group has to the second, if any.
@@ -51,7 +53,7 @@ class KnownScene:
     side: int
 
     @classmethod
-    def of(cls, scene: Scene, asked: SceneSpec) -> KnownScene:
+    def from_scene(cls, scene: Scene, asked: SceneSpec) -> AnnotatedScene:
         """A scene that was drawn for what was asked."""
         objects = tuple(
             DetectedObject(
@@ -91,7 +93,7 @@ def shape_counts(spec: SceneSpec) -> NDArray[np.int64]:
     return counts
 
 
-def truth_table(scenes: Sequence[KnownScene], specs: Sequence[SceneSpec]) -> NDArray[np.bool_]:
+def truth_table(scenes: Sequence[AnnotatedScene], specs: Sequence[SceneSpec]) -> NDArray[np.bool_]:
     """Which specs are true of which scenes, [scenes, specs]."""
     shown = np.stack([shape_counts(scene.spec) for scene in scenes])
     asked = np.stack([shape_counts(spec) for spec in specs])
@@ -102,7 +104,7 @@ def truth_table(scenes: Sequence[KnownScene], specs: Sequence[SceneSpec]) -> NDA
     return table
 
 
-def describe(random: np.random.Generator, scene: KnownScene) -> SceneSpec:
+def describe(random: np.random.Generator, scene: AnnotatedScene) -> SceneSpec:
     """Names some of what a scene shows, in either order of its groups."""
     spec = scene.spec
     groups, relation = spec.groups, spec.relation
@@ -110,7 +112,7 @@ def describe(random: np.random.Generator, scene: KnownScene) -> SceneSpec:
         groups, relation = groups[::-1], _opposite(relation)
     if random.random() >= _RELATION_SHARE:
         relation = None
-    # Groups of one shape can be told apart by their colours only.
+    # Groups of one shape differ in their colours only.
     always_colours = len(groups) == 2 and groups[0].shape == groups[1].shape
     named = tuple(_mention(random, group, always_colours) for group in groups)
     return SceneSpec(named, relation, spec.background if random.random() < _BACKGROUND_SHARE else None)
@@ -132,7 +134,7 @@ def _opposite(relation: str | None) -> str | None:
 
 
 def hard_negative(
-    random: np.random.Generator, spec: SceneSpec, scene: KnownScene, kind: str | None = None
+    random: np.random.Generator, spec: SceneSpec, scene: AnnotatedScene, kind: str | None = None
 ) -> tuple[SceneSpec, str] | None:
     """The same spec with one attribute swapped, false of the scene.
 
@@ -153,8 +155,8 @@ def hard_negative(
     return None
 
 
-def _pick(random: np.random.Generator, values: Sequence[Any]) -> Any:
-    return values[random.integers(len(values))]
+def _pick(random: np.random.Generator, values: Sequence[Value]) -> Value:
+    return values[int(random.integers(len(values)))]
 
 
 _ALTERNATIVES = {"shape": SHAPES, "colour": COLOURS, "texture": TEXTURES, "size": _WRITTEN_SIZES}
@@ -167,7 +169,7 @@ def _swap(random: np.random.Generator, spec: SceneSpec, name: str) -> SceneSpec 
     if old is None:
         return None
     new = _pick(random, [value for value in _ALTERNATIVES[name] if value != old])
-    return _with_group(spec, index, replace(spec.groups[index], **{name: new}))
+    return _with_group(spec, index, _with_attribute(spec.groups[index], name, new))
 
 
 def _swap_background(random: np.random.Generator, spec: SceneSpec) -> SceneSpec | None:
@@ -205,10 +207,15 @@ def _exchange(random: np.random.Generator, spec: SceneSpec) -> SceneSpec | None:
         return None
     name = _pick(random, names)
     groups = (
-        replace(first, **{name: getattr(second, name)}),
-        replace(second, **{name: getattr(first, name)}),
+        _with_attribute(first, name, getattr(second, name)),
+        _with_attribute(second, name, getattr(first, name)),
     )
     return replace(spec, groups=groups)
+
+
+def _with_attribute(group: Group, name: str, value: str | int) -> Group:
+    changes: dict[str, Any] = {name: value}
+    return replace(group, **changes)
 
 
 def _with_group(spec: SceneSpec, index: int, group: Group) -> SceneSpec:

@@ -1,4 +1,4 @@
-"""What the network is trained to see: targets of maps from scenes, targets of embeddings from specs."""
+"""Targets of the scene network: of its maps, from scenes, and of its embeddings, from specs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class MapTargets:
 
 
 def map_targets(scene: Scene) -> MapTargets:
-    """What every cell of a scene's map should say."""
+    """Targets of every cell of a scene's map."""
     cells = scene.canvas // STRIDE
     middles = (np.arange(cells) + 0.5) * STRIDE
     centre = np.zeros((cells, cells), dtype=np.float32)
@@ -111,8 +111,8 @@ def full_spec(scene: Scene, spec: SceneSpec) -> SceneSpec:
     """
     groups, first = [], 0
     for group in spec.groups:
-        shown = scene.objects[first]
-        looks = {name: getattr(shown, name) for name in OBJECT_ATTRIBUTES}
+        item = scene.objects[first]
+        looks = {name: getattr(item, name) for name in OBJECT_ATTRIBUTES}
         groups.append(replace(group, **looks))
         first += group.count
     return SceneSpec(tuple(groups), spec.relation, scene.background)

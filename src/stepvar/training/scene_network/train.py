@@ -1,12 +1,10 @@
 """Training of the scene network within a budget of minutes, resumable.
 
-Run ``python -m stepvar.training.scene_network.train --minutes 12 --output runs/scene_network``; the same
-command resumes an interrupted run. The finished network is in the folder ``network`` of the output.
+First the backbone learns to find objects and their attributes. Then it is frozen, scenes are encoded once,
+and the encoders of pictures and prompts learn from the encoded scenes, which costs little and shows every
+scene in many words.
 
-First the eye learns to find objects and what they look like, then it is locked: scenes are encoded once, and
-picture and word encoders learn from what was encoded, which costs little and sees every scene in many words.
-
-Source: locking the image side as in Zhai et al., "LiT", arXiv 2111.07991.
+Source: freezing the image side as in Zhai et al., "LiT", arXiv 2111.07991.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,22 +21,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stepvar.scenes.network.image_backbone import to_input
+from stepvar.scenes.network.image_backbone import normalise_pixels
 from stepvar.scenes.network.network import SceneNetwork
-from stepvar.training.muon import Muon
-from stepvar.training.precision import mixed_precision
-from stepvar.training.run import TrainingRun, read_settings
+from stepvar.training.common.crops import stream
+from stepvar.training.common.muon import Muon
+from stepvar.training.common.precision import mixed_precision
+from stepvar.training.common.run import Stateful, TrainingRun
 from stepvar.training.scene_network.batches import (
-    DescribedScenes,
-    EyeBatch,
-    EyeBatches,
+    MapBatch,
+    MapBatches,
     PromptBatch,
     PromptBatches,
-    disturb,
-    stream,
+    RenderedScenes,
+    augment,
 )
-from stepvar.training.scene_network.encoded import EncodedScenes
-from stepvar.training.scene_network.losses import alignment_losses, eye_losses, target_loss
+from stepvar.training.scene_network.dataset import ProposalDataset
+from stepvar.training.scene_network.losses import alignment_losses, map_losses, target_loss
 from stepvar.training.scene_network.targets import SPEC_TARGETS
 
 logger = logging.getLogger(__name__)
@@ -60,13 +58,14 @@ class SceneNetworkTraining:
         device: torch device.
         threads: CPU threads of the main process.
         workers: Processes that render and write prompts; 0 does it in the main one.
-        eye_share, encoding_share: Parts of the budget; the prompts have the rest.
-        eye_batch: Pictures a step of the eye, of 192 pixels.
-        prompt_batch: Scenes a step of the prompts.
+        backbone_share, encoding_share: Parts of the budget; the encoders have the rest.
+        backbone_batch: Pictures of 192 pixels a step of the backbone.
+        prompt_batch: Scenes a step of the encoders.
         negatives: False prompts of every scene.
-        settling_steps, settling_rate: Steps and first learning rate of `settle`.
+        calibration_steps, calibration_rate: Steps and first learning rate of `calibrate_heads`.
         least_encoded: Scenes to encode even when the budget has no time for them.
-        eye_filter_rate, eye_rate: Peak learning rates of the eye: Muon's of filters, AdamW's of the rest.
+        backbone_filter_rate, backbone_rate: Peak learning rates of the backbone: Muon's of filters, AdamW's
+            of the rest.
         prompt_matrix_rate, prompt_rate: The same of the encoders.
         warmup: First part of each stage, in which its learning rates rise.
         plateau: Part of each stage after which they fall.
@@ -75,21 +74,21 @@ class SceneNetworkTraining:
         seed: Of weights and scenes.
     """
 
-    output: str = "runs/scene_network"
+    output: Path = Path("runs/scene_network")
     minutes: float = 12.0
     device: str = "cpu"
     threads: int = 1
     workers: int = 1
-    eye_share: float = 0.30
+    backbone_share: float = 0.30
     encoding_share: float = 0.12
-    eye_batch: int = 24
+    backbone_batch: int = 24
     prompt_batch: int = 64
     negatives: int = 2
-    settling_steps: int = 250
-    settling_rate: float = 3e-2
+    calibration_steps: int = 250
+    calibration_rate: float = 3e-2
     least_encoded: int = 256
-    eye_filter_rate: float = 6e-3
-    eye_rate: float = 3e-3
+    backbone_filter_rate: float = 6e-3
+    backbone_rate: float = 3e-3
     prompt_matrix_rate: float = 2e-3
     prompt_rate: float = 2e-3
     warmup: float = 0.04
@@ -99,43 +98,48 @@ class SceneNetworkTraining:
     seed: int = 0
 
 
-class SceneNetworkTrainer(TrainingRun):
+class SceneNetworkTrainer(TrainingRun[SceneNetworkTraining]):
     """One run: the network, its optimisers and what was reached so far."""
 
-    settings: SceneNetworkTraining
-
     def __init__(self, config: SceneNetworkTraining) -> None:
-        super().__init__(Path(config.output), config, config.minutes, torch.device(config.device))
+        super().__init__(config.output, config, config.minutes, torch.device(config.device))
         torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
         self.network = SceneNetwork().to(self.device)
-        self.scale = nn.Parameter(torch.tensor(math.log(_FIRST_SCALE), device=self.device))
-        # Reads attributes off either embedding: it ties both to the same directions from the start.
+        self.scale = nn.Parameter(
+            torch.tensor(math.log(_FIRST_SCALE), dtype=torch.float32, device=self.device)
+        )
+        # A linear read-out of attributes, shared by both embeddings, aligns them from the start.
         self.reader = nn.Linear(self.network.size.features, SPEC_TARGETS).to(self.device)
         encoders = nn.ModuleList((self.network.picture_encoder, self.network.word_encoder))
-        eye_rates = config.eye_filter_rate, config.eye_rate
+        backbone_rates = config.backbone_filter_rate, config.backbone_rate
         prompt_rates = config.prompt_matrix_rate, config.prompt_rate
         self.optimisers = {
-            "eye": _optimisers(self.network.eye, [], *eye_rates),
-            "prompts": _optimisers(encoders, [self.scale, *self.reader.parameters()], *prompt_rates),
+            "backbone": _optimisers(self.network.backbone, [], *backbone_rates),
+            "encoders": _optimisers(encoders, [self.scale, *self.reader.parameters()], *prompt_rates),
         }
         self.resume()
         self.random = np.random.default_rng([config.seed, self.step])
 
-    def parts(self) -> dict[str, Any]:
-        scale = nn.ParameterList([self.scale])
-        return {"network": self.network, "reader": self.reader, "scale": scale, **self.optimisers}
+    def parts(self) -> Mapping[str, Stateful]:
+        modules = {"network": self.network, "reader": self.reader, "scale": nn.ParameterList([self.scale])}
+        optimisers = {
+            f"{stage} {index}": optimiser
+            for stage, pair in self.optimisers.items()
+            for index, optimiser in enumerate(pair)
+        }
+        return {**modules, **optimisers}
 
     def run(self) -> Path:
         """Trains until the budget is spent and returns the folder of the finished network."""
         finished = self.progress >= 1.0
-        eye_end = self.settings.eye_share
-        prompts_start = eye_end + self.settings.encoding_share
-        if self.progress < eye_end:
-            batches = stream(EyeBatches(self.settings.eye_batch, self._seed(0)), self.settings.workers)
-            self._stage("eye", batches, 0.0, eye_end)
-            self.settle()
-        self.network.eye.eval().requires_grad_(False)
+        backbone_end = self.settings.backbone_share
+        prompts_start = backbone_end + self.settings.encoding_share
+        if self.progress < backbone_end:
+            batches = stream(MapBatches(self.settings.backbone_batch, self._seed(0)), self.settings.workers)
+            self._stage("backbone", batches, 0.0, backbone_end)
+            self.calibrate_heads()
+        self.network.backbone.eval().requires_grad_(False)
         if not finished:
             encoded = self._encoded(prompts_start)
             words = self.network.words
@@ -147,7 +151,7 @@ class SceneNetworkTrainer(TrainingRun):
                 self.settings.negatives,
                 self._seed(2),
             )
-            self._stage("prompts", stream(prompts, self.settings.workers), prompts_start, 1.0, encoded)
+            self._stage("encoders", stream(prompts, self.settings.workers), prompts_start, 1.0, encoded)
         self.network.eval().save(self.folder / "network")
         return self.folder / "network"
 
@@ -156,7 +160,12 @@ class SceneNetworkTrainer(TrainingRun):
         return self.settings.seed + 1000 * self.step + 100 * stage
 
     def _stage(
-        self, name: str, batches: Iterator, start: float, end: float, encoded: EncodedScenes | None = None
+        self,
+        name: str,
+        batches: Iterator[Any],
+        start: float,
+        end: float,
+        encoded: ProposalDataset | None = None,
     ) -> None:
         lines: list[dict[str, Tensor]] = []
         saved = logged = self.spent
@@ -165,7 +174,7 @@ class SceneNetworkTrainer(TrainingRun):
             started = time.monotonic()
             rate = self._rate((self.progress - start) / (end - start))
             batch = next(batches).to(self.device)
-            parts = self._eye_losses(batch) if encoded is None else self._prompt_losses(batch, encoded)
+            parts = self._map_losses(batch) if encoded is None else self._prompt_losses(batch, encoded)
             self._update(name, parts["loss"], rate)
             lines.append({key: value.detach() for key, value in parts.items()})
             self.spent += time.monotonic() - started
@@ -183,42 +192,43 @@ class SceneNetworkTrainer(TrainingRun):
         rise = (part + 1e-3) / self.settings.warmup
         return min(1.0, rise, max((1.0 - part) / (1.0 - self.settings.plateau), 0.0))
 
-    def _eye_losses(self, batch: EyeBatch) -> dict[str, Tensor]:
-        self.network.eye.train()
+    def _map_losses(self, batch: MapBatch) -> dict[str, Tensor]:
+        self.network.backbone.train()
         with mixed_precision(self.device):
-            return eye_losses(self.network.eye(disturb(to_input(batch.pictures), self.random)), batch)
+            pictures = augment(normalise_pixels(batch.pictures), self.random)
+            return map_losses(self.network.backbone(pictures), batch)
 
-    def settle(self) -> None:
-        """Fits the heads to features of the locked eye.
+    def calibrate_heads(self) -> None:
+        """Fits the heads to features of the frozen backbone.
 
-        A batch has pictures of one side, so while the eye learns its normalisations tell the side; locked,
-        they do not, and sizes, which are relative to the side, would be misjudged.
+        A batch has pictures of one side, so the batch statistics of the normalisations carry the side while
+        the backbone trains. Frozen, they do not, and sizes, which are relative to the side, would be wrong.
         """
-        eye = self.network.eye.eval().requires_grad_(False)
-        eye.heads.requires_grad_(True)
-        optimiser = torch.optim.AdamW(eye.heads.parameters(), weight_decay=0.0)
-        batches = stream(EyeBatches(self.settings.eye_batch, self._seed(3)), self.settings.workers)
-        for step in range(self.settings.settling_steps):
+        backbone = self.network.backbone.eval().requires_grad_(False)
+        backbone.heads.requires_grad_(True)
+        optimiser = torch.optim.AdamW(backbone.heads.parameters(), weight_decay=0.0)
+        batches = stream(MapBatches(self.settings.backbone_batch, self._seed(3)), self.settings.workers)
+        for step in range(self.settings.calibration_steps):
             started = time.monotonic()
             batch = next(batches).to(self.device)
-            left = 1.0 - step / self.settings.settling_steps
-            optimiser.param_groups[0]["lr"] = left * self.settings.settling_rate
-            eye_losses(eye(to_input(batch.pictures)), batch)["loss"].backward()
+            left = 1.0 - step / self.settings.calibration_steps
+            optimiser.param_groups[0]["lr"] = left * self.settings.calibration_rate
+            map_losses(backbone(normalise_pixels(batch.pictures)), batch)["loss"].backward()
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             self.spent += time.monotonic() - started
         self.save()
 
-    def _prompt_losses(self, batch: PromptBatch, encoded: EncodedScenes) -> dict[str, Tensor]:
+    def _prompt_losses(self, batch: PromptBatch, encoded: ProposalDataset) -> dict[str, Tensor]:
         with mixed_precision(self.device):
             pictures = self.network.picture_encoder(*encoded.at(batch.scenes))
             prompts = self.network.word_encoder(batch.ids, batch.lengths)
             scale = self.scale.exp().clamp(max=_LARGEST_SCALE)
             parts = alignment_losses(pictures, prompts, scale, batch)
             seen, read = (self.reader(_TARGET_SCALE * vectors) for vectors in (pictures, prompts))
-            parts["seen"] = target_loss(seen, batch.scene_targets)
-            parts["read"] = target_loss(read, batch.prompt_targets, batch.prompt_known)
-        parts["loss"] = parts["loss"] + _TARGET_WEIGHT * (parts["seen"] + parts["read"])
+            parts["picture_targets"] = target_loss(seen, batch.scene_targets)
+            parts["prompt_targets"] = target_loss(read, batch.prompt_targets, batch.prompt_known)
+        parts["loss"] = parts["loss"] + _TARGET_WEIGHT * (parts["picture_targets"] + parts["prompt_targets"])
         parts["scale"] = scale
         return parts
 
@@ -233,19 +243,19 @@ class SceneNetworkTrainer(TrainingRun):
             optimiser.zero_grad(set_to_none=True)
         self.step += 1
 
-    def _encoded(self, end: float) -> EncodedScenes:
+    def _encoded(self, end: float) -> ProposalDataset:
         """Encoded scenes: those of an earlier run, or as many as there is time for."""
         file = self.folder / ENCODED
         if file.exists():
-            return EncodedScenes.load(file, self.device)
-        encoded = EncodedScenes.empty()
-        batches = stream(DescribedScenes(self.settings.eye_batch, self._seed(1)), self.settings.workers)
+            return ProposalDataset.load(file, self.device)
+        encoded = ProposalDataset.empty()
+        batches = stream(RenderedScenes(self.settings.backbone_batch, self._seed(1)), self.settings.workers)
         while self.progress < end or len(encoded) < self.settings.least_encoded:
             started = time.monotonic()
             pictures, scenes = next(batches)
             encoded.add(self.network, pictures, scenes)
             self.spent += time.monotonic() - started
-        encoded = encoded.gathered(self.device)
+        encoded = encoded.concatenated(self.device)
         encoded.save(file)
         self.append({"encoded": len(encoded)})
         self.save()
@@ -281,14 +291,3 @@ def _optimisers(
         for group in optimiser.param_groups:
             group["peak"] = peak
     return pair
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Parses the command line and trains."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    trainer = SceneNetworkTrainer(read_settings(SceneNetworkTraining, __doc__, arguments))
-    logger.info("scene network saved to %s", trainer.run())
-
-
-if __name__ == "__main__":
-    main()

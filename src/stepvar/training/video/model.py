@@ -1,4 +1,4 @@
-"""The embedded video model as it is trained: transformer and text encoder together."""
+"""Embedded video model as it is trained: transformer and text encoder together."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from stepvar.models.infinitystar.schedules import VideoScale
 from stepvar.models.infinitystar.training import teacher_forced_logits, teacher_inputs
 from stepvar.models.infinitystar.transformer import InfinityStarTransformer
 from stepvar.scenes.moving.grammar import VOCABULARY
-from stepvar.training.prompted_model import PromptedModel, draw_tokens, weigh_kept
+from stepvar.training.common.prompted_model import PromptedModel, draw_tokens, loss_weights
 from stepvar.training.video.sizes import SIZE, VideoModelSize, build_transformer
 
 
-class EmbeddedVideoModel(PromptedModel[InfinityStarTransformer]):
-    """The embedded video model.
+class VideoModel(PromptedModel[InfinityStarTransformer]):
+    """Embedded video model.
 
     Args:
         size: Of the videos and the transformer.
@@ -31,7 +31,7 @@ class EmbeddedVideoModel(PromptedModel[InfinityStarTransformer]):
     def unconditional(self, tokens: int) -> Tensor:
         return self.transformer.unconditional(tokens)
 
-    def losses(
+    def forward(
         self,
         features: Tensor,
         weights: Tensor,
@@ -49,18 +49,18 @@ class EmbeddedVideoModel(PromptedModel[InfinityStarTransformer]):
         steps = [step for step in steps if step.scale.height <= finest]
         text = self.encode_text(prompts, dropped)
         step_weights = [_weights_at(weights, step.scale) for step in steps]
-        kept = [draw_tokens(weight, share) for weight in step_weights]
+        drawn = [draw_tokens(weight, share) for weight in step_weights]
         logits = teacher_forced_logits(
             self.transformer,
             text,
             teacher_inputs(steps),
             [step.scale for step in steps],
             schedule,
-            kept,
+            drawn,
             compiled,
         )
-        bits = [take_tokens(step.bits, chosen) for step, chosen in zip(steps, kept, strict=True)]
-        return bit_losses(logits, bits, weigh_kept(step_weights, kept))
+        bits = [take_tokens(step.bits, chosen) for step, chosen in zip(steps, drawn, strict=True)]
+        return bit_losses(logits, bits, loss_weights(step_weights, drawn))
 
 
 def _weights_at(weights: Tensor, scale: VideoScale) -> Tensor:

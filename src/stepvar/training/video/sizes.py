@@ -1,18 +1,15 @@
-"""Sizes of the embedded video model: a small InfinityStar with its own small text encoder."""
+"""Sizes of the embedded video model, a small InfinityStar, and its transformer with fresh weights."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from stepvar.models.infinitystar.schedules import PyramidSettings, VideoSchedule
+from stepvar.models.infinitystar.training import init_weights
+from stepvar.models.infinitystar.transformer import InfinityStarTransformer
 from stepvar.scenes.moving.scenes import CANVAS, FRAMES
 from stepvar.scenes.text_encoder import TEXT_CHANNELS, TEXT_LENGTH
-from stepvar.training.pictures.sizes import PIXELS_PER_TOKEN
-
-if TYPE_CHECKING:
-    from stepvar.models.infinitystar.schedules import VideoSchedule
-    from stepvar.models.infinitystar.transformer import InfinityStarTransformer
-    from stepvar.models.infinitystar.vae import InfinityStarVAE
+from stepvar.training.common.crops import PIXELS_PER_TOKEN
 
 SEMANTIC_BITS, DETAIL_BITS = 8, 32
 LATENTS_PER_SECOND = 2
@@ -53,8 +50,6 @@ class VideoModelSize:
 
     def schedule(self, side: int | None = None, latent_frames: int | None = None) -> VideoSchedule:
         """The steps of a video, or of its first latent frames; of a crop of `side` pixels, scaled down."""
-        from stepvar.models.infinitystar.schedules import PyramidSettings
-
         shrunk = [max(1, round(scale * (side or self.canvas) / self.canvas)) for scale in self.sides]
         settings = PyramidSettings(
             semantic_scales=self.semantic_scales,
@@ -75,9 +70,6 @@ SIZE = VideoModelSize()
 
 def build_transformer(size: VideoModelSize = SIZE) -> InfinityStarTransformer:
     """The small InfinityStar with fresh weights."""
-    from stepvar.models.infinitystar.training import init_weights
-    from stepvar.models.infinitystar.transformer import InfinityStarTransformer
-
     transformer = InfinityStarTransformer(
         depth=size.depth,
         width=size.width,
@@ -100,27 +92,3 @@ def build_transformer(size: VideoModelSize = SIZE) -> InfinityStarTransformer:
     )
     init_weights(transformer)
     return transformer
-
-
-def build_tokenizer() -> InfinityStarVAE:
-    """The video tokenizer with fresh weights: 8 x 8 pixels and four frames a cell, 32 bits."""
-    from torch import nn
-
-    from stepvar.models.infinitystar.convolutions import LatentNorm
-    from stepvar.models.infinitystar.vae import InfinityStarVAE
-    from stepvar.training.vae_trainer import keep_variance
-
-    tokenizer = InfinityStarVAE(
-        channels=(32, 64, 64, 64), latent_channels=DETAIL_BITS, blocks=1, patch=1, pixel_block=2
-    )
-    keep_variance(tokenizer)
-    for module in tokenizer.modules():
-        if isinstance(module, LatentNorm):
-            # The latent's say in a norm begins small.
-            module.conv_y.conv.weight.data.mul_(0.1)
-            module.conv_b.conv.weight.data.mul_(0.1)
-            nn.init.ones_(module.conv_y.conv.bias)
-    for layer in (tokenizer.proj_down, tokenizer.proj_up):
-        nn.init.eye_(layer.weight)
-        nn.init.zeros_(layer.bias)
-    return tokenizer

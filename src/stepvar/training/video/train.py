@@ -1,119 +1,104 @@
-"""Trains the embedded video model from nothing: `python -m stepvar.training.video.train`.
-
-Tokenizer, encoded videos, transformer, packaging; each stage resumes where it stopped.
-"""
+"""Training of the embedded video model: its curriculum, stages and packaging."""
 
 from __future__ import annotations
 
-import logging
-import os
-import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import ClassVar
 
 import torch
-import typer
-from rich.logging import RichHandler
 
-from stepvar.embedded import MODELS
+from stepvar.models.infinitystar.pipeline import InfinityStarPipeline
 from stepvar.models.infinitystar.vae import InfinityStarVAE
 from stepvar.scenes.moving.grammar import VOCABULARY
-from stepvar.training.encoded_scenes import SHARD
-from stepvar.training.pictures.package import package
-from stepvar.training.processes import show_encoding, train_in_processes
-from stepvar.training.run import CHECKPOINT
-from stepvar.training.text_pretraining import pretrained_text_encoder
-from stepvar.training.transformer_trainer import Batch, Phase, TransformerTrainer, TransformerTraining
-from stepvar.training.video.encoded_videos import encode_videos, load_videos
-from stepvar.training.video.model import EmbeddedVideoModel
-from stepvar.training.video.package import assemble
-from stepvar.training.video.text_questions import VIDEOS
-from stepvar.training.video.train_vae import VideoTokenizerTrainer, VideoTokenizerTraining
-
-logger = logging.getLogger(__name__)
-
-TOKENIZER_SHARE = 0.25
-"""Share of the minutes that the tokenizer gets; the transformer has the rest."""
+from stepvar.training.common.curriculum import BatchSpec, Phase
+from stepvar.training.common.features import FeatureDataset
+from stepvar.training.common.prompted_model import PromptedModel
+from stepvar.training.common.stages import ModelTraining, cores
+from stepvar.training.common.text_pretraining import pretrained_text_encoder
+from stepvar.training.common.transformer_trainer import TransformerTraining
+from stepvar.training.video.features import VideoFeatures, encode_videos
+from stepvar.training.video.labels import VIDEO_PROMPTS
+from stepvar.training.video.model import VideoModel
+from stepvar.training.video.vae import VideoVAETrainer, VideoVAETraining
 
 OBJECT_WEIGHT = 12.0
 """Objects are a tenth of a frame, and their outlines are what the model learns last."""
 
-COARSE, FINE, WHOLE = Batch(5, 16), Batch(6, 10, share=0.4), Batch(6, 6)
-STILL = Batch(6, 24, latent_frames=1)
-"""What stands in a video is settled in its first frame, a third of the tokens."""
+COARSE, FINE, WHOLE = BatchSpec(5, 16), BatchSpec(6, 10, share=0.4), BatchSpec(6, 6)
+FIRST_FRAME = BatchSpec(6, 24, latent_frames=1)
+"""The first frame decides layout and shapes, with a third of the tokens."""
 
-FROM_NOTHING = (
-    Phase(0.2, (Batch(4, 24),)),
-    Phase(0.15, (STILL, COARSE)),
-    Phase(0.5, (STILL, FINE, COARSE)),
-    Phase(0.15, (WHOLE, STILL, COARSE)),
+FROM_SCRATCH = (
+    Phase(0.2, (BatchSpec(4, 24),)),
+    Phase(0.15, (FIRST_FRAME, COARSE)),
+    Phase(0.5, (FIRST_FRAME, FINE, COARSE)),
+    Phase(0.15, (WHOLE, FIRST_FRAME, COARSE)),
 )
-GOING_ON = (Phase(0.85, (STILL, FINE, COARSE)), Phase(0.15, (WHOLE, STILL, COARSE)))
-"""For a model that knows the coarse scales already."""
-
-
-def train(
-    output: Annotated[Path, typer.Option(help="Checkpoints, logs and encoded videos.")] = Path("runs/video"),
-    minutes: Annotated[float, typer.Option(help="Budget of both trainings together.")] = 150.0,
-    videos: Annotated[int, typer.Option(help="Videos to encode for the transformer.")] = 8_192,
-    weights: Annotated[Path, typer.Option(help="Where the finished model goes.")] = MODELS["video"],
-    start: Annotated[
-        Path | None, typer.Option(help="A finished model whose transformer is trained on.")
-    ] = None,
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="A finished tokenizer to use instead of training one.")
-    ] = None,
-    processes: Annotated[int, typer.Option(help="Processes of the transformer's training.")] = (
-        os.cpu_count() or 1
-    ),
-    compiled: Annotated[
-        bool, typer.Option("--compile/--no-compile", help="Fuse the blocks; needs a C++ compiler.")
-    ] = shutil.which("g++") is not None,
-) -> None:
-    """Trains tokenizer and transformer, and writes the finished model."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_path=False)])
-    if tokenizer is None:
-        budget = TOKENIZER_SHARE * minutes
-        visual = VideoTokenizerTraining(
-            output=str(output / "tokenizer"), minutes=budget, threads=os.cpu_count() or 1
-        )
-        tokenizer = VideoTokenizerTrainer(visual).run()
-        minutes -= budget
-    finished = InfinityStarVAE.from_pretrained(tokenizer, torch_dtype=torch.float32).eval()
-    shards = -(-videos // SHARD)
-    show_encoding(encode_videos(finished, output / "features", shards), shards)
-    curriculum = FROM_NOTHING if start is None else GOING_ON
-    text = None if start is not None else pretrained_text_encoder(output / "text_encoder", VOCABULARY, VIDEOS)
-    settings = TransformerTraining(minutes, curriculum, object_weight=OBJECT_WEIGHT, compiled=compiled)
-    run = _VideoRun(output, settings, start, text)
-    train_in_processes(run, processes, output)
-    written = package(assemble(tokenizer, run.folder / CHECKPOINT), weights)
-    logger.info("the model is in %s: %.1f MB", weights, written / 1e6)
+FINE_TUNING = (Phase(0.85, (FIRST_FRAME, FINE, COARSE)), Phase(0.15, (WHOLE, FIRST_FRAME, COARSE)))
+"""For a model that was trained on the coarse scales already."""
 
 
 @dataclass(frozen=True)
-class _VideoRun:
-    """Builds the transformer's trainer, in every process that trains it."""
+class VideoTraining(ModelTraining):
+    """The stages for videos."""
 
-    output: Path
-    settings: TransformerTraining
-    start: Path | None
-    text: Path | None
+    vae_share: ClassVar[float] = 0.25
 
-    @property
-    def folder(self) -> Path:
-        return self.output / "transformer"
+    def train_vae(self, folder: Path, minutes: float) -> Path:
+        defaults = VideoVAETraining()
+        settings = VideoVAETraining(
+            output=folder,
+            minutes=minutes,
+            device=self.place,
+            threads=cores(),
+            batch=self.batch_factor * defaults.batch,
+            pictures=self.batch_factor * defaults.pictures,
+            workers=defaults.workers if self.on_cpu else max(cores() - 2, 1),
+        )
+        return VideoVAETrainer(settings).run()
 
-    def __call__(self) -> TransformerTrainer:
-        torch.manual_seed(self.settings.seed)
-        model = EmbeddedVideoModel()
-        if self.start is not None:
-            model.start_from(self.start)
-        if self.text is not None:
-            model.take_text_encoder(self.text)
-        return TransformerTrainer(model, load_videos(self.output / "features"), self.folder, self.settings)
+    def encode(self, vae: Path, folder: Path, shards: int) -> Iterator[int]:
+        return encode_videos(_load_vae(vae).to(self.place), folder, shards)
+
+    def load_features(self, folder: Path) -> FeatureDataset:
+        return VideoFeatures.load(folder)
+
+    def train_text_encoder(self, folder: Path) -> Path:
+        return pretrained_text_encoder(folder, VOCABULARY, VIDEO_PROMPTS)
+
+    def build_model(self) -> VideoModel:
+        return VideoModel()
+
+    def transformer_settings(self, minutes: float) -> TransformerTraining:
+        return TransformerTraining(
+            curriculum=FROM_SCRATCH if self.start is None else FINE_TUNING,
+            minutes=minutes,
+            batch_factor=self.batch_factor,
+            object_weight=OBJECT_WEIGHT,
+            compiled=self.compiled,
+        )
+
+    def assemble(self, vae: Path, model: PromptedModel) -> InfinityStarPipeline:
+        return assemble(_load_vae(vae), model)
 
 
-if __name__ == "__main__":
-    typer.run(train)
+def assemble(vae: InfinityStarVAE, model: PromptedModel) -> InfinityStarPipeline:
+    """A pipeline of a trained model and its VAE; prompts are the scenes' own, without additions."""
+    return InfinityStarPipeline(
+        model.transformer,
+        vae.eval(),
+        model.eval().text_encoder,
+        model.words,
+        guidance_scale=2.0,
+        guidance_threshold=0.0,
+        temperature=0.5,
+        picture_temperature=0.5,
+        prompt_suffix="",
+        marks_duration=False,
+    )
+
+
+def _load_vae(folder: Path) -> InfinityStarVAE:
+    return InfinityStarVAE.from_pretrained(folder, torch_dtype=torch.float32).eval()

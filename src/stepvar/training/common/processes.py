@@ -1,4 +1,4 @@
-"""Training in several processes, and bars that show how far it is."""
+"""Training in several processes, and progress bars."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.distributed as distributed
 import torch.multiprocessing as multiprocessing
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from stepvar.training.transformer_trainer import TransformerTrainer
+from stepvar.training.common.transformer_trainer import TransformerTrainer
 
 MakeTrainer = Callable[[], TransformerTrainer]
 
@@ -27,7 +27,7 @@ def train_in_processes(make: MakeTrainer, processes: int, folder: Path) -> None:
     if processes <= 1:
         _train(make)
         return
-    _prepare_memory()
+    _keep_freed_memory()
     multiprocessing.spawn(_train_in_group, (make, processes, folder), processes)
 
 
@@ -46,7 +46,7 @@ def _train(make: MakeTrainer) -> None:
         task = progress.add_task("transformer", total=1.0)
         for entry in trainer.run():
             losses = " ".join(f"{value:.3f}" for value in entry["loss_per_scale"])
-            description = f"step {trainer.step}, {entry['pictures_per_second']} a second, loss {losses}"
+            description = f"step {trainer.step}, {entry['examples_per_second']} a second, loss {losses}"
             progress.update(task, completed=trainer.progress, description=description)
 
 
@@ -58,8 +58,8 @@ def _train_in_group(rank: int, make: MakeTrainer, processes: int, folder: Path) 
     distributed.destroy_process_group()
 
 
-def _prepare_memory() -> None:
-    """Lets the processes started from here keep what they free, in huge pages: a third less time a step.
+def _keep_freed_memory() -> None:
+    """Lets the processes started from here reuse freed memory, in huge pages: a third less time a step.
 
     Otherwise every large tensor is mapped anew, and its pages are cleared one by one.
     """

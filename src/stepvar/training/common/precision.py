@@ -1,4 +1,4 @@
-"""Which number format training computes in."""
+"""Number format of the arithmetic in training."""
 
 from __future__ import annotations
 

@@ -1,64 +1,57 @@
-"""Training of the embedded video tokenizer on rendered scenes, within a budget of minutes.
+"""Training of the video VAE on crops of rendered scenes.
 
-Run ``python -m stepvar.training.video.train_vae --minutes 20 --output runs/video/tokenizer``; the same
-command resumes an interrupted run.
-
-The first part of the budget trains on single frames: a fifth of the work, and what is in a frame is learned
-there. As with pictures, a part of every batch decodes only the first scales and is compared with what these
-scales can show; so coarse scales carry layout and colour. Losses look at a third of a video's frames, another
-third at every step. A term of its own looks at what moves: a tenth of the pixels, which the others drown in
-the background's noise, so that a video stands still for a long time.
+The first part of the budget trains on single frames: a fifth of the work, and the content of a frame is
+learned there. Losses use a third of a video's frames, another third at every step. A separate term covers the
+moving pixels: they are a tenth of the frame, and the other terms are dominated by the background's noise,
+so that without it reconstructed videos stand still for a long time.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from stepvar.models.infinitystar.convolutions import LatentNorm
 from stepvar.models.infinitystar.quantizer import QuantizedStep, quantize, shrink, stretch
 from stepvar.models.infinitystar.vae import InfinityStarVAE
-from stepvar.training.pictures.crops import to_bytes, to_signed
-from stepvar.training.run import read_settings
-from stepvar.training.vae_losses import low_pass
-from stepvar.training.vae_trainer import (
-    AutoencoderTrainer,
-    AutoencoderTraining,
+from stepvar.training.common.crops import PIXELS_PER_TOKEN, stream, to_bytes, to_signed
+from stepvar.training.common.vae_losses import low_pass
+from stepvar.training.common.vae_trainer import (
     Reconstruction,
+    VAETrainer,
+    VAETraining,
+    initialise_vae,
     mean_psnr,
     scale_entropies,
 )
-from stepvar.training.video.clips import fixed_videos, video_batches
-from stepvar.training.video.sizes import SIZE, build_tokenizer
-
-logger = logging.getLogger(__name__)
+from stepvar.training.video.crops import VideoCrops, fixed_videos
+from stepvar.training.video.sizes import DETAIL_BITS, SIZE
 
 _EVALUATION_VIDEOS = 8
 _TRUNCATIONS = 3
-_PIXELS_PER_CELL = 8
 _MOVES = 0.2
-"""How far a pixel's value, in -1..1, gets from that of the first frame where something moves."""
+"""Least difference, in -1..1, of a moving pixel from its value in the first frame."""
 
 _SHEET_FRAMES = (0, 2, 4, 6, 8)
 
 
 @dataclass(frozen=True)
-class VideoTokenizerTraining(AutoencoderTraining):
+class VideoVAETraining(VAETraining):
     """Settings of a run.
 
     Attributes:
-        motion_weight: Weight of the loss of what moves.
-        frame_stride: Every how manieth frame the other losses look at.
-        picture_share: First part of the budget that trains on single frames, a fifth of the work of videos:
-            what is in a frame is learned there.
+        motion_weight: Weight of the loss of the moving pixels.
+        frame_stride: Distance between the frames that the other losses use.
+        picture_share: First part of the budget, which trains on single frames.
         pictures: Crops a step while they are single frames.
     """
 
-    output: str = "runs/video/tokenizer"
+    output: Path = Path("runs/video/vae")
     minutes: float = 20.0
     batch: int = 4
     crop: int = 56
@@ -68,25 +61,42 @@ class VideoTokenizerTraining(AutoencoderTraining):
     pictures: int = 16
 
 
-class VideoTokenizerTrainer(AutoencoderTrainer[VideoTokenizerTraining, InfinityStarVAE]):
-    """Trains the video tokenizer."""
+def build_vae() -> InfinityStarVAE:
+    """The video VAE with fresh weights: 8 x 8 pixels and four frames a cell, 32 bits."""
+    vae = InfinityStarVAE(
+        channels=(32, 64, 64, 64), latent_channels=DETAIL_BITS, blocks=1, patch=1, pixel_block=2
+    )
+    initialise_vae(vae)
+    for module in vae.modules():
+        if isinstance(module, LatentNorm):
+            # The latent's influence on a norm begins small.
+            module.conv_y.conv.weight.data.mul_(0.1)
+            module.conv_b.conv.weight.data.mul_(0.1)
+            module.conv_y.conv.bias.data.fill_(1.0)
+    for layer in (vae.proj_down, vae.proj_up):
+        nn.init.eye_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    return vae
 
-    def __init__(self, settings: VideoTokenizerTraining) -> None:
+
+class VideoVAETrainer(VAETrainer[VideoVAETraining, InfinityStarVAE]):
+    """Trains the video VAE."""
+
+    def __init__(self, settings: VideoVAETraining) -> None:
         super().__init__(settings, SIZE.canvas)
         self.motion = torch.zeros(())
 
     def build(self) -> InfinityStarVAE:
-        if self.settings.start:
-            return InfinityStarVAE.from_pretrained(self.settings.start, torch_dtype=torch.float32)
-        return build_tokenizer()
+        start = self.settings.start
+        return InfinityStarVAE.from_pretrained(start, torch_dtype=torch.float32) if start else build_vae()
 
     def phase(self) -> tuple[int, ...]:
         return (*super().phase(), 1 if self.progress < self.settings.picture_share else SIZE.frames)
 
-    def batches(self, batch: int, side: int, seed: int) -> Iterator[Tensor]:
+    def crops(self, batch: int, side: int, seed: int) -> Iterator[Tensor]:
         _, frames = self.phase()
         count = self.settings.pictures if frames == 1 else batch
-        return video_batches(count, side, seed, self.settings.workers, frames)
+        return stream(VideoCrops(count, side, seed, frames), self.settings.workers)
 
     def reconstruct(self, target: Tensor) -> Reconstruction:
         features = self.model.encode(target).float()
@@ -113,7 +123,7 @@ class VideoTokenizerTrainer(AutoencoderTrainer[VideoTokenizerTraining, InfinityS
         return parts
 
     def evaluate(self) -> tuple[dict[str, Any], Tensor]:
-        return measure(self.average, fixed_videos(_EVALUATION_VIDEOS, seed=77).to(self.device))
+        return measure_vae(self.average, fixed_videos(_EVALUATION_VIDEOS, seed=77).to(self.device))
 
 
 def straight_through(steps: list[QuantizedStep], features: Tensor) -> Tensor:
@@ -125,22 +135,24 @@ def straight_through(steps: list[QuantizedStep], features: Tensor) -> Tensor:
 def _truncate(
     steps: list[QuantizedStep], features: Tensor, latent: Tensor, target: Tensor, whole: int
 ) -> tuple[Tensor, Tensor]:
-    """Replaces the videos after the first `whole` by their first scales, and what they are compared with."""
+    """Replaces the videos after the first `whole` by their first scales, and their targets."""
     per_clip = len(SIZE.sides) + sum(SIZE.repetitions) - len(SIZE.repetitions)
     last = per_clip - 1 - int(torch.randint(1, _TRUNCATIONS + 1, ()))
     coarse = []
     for step in steps[last::per_clip]:
         own = features[whole:, :, step.scale.first_frame :][:, :, : step.scale.frames]
-        shown = stretch(shrink(own, step.scale.bits, step.scale.grid), own.shape[1], own.shape[-3:])
-        coarse.append(shown + (step.after[whole:] - shown).detach())
+        frames, height, width = own.shape[-3:]
+        small = shrink(own, step.scale.bits, step.scale.grid)
+        resized = stretch(small, own.shape[1], (frames, height, width))
+        coarse.append(resized + (step.after[whole:] - resized).detach())
     latent = torch.cat((latent[:whole], torch.cat(coarse, dim=2)))
-    rows, columns = (side * _PIXELS_PER_CELL for side in steps[last].scale.grid[1:])
+    rows, columns = (side * PIXELS_PER_TOKEN for side in steps[last].scale.grid[1:])
     blurred = low_pass(target[whole:].flatten(1, 2), (rows, columns)).view_as(target[whole:])
     return latent, torch.cat((target[:whole], blurred))
 
 
 def motion_loss(video: Tensor, target: Tensor) -> Tensor:
-    """How well what moves is shown: mean absolute error of the pixels that change, and of their changes.
+    """Mean absolute error of the moving pixels, and of their changes from frame to frame.
 
     Args:
         video, target: [B, 3, F, H, W] in -1..1.
@@ -163,11 +175,11 @@ def _as_pictures(video: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def measure(tokenizer: InfinityStarVAE, videos: Tensor) -> tuple[dict[str, Any], Tensor]:
-    """Measures a tokenizer on whole videos.
+def measure_vae(vae: InfinityStarVAE, videos: Tensor) -> tuple[dict[str, Any], Tensor]:
+    """Measures a VAE on whole videos.
 
     Args:
-        tokenizer: In evaluation mode.
+        vae: In evaluation mode.
         videos: uint8 [B, 3, F, side, side], at least four.
 
     Returns:
@@ -175,9 +187,9 @@ def measure(tokenizer: InfinityStarVAE, videos: Tensor) -> tuple[dict[str, Any],
         sheet uint8 [rows, columns, 3]: under each of four videos' frames, those of its reconstruction.
     """
     target = to_signed(videos)
-    steps = list(quantize(tokenizer.encode(target), SIZE.schedule()))
+    steps = list(quantize(vae.encode(target), SIZE.schedule()))
     codes = torch.cat([step.after for step in steps if step.scale.ends_clip], dim=2)
-    decoded = tokenizer.decode(codes).clamp(-1.0, 1.0)
+    decoded = vae.decode(codes).clamp(-1.0, 1.0)
     measures = {
         "evaluation_psnr": round(mean_psnr(decoded, target), 2),
         "first_frame_psnr": round(mean_psnr(decoded[:, :, 0], target[:, :, 0]), 2),
@@ -189,14 +201,3 @@ def measure(tokenizer: InfinityStarVAE, videos: Tensor) -> tuple[dict[str, Any],
     both = torch.stack((to_bytes(target[:4]), to_bytes(decoded[:4])), dim=1)[:, :, :, _SHEET_FRAMES]
     sheet = both.permute(0, 1, 4, 3, 5, 2)
     return measures, sheet.reshape(8 * videos.shape[-1], len(_SHEET_FRAMES) * videos.shape[-1], 3).cpu()
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Parses the command line and trains."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    trainer = VideoTokenizerTrainer(read_settings(VideoTokenizerTraining, __doc__, arguments))
-    logger.info("tokenizer saved to %s", trainer.run())
-
-
-if __name__ == "__main__":
-    main()

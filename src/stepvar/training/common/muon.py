@@ -1,4 +1,4 @@
-"""Muon for the training of the embedded transformer, in the number format of the weights.
+"""Muon optimiser, in the number format of the weights.
 
 torch's own orthogonalises in bfloat16, which a CPU without bfloat16 instructions emulates ten times slower
 than it computes in float32.
@@ -12,11 +12,12 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from typing import overload
 
 import torch
 from torch import Tensor, nn
 
-from stepvar.training.precision import mixed_precision
+from stepvar.training.common.precision import mixed_precision
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ADAMW_SIZE = 0.2
@@ -58,30 +59,36 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Updates all matrices that have a gradient."""
         loss = None if closure is None else closure()
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+            by_shape: dict[torch.Size, list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    by_shape[parameter.shape].append(parameter)
+                    by_shape[parameter.shape].append((parameter, parameter.grad))
             for alike in by_shape.values():
-                self._update(alike, **{name: group[name] for name in ("lr", "momentum", "weight_decay")})
+                self._update(alike, group["lr"], group["momentum"], group["weight_decay"])
         return loss
 
     def _update(
-        self, parameters: list[nn.Parameter], lr: float, momentum: float, weight_decay: float
+        self, pairs: list[tuple[nn.Parameter, Tensor]], lr: float, momentum: float, weight_decay: float
     ) -> None:
         directions = []
-        for parameter in parameters:
+        for parameter, gradient in pairs:
             average = self.state[parameter].setdefault("average", torch.zeros_like(parameter))
-            average.lerp_(parameter.grad, 1.0 - momentum)
-            directions.append(parameter.grad.lerp(average, momentum))
+            average.lerp_(gradient, 1.0 - momentum)
+            directions.append(gradient.lerp(average, momentum))
         matrices = torch.stack(directions).flatten(2)
         with mixed_precision(matrices.device):
             updates = orthogonalise(matrices).float()
         size = _ADAMW_SIZE * math.sqrt(max(updates.shape[1:]))
-        for parameter, update in zip(parameters, updates, strict=True):
+        for (parameter, _), update in zip(pairs, updates, strict=True):
             parameter.mul_(1.0 - lr * weight_decay).add_(update.view(parameter.shape), alpha=-lr * size)

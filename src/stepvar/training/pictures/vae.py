@@ -1,15 +1,7 @@
-"""Training of the embedded tokenizer on rendered scenes, within a budget of minutes.
-
-Run ``python -m stepvar.training.pictures.train_vae --minutes 35 --output runs/tokenizer``; the same command
-resumes an interrupted run. Works on a laptop's CPU (bfloat16 autocast, float32 weights) and on CUDA.
-
-A quarter of every batch decodes only the first scales and is compared with the picture at the resolution
-these scales stand for. So coarse scales carry layout and colour, and the last ones carry texture and edges.
-"""
+"""Training of the picture VAE on crops of rendered scenes."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,32 +11,30 @@ from torch import Tensor
 
 from stepvar.models.infinity.quantizer import MultiScaleCode
 from stepvar.models.infinity.vae import InfinityVAE
-from stepvar.training.pictures.crops import crop_batches, fixed_pictures, to_bytes, to_signed
-from stepvar.training.pictures.sizes import SIZES
-from stepvar.training.run import read_settings
-from stepvar.training.vae_losses import bit_entropy, low_pass
-from stepvar.training.vae_trainer import (
-    AutoencoderTrainer,
-    AutoencoderTraining,
+from stepvar.training.common.crops import stream, to_bytes, to_signed
+from stepvar.training.common.vae_losses import bit_entropy, low_pass
+from stepvar.training.common.vae_trainer import (
     Reconstruction,
-    keep_variance,
+    VAETrainer,
+    VAETraining,
+    initialise_vae,
     mean_psnr,
     scale_entropies,
 )
-
-logger = logging.getLogger(__name__)
+from stepvar.training.pictures.crops import PictureCrops, fixed_pictures
+from stepvar.training.pictures.sizes import BITS, SIZES
 
 _TRUNCATIONS = 5
 _EVALUATION_PICTURES = 16
 
 
 @dataclass(frozen=True)
-class TokenizerTraining(AutoencoderTraining):
+class PictureVAETraining(VAETraining):
     """Settings of a run.
 
     Attributes:
-        truncated_pixels: Pixels per token side that a picture of the first scales is asked to resolve, up to
-            eight. Fewer keep more detail for the last scales.
+        truncated_pixels: Pixels per token side of the target of a truncated picture, up to eight. Fewer
+            keep more detail for the last scales.
         size: Name of the pictures' size, see `stepvar.training.pictures.sizes.SIZES`.
     """
 
@@ -52,10 +42,10 @@ class TokenizerTraining(AutoencoderTraining):
     size: str = "192"
 
 
-def build_tokenizer() -> InfinityVAE:
-    """Build the embedded tokenizer with random weights: stride 8, 16 bits, 2.6 M parameters."""
-    tokenizer = InfinityVAE(
-        codebook_dim=16,
+def build_vae() -> InfinityVAE:
+    """The picture VAE with fresh weights: 8 x 8 pixels a token, 16 bits, 2.6 M parameters."""
+    vae = InfinityVAE(
+        codebook_dim=BITS,
         base_channels=32,
         encoder_multipliers=(1, 2, 4),
         decoder_multipliers=(1, 2, 4),
@@ -64,24 +54,23 @@ def build_tokenizer() -> InfinityVAE:
         norm_groups=8,
         pixel_block=2,
     )
-    keep_variance(tokenizer)
-    return tokenizer
+    initialise_vae(vae)
+    return vae
 
 
-class TokenizerTrainer(AutoencoderTrainer[TokenizerTraining, InfinityVAE]):
-    """Trains the picture tokenizer."""
+class PictureVAETrainer(VAETrainer[PictureVAETraining, InfinityVAE]):
+    """Trains the picture VAE."""
 
-    def __init__(self, settings: TokenizerTraining) -> None:
+    def __init__(self, settings: PictureVAETraining) -> None:
         self.size = SIZES[settings.size]
         super().__init__(settings, self.size.canvas)
 
     def build(self) -> InfinityVAE:
-        if self.settings.start:
-            return InfinityVAE.from_pretrained(self.settings.start, torch_dtype=torch.float32)
-        return build_tokenizer()
+        start = self.settings.start
+        return InfinityVAE.from_pretrained(start, torch_dtype=torch.float32) if start else build_vae()
 
-    def batches(self, batch: int, side: int, seed: int) -> Iterator[Tensor]:
-        return crop_batches(batch, side, seed, self.canvas, self.settings.workers)
+    def crops(self, batch: int, side: int, seed: int) -> Iterator[Tensor]:
+        return stream(PictureCrops(batch, side, seed, self.canvas), self.settings.workers)
 
     def reconstruct(self, target: Tensor) -> Reconstruction:
         grids = self.size.crop_grids(target.shape[-1])
@@ -106,17 +95,19 @@ class TokenizerTrainer(AutoencoderTrainer[TokenizerTraining, InfinityVAE]):
         return latent, torch.cat((target[:whole], coarse))
 
     def evaluate(self) -> tuple[dict[str, Any], Tensor]:
-        return measure(
+        return measure_vae(
             self.average, fixed_pictures(_EVALUATION_PICTURES, self.canvas, seed=77), self.size.grids
         )
 
 
 @torch.no_grad()
-def measure(tokenizer: InfinityVAE, pictures: Tensor, grids: list[tuple[int, int]]) -> tuple[dict, Tensor]:
-    """Measure a tokenizer on whole pictures.
+def measure_vae(
+    vae: InfinityVAE, pictures: Tensor, grids: list[tuple[int, int]]
+) -> tuple[dict[str, Any], Tensor]:
+    """Measures a VAE on whole pictures.
 
     Args:
-        tokenizer: in evaluation mode.
+        vae: In evaluation mode.
         pictures: uint8 ``[B, 3, side, side]``, at least six.
         grids: scale schedule of these pictures.
 
@@ -124,10 +115,10 @@ def measure(tokenizer: InfinityVAE, pictures: Tensor, grids: list[tuple[int, int
         The measures (mean PSNR in dB after 5, 6, ... all scales, entropy of the bits per scale), and a sheet
         uint8 ``[rows, columns, 3]``: original, reconstruction, without the last, and the last two scales.
     """
-    device = next(tokenizer.parameters()).device
+    device = next(vae.parameters()).device
     target = to_signed(pictures.to(device))
-    code = tokenizer.encode(target, grids)
-    decoded = [tokenizer.decode(latent) for latent in code.partial_latents[4:]]
+    code = vae.encode(target, grids)
+    decoded = [vae.decode(latent) for latent in code.partial_latents[4:]]
     measures = {
         "evaluation_psnr": [round(mean_psnr(picture, target), 2) for picture in decoded],
         "evaluation_entropy": [round(value, 3) for value in scale_entropies(code.bits).tolist()],
@@ -135,18 +126,7 @@ def measure(tokenizer: InfinityVAE, pictures: Tensor, grids: list[tuple[int, int
             round(bit_entropy(bits.float().mean(dim=(0, 1, 2))).min().item(), 3) for bits in code.bits
         ],
     }
-    columns = [to_bytes(shown[:6]) for shown in (target, decoded[-1], decoded[-2], decoded[-3])]
+    columns = [to_bytes(part[:6]) for part in (target, decoded[-1], decoded[-2], decoded[-3])]
     side = pictures.shape[-1]
     sheet = torch.stack(columns).permute(1, 3, 0, 4, 2).reshape(6 * side, len(columns) * side, 3)
     return measures, sheet.cpu()
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Parse the command line and train."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    trainer = TokenizerTrainer(read_settings(TokenizerTraining, __doc__, arguments))
-    logger.info("tokenizer saved to %s", trainer.run())
-
-
-if __name__ == "__main__":
-    main()

@@ -1,42 +1,26 @@
-"""A transformer and the small text encoder that is trained with it."""
+"""Transformer and the small text encoder that is trained with it."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stepvar.models.infinity.transformer import InfinityTransformer
+from stepvar.models.infinitystar.transformer import InfinityStarTransformer
 from stepvar.scenes.text_encoder import build_text_encoder, build_word_tokenizer
 
-Transformer = TypeVar("Transformer", bound=nn.Module)
+Transformer = TypeVar("Transformer", InfinityTransformer, InfinityStarTransformer)
 
 FINE_SCALE = 256
 """Tokens from which on a scale is fine, and may be trained on some of them."""
 
 
-class Examples(Protocol):
-    """Encoded scenes to learn from.
-
-    Attributes:
-        features: [S, d, ...] what the encoder says of each scene.
-        objects: [S, ...] bool, tokens of the last scale that lie on an object.
-    """
-
-    features: Tensor
-    objects: Tensor
-
-    def __len__(self) -> int: ...
-
-    def write(self, random: np.random.Generator, index: int) -> str:
-        """What a scene shows, in words chosen anew."""
-        ...
-
-
-class PromptedModel(nn.Module, Generic[Transformer]):
+class PromptedModel(nn.Module, ABC, Generic[Transformer]):
     """Transformer and text encoder, trained together.
 
     Args:
@@ -50,37 +34,37 @@ class PromptedModel(nn.Module, Generic[Transformer]):
         self.text_encoder = build_text_encoder(len(self.words))
         self.transformer = transformer
 
-    def start_from(self, folder: Path) -> None:
-        """Takes the weights of a finished model, so that training goes on where it was packaged.
+    def load_packaged(self, folder: Path) -> None:
+        """Loads the weights of a finished model, so that training continues from it.
 
         Args:
-            folder: What `stepvar.training.pictures.package.package` wrote.
+            folder: As written by `stepvar.training.common.packaging.package`.
         """
-        self.take_text_encoder(folder / "text_encoder")
+        self.load_text_encoder(folder / "text_encoder")
         transformer = type(self.transformer).from_pretrained(
             folder / "transformer", torch_dtype=torch.float32
         )
-        self.transformer.load_state_dict(self.fit(transformer.state_dict()))
+        self.transformer.load_state_dict(self.adapt(transformer.state_dict()))
 
-    def fit(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A transformer's weights as this one takes them, which may be of another size."""
+    def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of a transformer, which may be of another size, as this one loads them."""
         return state
 
-    def take_text_encoder(self, folder: Path) -> None:
-        """Takes the weights of a text encoder that was trained before.
+    def load_text_encoder(self, folder: Path) -> None:
+        """Loads the weights of a text encoder.
 
         Args:
-            folder: What its `save_pretrained` wrote.
+            folder: As written by its `save_pretrained`.
         """
         finished = type(self.text_encoder).from_pretrained(folder, torch_dtype=torch.float32)
         self.text_encoder.load_state_dict(finished.state_dict())
 
+    @abstractmethod
     def unconditional(self, tokens: int) -> Tensor:
-        """The learned features that stand for no prompt, [tokens, E]."""
-        raise NotImplementedError
+        """The learned features that replace a dropped prompt, [tokens, E]."""
 
     def encode_text(self, prompts: Sequence[str], dropped: Sequence[bool]) -> list[Tensor]:
-        """One [T_i, E] a prompt; dropped ones are replaced by what stands for none, as guidance needs it."""
+        """Text features of each prompt, [T_i, E]; dropped ones are replaced, as guidance needs it."""
         device = next(self.text_encoder.parameters()).device
         batch = self.words(list(prompts), padding=True, return_tensors="pt").to(device)
         states = self.text_encoder(
@@ -92,7 +76,8 @@ class PromptedModel(nn.Module, Generic[Transformer]):
             for state, length, drop in zip(states, lengths, dropped, strict=True)
         ]
 
-    def losses(
+    @abstractmethod
+    def forward(
         self,
         features: Tensor,
         weights: Tensor,
@@ -115,7 +100,6 @@ class PromptedModel(nn.Module, Generic[Transformer]):
             share: Of the tokens of fine scales to run, drawn by weight.
             compiled: Whether torch.compile fuses the blocks.
         """
-        raise NotImplementedError
 
 
 def draw_tokens(weights: Tensor, share: float) -> Tensor | None:
@@ -137,9 +121,9 @@ def draw_tokens(weights: Tensor, share: float) -> Tensor | None:
     return keys.topk(max(round(share * count), 1), dim=1).indices.sort(dim=1).values
 
 
-def weigh_kept(weights: Sequence[Tensor], kept: Sequence[Tensor | None]) -> list[Tensor]:
-    """Weights of the tokens that run at each step: those drawn by their weight weigh alike."""
+def loss_weights(weights: Sequence[Tensor], drawn: Sequence[Tensor | None]) -> list[Tensor]:
+    """Weights in the loss of the tokens that run at each step: equal where they were drawn by weight."""
     return [
         weight if chosen is None else torch.ones_like(weight[:, : chosen.shape[1]])
-        for weight, chosen in zip(weights, kept, strict=True)
+        for weight, chosen in zip(weights, drawn, strict=True)
     ]

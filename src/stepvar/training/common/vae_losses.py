@@ -1,4 +1,4 @@
-"""Losses of the embedded tokenizer: what makes it see texture, and what keeps its bits alive.
+"""Losses of the VAEs: terms for texture and edges, and terms that keep the bits in use.
 
 Pictures are float32 ``[B, 3, H, W]`` in [-1, 1]; every loss is a scalar.
 """
@@ -42,7 +42,7 @@ def frequency_loss(picture: Tensor, target: Tensor, offset: tuple[int, int] = (0
 
 
 def commitment_loss(features: Tensor, latent: Tensor) -> Tensor:
-    """Mean squared distance of the features from what the codes can say about them."""
+    """Mean squared distance of the features from the sum of their codes."""
     return functional.mse_loss(features, latent.detach())
 
 
@@ -52,7 +52,7 @@ def entropy_loss(residuals: Sequence[Tensor]) -> Tensor:
     The sign is softened, so that gradients reach bits that always come out the same.
 
     Args:
-        residuals: per scale, what was quantised, float32 ``[B, d, h, w]``.
+        residuals: per scale, the input of the quantiser, float32 ``[B, d, h, w]``.
     """
     entropies = []
     for residual in residuals:

@@ -1,11 +1,15 @@
-"""Training of an embedded tokenizer, of pictures or of videos, within a budget of minutes."""
+"""Training of a VAE of pictures or of videos, within a budget of minutes.
+
+A part of every batch decodes only the first scales and is compared with the picture at the resolution that
+these scales stand for. So coarse scales carry layout and colour, and the last ones carry texture and edges.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -14,10 +18,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from stepvar.training.pictures.crops import to_signed
-from stepvar.training.precision import mixed_precision
-from stepvar.training.run import TrainingRun, update_ema
-from stepvar.training.vae_losses import (
+from stepvar.models.infinity.vae import InfinityVAE
+from stepvar.models.infinitystar.vae import InfinityStarVAE
+from stepvar.training.common.crops import to_signed
+from stepvar.training.common.precision import mixed_precision
+from stepvar.training.common.run import Stateful, TrainingRun, update_ema
+from stepvar.training.common.vae_losses import (
     bit_entropy,
     commitment_loss,
     entropy_loss,
@@ -28,10 +34,12 @@ from stepvar.training.vae_losses import (
 logger = logging.getLogger(__name__)
 
 _EMA_DECAY = 0.999
+VAE_FOLDER = "vae"
+"""Of the averaged weights, inside of a run's folder."""
 
 
 @dataclass(frozen=True)
-class AutoencoderTraining:
+class VAETraining:
     """Settings of a run.
 
     Attributes:
@@ -42,7 +50,7 @@ class AutoencoderTraining:
         workers: Processes that render.
         batch: Crops a step while crops are small; whole pictures a step hold the same number of pixels.
         crop: Side in pixels of the crops.
-        full_share: Last part of the budget that trains on whole pictures.
+        full_share: Last part of the budget, which trains on whole pictures.
         learning_rate: Peak of AdamW.
         warmup_steps: Steps of linear rise.
         truncated_share: Part of the batch decoded from the first scales only.
@@ -51,10 +59,10 @@ class AutoencoderTraining:
         log_every: Steps between log lines.
         checkpoint_minutes: Minutes between checkpoints.
         seed: Of weights and scenes.
-        start: Folder of a finished tokenizer to go on from; empty for fresh weights.
+        start: Folder of a finished VAE to continue from; none for fresh weights.
     """
 
-    output: str = "runs/tokenizer"
+    output: Path = Path("runs/vae")
     minutes: float = 35.0
     device: str = "cpu"
     threads: int = 2
@@ -72,12 +80,12 @@ class AutoencoderTraining:
     log_every: int = 100
     checkpoint_minutes: float = 3.0
     seed: int = 0
-    start: str = ""
+    start: Path | None = None
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What one batch becomes.
+    """One batch, reconstructed.
 
     Attributes:
         pictures, targets: float32 [B, 3, side, side] in -1..1; of videos, some of their frames.
@@ -96,11 +104,11 @@ class Reconstruction:
     bits: Sequence[Tensor]
 
 
-Settings = TypeVar("Settings", bound=AutoencoderTraining)
-Model = TypeVar("Model", bound=nn.Module)
+Settings = TypeVar("Settings", bound=VAETraining)
+VAE = TypeVar("VAE", InfinityVAE, InfinityStarVAE)
 
 
-class AutoencoderTrainer(TrainingRun, Generic[Settings, Model]):
+class VAETrainer(TrainingRun[Settings], Generic[Settings, VAE]):
     """One run: the model, its moving average, the optimiser and what was reached so far.
 
     A subclass builds the model and the batches, and says how a batch is reconstructed and measured.
@@ -111,23 +119,23 @@ class AutoencoderTrainer(TrainingRun, Generic[Settings, Model]):
     """
 
     def __init__(self, settings: Settings, canvas: int) -> None:
-        super().__init__(Path(settings.output), settings, settings.minutes, torch.device(settings.device))
+        super().__init__(settings.output, settings, settings.minutes, torch.device(settings.device))
         torch.set_num_threads(settings.threads)
         torch.manual_seed(settings.seed)
         self.canvas = canvas
         self.model, self.average = (self.build().to(self.device) for _ in range(2))
         self.average.load_state_dict(self.model.state_dict())
         self.average.eval().requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(
+        self.optimiser = torch.optim.AdamW(
             self.model.parameters(), settings.learning_rate, betas=(0.9, 0.98), weight_decay=1e-4, fused=True
         )
         self.resume()
 
-    def build(self) -> Model:
-        """The model that training starts from."""
+    def build(self) -> VAE:
+        """The VAE that training starts from."""
         raise NotImplementedError
 
-    def batches(self, batch: int, side: int, seed: int) -> Iterator[Tensor]:
+    def crops(self, batch: int, side: int, seed: int) -> Iterator[Tensor]:
         """Endless batches of bytes, [batch, 3, ..., side, side]."""
         raise NotImplementedError
 
@@ -136,14 +144,14 @@ class AutoencoderTrainer(TrainingRun, Generic[Settings, Model]):
         raise NotImplementedError
 
     def evaluate(self) -> tuple[dict[str, Any], Tensor]:
-        """Measures of the averaged model, and a sheet of pictures to look at, uint8 [rows, columns, 3]."""
+        """Measures of the averaged VAE, and a sheet of pictures to inspect, uint8 [rows, columns, 3]."""
         raise NotImplementedError
 
-    def parts(self) -> dict[str, Any]:
-        return {"model": self.model, "average": self.average, "optimizer": self.optimizer}
+    def parts(self) -> Mapping[str, Stateful]:
+        return {"model": self.model, "average": self.average, "adamw": self.optimiser}
 
     def run(self) -> Path:
-        """Trains until the budget is spent and returns the folder of the saved tokenizer."""
+        """Trains until the budget is spent and returns the folder of the saved VAE."""
         lines: list[dict[str, Tensor]] = []
         phase, batches = self.phase(), self._batches()
         saved, logged = self.spent, time.monotonic()
@@ -151,7 +159,7 @@ class AutoencoderTrainer(TrainingRun, Generic[Settings, Model]):
             start = time.monotonic()
             if phase != self.phase():
                 phase, batches = self.phase(), self._batches()
-                # What is logged together must be alike.
+                # A log line describes one phase.
                 lines, logged = [], time.monotonic()
             lines.append(self._train_step(to_signed(next(batches).to(self.device, non_blocking=True))))
             self.spent += time.monotonic() - start
@@ -162,7 +170,7 @@ class AutoencoderTrainer(TrainingRun, Generic[Settings, Model]):
                 self._checkpoint()
                 saved, logged = self.spent, time.monotonic()
         self._checkpoint()
-        return self.folder / "tokenizer"
+        return self.folder / VAE_FOLDER
 
     def truncated(self, batch: int) -> int:
         """How many of a batch are decoded from their first scales."""
@@ -172,7 +180,7 @@ class AutoencoderTrainer(TrainingRun, Generic[Settings, Model]):
         return whole + int((self.step * (share - whole)) % 1.0 + (share - whole) >= 1.0)
 
     def phase(self) -> tuple[int, ...]:
-        """What batches are like at this time; new ones are made when it changes. The side comes first."""
+        """Side in pixels of the present crops, and more in subclasses; a change starts new batches."""
         return (self._side(),)
 
     def _side(self) -> int:
@@ -182,7 +190,7 @@ class AutoencoderTrainer(TrainingRun, Generic[Settings, Model]):
         side = self._side()
         batch = max(1, round(self.settings.batch * self.settings.crop**2 / side**2))
         # The step is part of the seed, so that a resumed run sees new scenes.
-        return self.batches(batch, side, self.settings.seed + 1000 * self.step)
+        return self.crops(batch, side, self.settings.seed + 1000 * self.step)
 
     def _learning_rate(self) -> float:
         warm = min(1.0, (self.step + 1) / self.settings.warmup_steps)
@@ -190,15 +198,15 @@ class AutoencoderTrainer(TrainingRun, Generic[Settings, Model]):
 
     def _train_step(self, target: Tensor) -> dict[str, Tensor]:
         """Updates the weights on a batch and returns what to log."""
-        for group in self.optimizer.param_groups:
+        for group in self.optimiser.param_groups:
             group["lr"] = self._learning_rate()
         with mixed_precision(self.device):
             result = self.reconstruct(target)
         parts = self.losses(result)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimiser.zero_grad(set_to_none=True)
         parts["loss"].backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
+        self.optimiser.step()
         self.step += 1
         update_ema(self.average, self.model, self.step, _EMA_DECAY)
         seen, wanted = result.pictures[: result.whole], result.targets[: result.whole]
@@ -227,37 +235,38 @@ class AutoencoderTrainer(TrainingRun, Generic[Settings, Model]):
         return parts
 
     def _log(self, lines: list[dict[str, Tensor]], seconds_per_step: float) -> None:
-        means = {name: torch.stack([line[name] for line in lines]).mean(0).tolist() for name in lines[0]}
-        record = {
+        means = {name: torch.stack([line[name] for line in lines]).mean(0) for name in lines[0]}
+        record: dict[str, Any] = {
             "phase": list(self.phase()),
             "learning_rate": self._learning_rate(),
             "seconds_per_step": round(seconds_per_step, 3),
-            "psnr": round(psnr(means.pop("squared_error")), 2),
-            "entropy": [round(value, 3) for value in means.pop("entropy")],
-        } | {name: round(value, 4) for name, value in means.items()}
+            "psnr": round(psnr(means.pop("squared_error").item()), 2),
+            "entropy": [round(value, 3) for value in means.pop("entropy").tolist()],
+        } | {name: round(value.item(), 4) for name, value in means.items()}
         self.append(record)
         logger.info("step %d: %s", self.step, record)
 
     def _checkpoint(self) -> None:
-        """Writes the state of the run, the averaged tokenizer, its measures and a sheet of pictures."""
+        """Writes the state of the run, the averaged VAE, its measures and a sheet of pictures."""
         self.save()
-        self.average.save_pretrained(self.folder / "tokenizer")
+        self.average.save_pretrained(self.folder / VAE_FOLDER)
         measures, sheet = self.evaluate()
         Image.fromarray(sheet.numpy()).save(self.folder / f"sheet_{self.step:06d}.png")
         self.append(measures)
         logger.info("checkpoint at step %d: %s", self.step, measures)
 
 
-def keep_variance(tokenizer: nn.Module) -> None:
-    """Fresh weights for training.
+def initialise_vae(vae: nn.Module) -> None:
+    """Fresh weights that keep the variance of the signal, with small residual branches.
 
-    torch's default initialisation shrinks the signal at every convolution, which costs such a small
-    budget most of its first minutes; so variance is kept, and residual branches start small.
+    torch's default initialisation shrinks the signal at every convolution, which takes such a small budget
+    most of its first minutes to undo.
     """
-    for name, module in tokenizer.named_modules():
+    for name, module in vae.named_modules():
         if isinstance(module, (nn.Conv2d, nn.Conv3d)):
             nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
             if ".conv2." in name or ".conv_out." in name:
                 module.weight.data.mul_(0.2)
 

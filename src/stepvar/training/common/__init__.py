@@ -1,0 +1,1 @@
+"""Trainers and data handling that pictures, video and the scene network share."""

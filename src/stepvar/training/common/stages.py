@@ -1,0 +1,144 @@
+"""Stages of an embedded model's training: VAE, encoded scenes, text encoder, transformer, packaging."""
+
+from __future__ import annotations
+
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from stepvar.models.pipeline import NextScalePipeline
+from stepvar.training.common.features import SHARD, FeatureDataset
+from stepvar.training.common.packaging import load_average, package
+from stepvar.training.common.processes import show_encoding, train_in_processes
+from stepvar.training.common.prompted_model import PromptedModel
+from stepvar.training.common.run import CHECKPOINT
+from stepvar.training.common.transformer_trainer import TransformerTrainer, TransformerTraining
+
+logger = logging.getLogger(__name__)
+
+GPU_BATCH_FACTOR = 16
+"""Examples a step on a GPU, relative to those of one process on a CPU."""
+
+
+@dataclass(frozen=True)
+class ModelTraining(ABC):
+    """The training of an embedded model; every stage resumes where it stopped.
+
+    Attributes:
+        output: Folder of checkpoints, logs and encoded scenes.
+        minutes: Budget of VAE and transformer together.
+        scenes: Scenes to encode for the transformer.
+        weights: Folder of the finished model; by default "weights" in the output.
+        device: torch device; "auto" takes CUDA where it is.
+        start: A finished model whose transformer is trained further; none trains from scratch.
+        vae: A finished VAE to use instead of training one.
+        processes: Processes of the transformer's training on a CPU.
+        compiled: Whether torch.compile fuses the blocks; needs a C++ compiler on a CPU.
+    """
+
+    output: Path
+    minutes: float
+    scenes: int
+    weights: Path | None
+    device: str
+    start: Path | None
+    vae: Path | None
+    processes: int
+    compiled: bool
+
+    vae_share: ClassVar[float]
+    """Share of the minutes that the VAE gets; the transformer has the rest."""
+
+    @abstractmethod
+    def train_vae(self, folder: Path, minutes: float) -> Path:
+        """Trains a VAE; returns its folder."""
+
+    @abstractmethod
+    def encode(self, vae: Path, folder: Path, shards: int) -> Iterator[int]:
+        """Encodes training scenes; yields the number of shards done so far."""
+
+    @abstractmethod
+    def load_features(self, folder: Path) -> FeatureDataset[Any]:
+        """Reads the encoded scenes."""
+
+    @abstractmethod
+    def train_text_encoder(self, folder: Path) -> Path:
+        """Pretrains a text encoder; returns its folder."""
+
+    @abstractmethod
+    def build_model(self) -> PromptedModel[Any]:
+        """Transformer and text encoder with fresh weights."""
+
+    @abstractmethod
+    def transformer_settings(self, minutes: float) -> TransformerTraining:
+        """Settings of the transformer's training."""
+
+    @abstractmethod
+    def assemble(self, vae: Path, model: PromptedModel[Any]) -> NextScalePipeline:
+        """A pipeline of a trained model and a VAE's folder."""
+
+    @property
+    def place(self) -> str:
+        """The torch device."""
+        if self.device != "auto":
+            return self.device
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether training runs on the CPU."""
+        return self.place == "cpu"
+
+    @property
+    def batch_factor(self) -> int:
+        """Multiplies the examples of every step."""
+        return 1 if self.on_cpu else GPU_BATCH_FACTOR
+
+    def run(self) -> None:
+        """Runs all stages."""
+        minutes, vae = self.minutes, self.vae
+        if vae is None:
+            vae = self.train_vae(self.output / "vae", self.vae_share * minutes)
+            minutes *= 1.0 - self.vae_share
+        shards = -(-self.scenes // SHARD)
+        show_encoding(self.encode(vae, self.output / "features", shards), shards)
+        text = None if self.start is not None else self.train_text_encoder(self.output / "text_encoder")
+        make = partial(self.build_trainer, minutes, text)
+        train_in_processes(make, self.processes if self.on_cpu else 1, self.output)
+        model = self.build_model()
+        load_average(model, self._folder / CHECKPOINT)
+        folder = self.weights or self.output / "weights"
+        size = package(self.assemble(vae, model), folder)
+        logger.info("the model is in %s: %.1f MB", folder, size / 1e6)
+
+    def build_trainer(self, minutes: float, text: Path | None) -> TransformerTrainer:
+        """The transformer's trainer; called in every process that trains it.
+
+        Args:
+            minutes: Its budget.
+            text: Folder of a pretrained text encoder.
+        """
+        settings = self.transformer_settings(minutes)
+        torch.manual_seed(settings.seed)
+        model = self.build_model().to(self.place)
+        if self.start is not None:
+            model.load_packaged(self.start)
+        if text is not None:
+            model.load_text_encoder(text)
+        return TransformerTrainer(model, self.load_features(self.output / "features"), self._folder, settings)
+
+    @property
+    def _folder(self) -> Path:
+        return self.output / "transformer"
+
+
+def cores() -> int:
+    """Processor cores of this machine."""
+    return os.cpu_count() or 1
