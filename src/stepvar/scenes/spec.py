@@ -119,7 +119,7 @@ class SceneSpec:
 
 
 def _choose_held_out() -> frozenset[Combination]:
-    """Take the tenth of all combinations with the smallest digest: the same in every version, yet without a pattern."""
+    """Take the tenth of all combinations with the smallest digest: always the same, yet without a pattern."""
     combinations = list(product(SHAPES, COLOURS, TEXTURES))
     ranked = sorted(combinations, key=lambda parts: hashlib.sha256("/".join(parts).encode()).digest())
     return frozenset(ranked[: round(_HELD_OUT_SHARE * len(combinations))])

@@ -33,9 +33,7 @@ class MovingObject:
         if self.motion not in MOTIONS:
             raise ValueError(f"There is no motion '{self.motion}'; there are {', '.join(MOTIONS)}.")
         if self.group.count != 1 or self.group.size is not None:
-            raise ValueError(
-                f"A moving object must be single and name no size; got {self.group.count} and {self.group.size!r}."
-            )
+            raise ValueError(f"A moving object must be single and without a size, not {self.group}.")
 
 
 @dataclass(frozen=True)

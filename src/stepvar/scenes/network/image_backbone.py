@@ -1,8 +1,8 @@
 """Image backbone: a small convolutional network for the objects of a scene and their attributes.
 
-Every cell of a map of stride 16 predicts whether an object is centred on it, and the shape, colour, texture and
-size of the object that it lies on. Attributes are thus tied to objects, which a single vector for the whole
-picture would have to learn with many more pictures.
+Every cell of a map of stride 16 predicts whether an object is centred on it, and the shape, colour, texture
+and size of the object that it lies on. Attributes are thus tied to objects, which a single vector for the
+whole picture would have to learn with many more pictures.
 
 Source: objects as peaks of a map as in Zhou et al., "Objects as Points", arXiv 1904.07850; attributes learned
 on all cells near a centre as in Tian et al., "FCOS", arXiv 1904.01355.
