@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 import stepvar
-from stepvar.checkpoints.weights import CheckpointError
+from stepvar.checkpoints.errors import CheckpointError
 from stepvar.models import MODELS
 from stepvar.models.pipeline import NextScalePipeline
 from stepvar.models.registry import TEXT_ENCODERS, model_of

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from stepvar.checkpoints.weights import CheckpointError
+from stepvar.checkpoints.errors import CheckpointError
 from stepvar.models.common.t5 import (
     UnknownWordError,
     closest_words,

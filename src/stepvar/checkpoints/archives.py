@@ -19,7 +19,8 @@ _LEGACY_PICKLES = 5
 
 _ALLOWED = re.compile(
     r"collections (OrderedDict|Counter|defaultdict)"
-    r"|torch\._utils _rebuild_(tensor|tensor_v2|tensor_v3|parameter|parameter_with_state|sparse_tensor|qtensor)"
+    r"|torch\._utils _rebuild_(tensor|tensor_v2|tensor_v3|sparse_tensor|qtensor)"
+    r"|torch\._utils _rebuild_(parameter|parameter_with_state)"
     r"|torch\.serialization _get_layout"
     r"|torch (Size|device|Tensor|\w+Storage|per_\w+)"
     r"|torch (u?int\d+|b?float\d+\w*|complex\d+|bool|q?u?int\d+|double|half|long|short)"
@@ -74,9 +75,10 @@ def _require_tensors_only(file: Path, stream: BinaryIO, pickles: int) -> None:
             for opcode, argument, _place in pickletools.genops(stream):
                 # Only these two name something by themselves; torch refuses what builds names on a stack.
                 if opcode.name in ("GLOBAL", "INST") and not _ALLOWED.fullmatch(str(argument)):
+                    name = str(argument).replace(" ", ".")
                     raise CheckpointError(
-                        f"'{file}' contains Python code or objects ({str(argument).replace(' ', '.')}), which "
-                        "were not executed; give a file with nothing but tensors, best .safetensors."
+                        f"'{file}' contains Python code or objects ({name}), which were "
+                        "not executed; give a file with nothing but tensors, best .safetensors."
                     )
     except CheckpointError:
         raise

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 
+from stepvar.checkpoints.errors import CheckpointError
 from stepvar.checkpoints.folders import save_text_side, write_index
-from stepvar.checkpoints.weights import CheckpointError
+from stepvar.checkpoints.layouts import mapped_weights
 from stepvar.files import staged_folder
 
 if TYPE_CHECKING:
@@ -53,6 +55,16 @@ class TextSide:
                 f"give the one it was trained with, {self.published} for the published weights."
             )
         return save_text_side(encoder, tokenizer, folder, suffix)
+
+
+@contextmanager
+def _new_folder(output: PathLike) -> Iterator[Path]:
+    """`staged_folder`, whose refusal of a folder that exists is an error of the conversion."""
+    path = Path(output).expanduser()
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise CheckpointError(f"'{path}' exists already; give the name of a new folder.")
+    with staged_folder(path) as folder:
+        yield folder
 
 
 @dataclass(frozen=True)
@@ -114,7 +126,7 @@ class Conversion:
     ) -> Path:
         """The same, with arguments of the pipeline's constructor that follow from the transformer."""
         encoders = self._encoders(text_encoder)
-        with staged_folder(output_dir) as folder:
+        with mapped_weights(), _new_folder(output_dir) as folder:
             # Without a change of format nothing is read yet, so a wrong pair is refused at once.
             tokenizer = self.load_vae(tokenizer_path)
             told = self.told_by_tokenizer(tokenizer)

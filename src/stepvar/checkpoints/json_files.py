@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ CONFIG_BYTES = 4 << 20
 INDEX_BYTES = 64 << 20
 """Largest index of shards: a line for each of 500,000 tensors."""
 
-_LARGEST_INTEGER = 2**53
+_MOST_DIGITS = 40
+"""Of an integer; tokenizers write 10^30 for "no limit"."""
 
 
 def read_json(file: Path, kind: str = "configuration", largest: int = CONFIG_BYTES) -> dict[str, Any]:
@@ -40,7 +42,7 @@ def read_json(file: Path, kind: str = "configuration", largest: int = CONFIG_BYT
     except OSError as error:
         raise CheckpointError(f"'{file}' cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error).rstrip(".")
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error).rstrip(".")
         raise CheckpointError(f"'{file}' is not a readable {kind} ({reason}); fetch it again.") from error
     if not isinstance(content, dict):
         raise CheckpointError(
@@ -53,16 +55,26 @@ def parse_json(text: str) -> Any:
     """Parses JSON strictly.
 
     Raises:
-        ValueError: When it is not JSON, has a key twice, or a number that is not finite or beyond 2^53.
+        ValueError: When it is not JSON, has a key twice, or a number that is not finite or too long.
         RecursionError: When it is nested too deeply.
     """
-    return json.loads(
-        text,
-        object_pairs_hook=_unique_keys,
-        parse_constant=_refuse_constant,
-        parse_float=_finite_float,
-        parse_int=_bounded_integer,
-    )
+    content = json.loads(text, object_pairs_hook=_unique_keys, parse_int=_bounded_integer)
+    for name, value in _numbers(content, "the value"):
+        if not math.isfinite(value):
+            raise ValueError(f"{name} is {value}, not a finite number")
+    return content
+
+
+def _numbers(content: Any, name: str) -> Iterator[tuple[str, float]]:
+    """Every fraction in a document, with the key that leads to it."""
+    if isinstance(content, float):
+        yield name, content
+    elif isinstance(content, dict):
+        for key, value in content.items():
+            yield from _numbers(value, key)
+    elif isinstance(content, list):
+        for value in content:
+            yield from _numbers(value, name)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -74,19 +86,8 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a finite number")
-
-
-def _finite_float(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is not a finite number")
-    return value
-
-
 def _bounded_integer(text: str) -> int:
-    # The digits are counted first: converting millions of them takes minutes.
-    if len(text) > 20 or abs(int(text)) > _LARGEST_INTEGER:
+    # Converting millions of digits takes minutes.
+    if len(text) > _MOST_DIGITS:
         raise ValueError(f"the number {text[:20]}... is too large")
     return int(text)

@@ -12,15 +12,9 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
-from stepvar.checkpoints.weights import (
-    Checkpoint,
-    Routes,
-    TensorMap,
-    build_empty,
-    fill,
-    require_same_layout,
-    saved_config,
-)
+from stepvar.checkpoints.layouts import build_empty, build_saved, fill, require_same_layout, saved_config
+from stepvar.checkpoints.weights import Checkpoint, TensorMap
+from stepvar.checkpoints.wrappers import Routes
 
 Transformer = TypeVar("Transformer", bound=ModelMixin)
 
@@ -88,10 +82,9 @@ class OfficialFormat(Generic[Transformer]):
         path = Path(path).expanduser()
         source = f"'{path}'"
         checkpoint = Checkpoint.open(path, self.routes)
-        config = saved_config(path, self.kind.__name__)
+        config = saved_config(path, self.kind)
         if config is not None:
-            transformer = build_empty(self.kind, config, source)
-            require_same_layout(checkpoint.layout, transformer.state_dict(), source)
+            transformer = build_saved(self.kind, checkpoint, config)
             fill(transformer, checkpoint, dtype=dtype, device=device)
             return transformer.eval()
         state = dict(checkpoint.layout)

@@ -49,7 +49,9 @@ def _require_below(path: Path, roots: list[Path]) -> None:
     try:
         target = path.resolve()
     except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"'{path}' is a link that leads nowhere; give a folder of plain files.") from error
+        raise CheckpointError(
+            f"'{path}' is a link that leads nowhere; give a folder of plain files."
+        ) from error
     if not any(target.is_relative_to(root) for root in roots):
         raise CheckpointError(
             f"'{path}' is a link to a place outside its folder; do not trust it, or copy the file there."

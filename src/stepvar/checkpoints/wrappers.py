@@ -91,7 +91,8 @@ def _strippings(names: Sequence[str]) -> Iterator[tuple[str, Any]]:
     inner = [_without(name, _INNER) for name in names]
     # A wrapped wrapper: DDP around a compiled model, in a trainer's own module.
     for _ in range(_DEPTH):
-        prefix = next((entry for entry in _OUTER if inner and all(name.startswith(entry) for name in inner)), None)
+        shared = (entry for entry in _OUTER if all(name.startswith(entry) for name in inner))
+        prefix = next(shared, None) if inner else None
         if prefix is None:
             return
         yield prefix, lambda name, prefix=prefix: name.removeprefix(prefix)

@@ -158,7 +158,7 @@ def _open_folder(folder: Path, index: Mapping[str, Any], dtype: torch.dtype) -> 
     Raises:
         InputError, CheckpointError: When something is missing, damaged, executable, or of another model.
     """
-    from stepvar.checkpoints.weights import CheckpointError
+    from stepvar.checkpoints.errors import CheckpointError
     from stepvar.models.registry import TEXT_ENCODERS
     from stepvar.models.spec import load_reference
 
@@ -240,7 +240,8 @@ def _check_part(folder: Path, name: str, entry: Any) -> str | None:
 
 def _check_our_part(path: Path, library: str, kind: str) -> None:
     """Checks names, shapes and formats of a component's weights against its configuration."""
-    from stepvar.checkpoints.weights import Checkpoint, build_empty, require_same_layout, saved_config
+    from stepvar.checkpoints.layouts import build_empty, require_same_layout, saved_config
+    from stepvar.checkpoints.weights import Checkpoint
 
     try:
         found = getattr(import_module(library), kind)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stepvar.checkpoints.weights import CheckpointError
+from stepvar.checkpoints.errors import CheckpointError
 from stepvar.conformance.case import Case, CaseError
 from stepvar.conformance.report import CaseReport
 from stepvar.models import MODELS

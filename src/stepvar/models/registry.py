@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepvar.checkpoints.weights import Checkpoint, CheckpointError, name_architecture
+from stepvar.checkpoints.errors import CheckpointError
+from stepvar.checkpoints.weights import Checkpoint
 from stepvar.models import MODELS, find_spec
+from stepvar.models.common.architectures import name_architecture
 from stepvar.models.spec import ModelSpec, Reference, load_reference
 
 if TYPE_CHECKING:

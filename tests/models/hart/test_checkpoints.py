@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stepvar.checkpoints.weights import CheckpointError
+from stepvar.checkpoints.errors import CheckpointError
 from stepvar.models.common.vq_vae_checkpoints import (
     infer_vae_config,
     vae_from_official,

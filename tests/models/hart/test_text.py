@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import Qwen2VLConfig, Qwen2VLModel, T5Config, T5EncoderModel
 
-from stepvar.checkpoints.weights import CheckpointError
+from stepvar.checkpoints.errors import CheckpointError
 from stepvar.models.hart.text import (
     SYSTEM_PROMPT,
     ContextFeatures,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from stepvar.checkpoints.weights import CheckpointError
+from stepvar.checkpoints.errors import CheckpointError
 from stepvar.models.infinitystar import checkpoints
 from stepvar.models.infinitystar.checkpoints import (
     from_official,

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stepvar import VARPipeline, convert
-from stepvar.checkpoints.weights import CheckpointError
+from stepvar.checkpoints.errors import CheckpointError
 from stepvar.models.common.vq_vae_checkpoints import vae_to_official
 from stepvar.models.var.checkpoints import FORMAT, load_transformer, read_labels
 from stepvar.models.var.official import DERIVED, infer_config, published_config, rename, to_official

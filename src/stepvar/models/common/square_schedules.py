@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from stepvar.checkpoints.weights import CheckpointError
+from stepvar.checkpoints.errors import CheckpointError
 
 SIDES_BY_PIXELS: dict[int, tuple[int, ...]] = {
     256: (1, 2, 3, 4, 5, 6, 8, 10, 13, 16),

@@ -17,7 +17,8 @@ from tokenizers.models import WordLevel
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from stepvar.checkpoints.weights import CheckpointError, first_line, transformers_folder
+from stepvar.checkpoints import transformers_models
+from stepvar.checkpoints.transformers_models import GENERIC_TOKENIZERS, load_text_model, transformers_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -150,30 +151,7 @@ def load_text_encoder(
     Raises:
         CheckpointError: When the folder holds no T5 that can be read.
     """
-    from transformers import AutoConfig, T5EncoderModel
-
-    path = transformers_folder(path, "flan-t5-xl")
-    try:
-        kind = AutoConfig.from_pretrained(path, local_files_only=True).model_type
-        if kind == "t5":
-            encoder, report = T5EncoderModel.from_pretrained(
-                path, torch_dtype=dtype, local_files_only=True, output_loading_info=True
-            )
-    except Exception as error:  # transformers raises almost any type for a damaged folder
-        raise CheckpointError(
-            f"The text encoder in '{path}' cannot be loaded ({first_line(error)}); fetch it again."
-        ) from error
-    if kind != "t5":
-        raise CheckpointError(
-            f"'{path}' holds a model of type {kind!r}, not T5; give the folder of flan-t5-xl."
-        )
-    if report["missing_keys"]:
-        # transformers would go on with random numbers in their place.
-        lost = sorted(report["missing_keys"])
-        raise CheckpointError(
-            f"The text encoder in '{path}' lacks {len(lost)} weights, e.g. {lost[0]}; fetch it again."
-        )
-    return encoder.to(device).eval()
+    return load_text_model(path, {"t5": "T5EncoderModel"}, "flan-t5-xl", dtype, device)
 
 
 def load_text_tokenizer(path: str | os.PathLike[str], max_length: int = 512) -> PreTrainedTokenizerBase:
@@ -186,15 +164,8 @@ def load_text_tokenizer(path: str | os.PathLike[str], max_length: int = 512) -> 
     Raises:
         CheckpointError: When the folder holds no tokenizer that can be read.
     """
-    from transformers import AutoTokenizer
-
-    path = transformers_folder(path, "flan-t5-xl")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, legacy=True, local_files_only=True)
-    except Exception as error:  # as above
-        raise CheckpointError(
-            f"The text tokenizer in '{path}' cannot be loaded ({first_line(error)}); give a folder with a "
-            "tokenizer.json, or install sentencepiece and protobuf."
-        ) from error
+    folder = transformers_folder(path, "flan-t5-xl")
+    classes = (*GENERIC_TOKENIZERS, "T5Tokenizer", "T5TokenizerFast")
+    tokenizer = transformers_models.load_text_tokenizer(folder, classes, "flan-t5-xl", legacy=True)
     tokenizer.model_max_length = max_length
     return tokenizer

@@ -15,16 +15,10 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
-from stepvar.checkpoints.weights import (
-    Checkpoint,
-    CheckpointError,
-    TensorMap,
-    build_empty,
-    fill,
-    name_architecture,
-    require_same_layout,
-    saved_config,
-)
+from stepvar.checkpoints.errors import CheckpointError
+from stepvar.checkpoints.layouts import build_empty, build_saved, fill, require_same_layout, saved_config
+from stepvar.checkpoints.weights import Checkpoint, TensorMap
+from stepvar.models.common.architectures import name_architecture
 from stepvar.models.common.vector_quantizer import official_quantizer_keys
 from stepvar.models.common.vq_vae import VectorQuantizedVAE
 
@@ -151,10 +145,9 @@ def load_vq_vae(
     path = Path(path).expanduser()
     source = f"'{path}'"
     checkpoint = Checkpoint.open(path, VAE_ROUTES)
-    config = saved_config(path, kind.__name__)
+    config = saved_config(path, kind)
     if config is not None:
-        tokenizer = build_empty(kind, config, source)
-        require_same_layout(checkpoint.layout, tokenizer.state_dict(), source)
+        tokenizer = build_saved(kind, checkpoint, config)
         fill(tokenizer, checkpoint, dtype=dtype, device=device)
         return tokenizer.eval()
 

@@ -15,8 +15,10 @@ from typing import Any
 import torch
 
 from stepvar.checkpoints.conversion import Conversion, TextSide
+from stepvar.checkpoints.errors import CheckpointError
+from stepvar.checkpoints.layouts import saved_config
 from stepvar.checkpoints.official import OfficialFormat
-from stepvar.checkpoints.weights import Checkpoint, CheckpointError, saved_config
+from stepvar.checkpoints.weights import Checkpoint
 from stepvar.models.common import vq_vae_checkpoints as vector_checkpoints
 from stepvar.models.common.square_schedules import LEVELS
 from stepvar.models.hart.official import infer_config, is_optional, rename, to_official
@@ -121,7 +123,7 @@ def load_vae(
     source = f"'{path}'"
     prefix = "vae." if any(key.startswith("vae.") for key in Checkpoint.open(path).layout) else ""
     tokenizer = vector_checkpoints.load_vq_vae(HARTVAE, path, dtype, device, prefix)
-    if saved_config(path, HARTVAE.__name__) is None:
+    if saved_config(path, HARTVAE) is None:
         told = official_config(path) or {}
         expected = {theirs: tokenizer.config[ours] for theirs, ours in _VAE_FIELDS.items()}
         expected |= {"quant_resi": 0.5, "quantizer_type": "var_hybrid"}

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepvar.checkpoints.weights import CheckpointError, TensorMap, name_architecture
+from stepvar.checkpoints.errors import CheckpointError
+from stepvar.checkpoints.weights import TensorMap
+from stepvar.models.common.architectures import name_architecture
 from stepvar.models.common.square_schedules import LEVELS, SIDES_BY_PIXELS, shape_of
 from stepvar.models.hart.diffusion import SINUSOID_CHANNELS
 from stepvar.models.hart.transformer import gated_width

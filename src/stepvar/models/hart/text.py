@@ -6,7 +6,6 @@ language model only encodes; it never writes. Letters: T context tokens, E chann
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -16,7 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from stepvar.checkpoints.weights import CheckpointError, first_line, transformers_folder
+from stepvar.checkpoints import transformers_models
+from stepvar.checkpoints.transformers_models import GENERIC_TOKENIZERS, load_text_model, transformers_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,8 +38,8 @@ SYSTEM_PROMPT = (
 HAN Lab)."""
 
 _SHOWN_CHARACTERS = 200
-_GENERIC_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
-_MODEL_TYPES = ("qwen2", "qwen2_vl", "qwen2_vl_text")
+_MODELS = {"qwen2": "Qwen2Model", "qwen2_vl": "Qwen2VLTextModel", "qwen2_vl_text": "Qwen2VLTextModel"}
+"""Types of language models -> their class, without the head that writes and the half that sees."""
 
 
 @dataclass(frozen=True)
@@ -179,30 +179,7 @@ def load_text_encoder(
     Raises:
         CheckpointError: When the folder holds no such model that can be read.
     """
-    from transformers import AutoConfig, AutoModel
-
-    path = transformers_folder(path, "Qwen2-VL-1.5B-Instruct")
-    try:
-        kind = AutoConfig.from_pretrained(path, local_files_only=True).model_type
-        if kind in _MODEL_TYPES:
-            model, report = AutoModel.from_pretrained(
-                path, torch_dtype=dtype or "auto", local_files_only=True, output_loading_info=True
-            )
-    except Exception as error:  # transformers raises almost any type for a damaged folder
-        raise CheckpointError(
-            f"The text encoder in '{path}' cannot be loaded ({first_line(error)}); fetch it again."
-        ) from error
-    if kind not in _MODEL_TYPES:
-        raise CheckpointError(
-            f"'{path}' holds a model of type {kind!r}, not Qwen2; give the folder of Qwen2-VL-1.5B-Instruct."
-        )
-    if report["missing_keys"]:
-        # transformers would go on with random numbers in their place.
-        lost = sorted(report["missing_keys"])
-        raise CheckpointError(
-            f"The text encoder in '{path}' lacks {len(lost)} weights, e.g. {lost[0]}; fetch it again."
-        )
-    return getattr(model, "language_model", model).to(device).eval()
+    return load_text_model(path, _MODELS, "Qwen2-VL-1.5B-Instruct", dtype, device)
 
 
 def load_text_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
@@ -211,16 +188,6 @@ def load_text_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase
     Raises:
         CheckpointError: When the folder holds no tokenizer that can be read.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    path = transformers_folder(path, "Qwen2-VL-1.5B-Instruct")
-    try:
-        named = json.loads((path / "tokenizer_config.json").read_text("utf-8")).get("tokenizer_class")
-        # transformers 5 would take Qwen2's own class for any tokenizer beside a Qwen2 model.
-        kind = PreTrainedTokenizerFast if named in _GENERIC_TOKENIZERS else AutoTokenizer
-        return kind.from_pretrained(path, local_files_only=True)
-    except Exception as error:  # as above
-        raise CheckpointError(
-            f"The text tokenizer in '{path}' cannot be loaded ({first_line(error)}); give a folder with a "
-            "tokenizer.json."
-        ) from error
+    folder = transformers_folder(path, "Qwen2-VL-1.5B-Instruct")
+    classes = (*GENERIC_TOKENIZERS, "Qwen2Tokenizer", "Qwen2TokenizerFast")
+    return transformers_models.load_text_tokenizer(folder, classes, "Qwen2-VL-1.5B-Instruct")

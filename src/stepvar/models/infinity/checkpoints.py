@@ -14,15 +14,9 @@ import torch
 from torch import Tensor
 
 from stepvar.checkpoints.conversion import Conversion, TextSide
-from stepvar.checkpoints.weights import (
-    Checkpoint,
-    CheckpointError,
-    TensorMap,
-    build_empty,
-    fill,
-    require_same_layout,
-    saved_config,
-)
+from stepvar.checkpoints.errors import CheckpointError
+from stepvar.checkpoints.layouts import build_empty, build_saved, fill, require_same_layout, saved_config
+from stepvar.checkpoints.weights import Checkpoint, TensorMap
 from stepvar.models.common.t5 import load_text_encoder, load_text_tokenizer
 from stepvar.models.infinity.official import (
     BUDGETS_BY_PIXELS,
@@ -173,7 +167,7 @@ def load_transformer(
     path = Path(path).expanduser()
     source = f"'{path}'"
     checkpoint = Checkpoint.open(path, _TRANSFORMER_ROUTES)
-    config = saved_config(path, InfinityTransformer.__name__)
+    config = saved_config(path, InfinityTransformer)
     rename: Callable[[TensorMap], TensorMap] = dict
     if config is None:
         config = infer_config(checkpoint.layout, source)
@@ -182,8 +176,7 @@ def load_transformer(
         transformer = build_empty(InfinityTransformer, config, source)
         rename = partial(_rename, _check_official(checkpoint.layout, transformer, source), source)
     else:
-        transformer = build_empty(InfinityTransformer, config, source)
-        require_same_layout(checkpoint.layout, transformer.state_dict(), source)
+        transformer = build_saved(InfinityTransformer, checkpoint, config)
     fill(transformer, checkpoint, rename, dtype, device)
     return transformer.eval()
 
@@ -212,12 +205,12 @@ def load_vae(
     path = Path(path).expanduser()
     source = f"'{path}'"
     checkpoint = Checkpoint.open(path, _VAE_ROUTES)
-    config = saved_config(path, InfinityVAE.__name__)
+    config = saved_config(path, InfinityVAE)
     if config is None:
         refuse_others(checkpoint.layout, VAES, source)
     layout = _vae_part(checkpoint.layout)
     config = config or infer_vae_config(layout, source)
-    tokenizer = build_empty(InfinityVAE, config, source)
+    tokenizer = build_empty(InfinityVAE, config, source, layout)
     bits = tokenizer.config.codebook_dim
     if vae_type is not None and bits != vae_type:
         raise CheckpointError(

@@ -17,15 +17,9 @@ import torch
 from torch import Tensor
 
 from stepvar.checkpoints.conversion import Conversion, TextSide
-from stepvar.checkpoints.weights import (
-    Checkpoint,
-    CheckpointError,
-    TensorMap,
-    build_empty,
-    fill,
-    require_same_layout,
-    saved_config,
-)
+from stepvar.checkpoints.errors import CheckpointError
+from stepvar.checkpoints.layouts import build_empty, build_saved, fill, require_same_layout, saved_config
+from stepvar.checkpoints.weights import Checkpoint, TensorMap
 from stepvar.models.common.t5 import load_text_encoder, load_text_tokenizer
 from stepvar.models.infinitystar.official import (
     UNUSED,
@@ -154,7 +148,7 @@ def load_transformer(
     if resolution is not None and resolution not in PUBLISHED:
         raise ValueError(f"Unknown resolution {resolution!r}; known are {', '.join(PUBLISHED)}.")
     checkpoint = Checkpoint.open(path, _TRANSFORMER_ROUTES)
-    config = saved_config(path, InfinityStarTransformer.__name__)
+    config = saved_config(path, InfinityStarTransformer)
     rename: Callable[[TensorMap], TensorMap] = dict
     if config is None:
         config = infer_config(checkpoint.layout, source)
@@ -164,8 +158,7 @@ def load_transformer(
     else:
         if resolution is not None:
             config["resolution"] = _changed_resolution(config, resolution, source)
-        transformer = build_empty(InfinityStarTransformer, config, source)
-        require_same_layout(checkpoint.layout, transformer.state_dict(), source)
+        transformer = build_saved(InfinityStarTransformer, checkpoint, config)
     fill(transformer, checkpoint, rename, dtype, device)
     return transformer.eval()
 
@@ -219,9 +212,9 @@ def load_vae(
     path = Path(path).expanduser()
     source = f"'{path}'"
     checkpoint = Checkpoint.open(path, _VAE_ROUTES)
-    config = saved_config(path, InfinityStarVAE.__name__)
+    config = saved_config(path, InfinityStarVAE)
     config = config or infer_vae_config(checkpoint.layout, source)
-    tokenizer = build_empty(InfinityStarVAE, config, source)
+    tokenizer = build_empty(InfinityStarVAE, config, source, checkpoint.layout)
     expected = tokenizer.state_dict()
     require_same_layout(_own_part(checkpoint.layout, expected), expected, source)
     fill(tokenizer, checkpoint, lambda state: _own_part(state, expected), dtype, device)

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepvar.checkpoints.weights import CheckpointError, TensorMap, name_architecture
+from stepvar.checkpoints.errors import CheckpointError
+from stepvar.checkpoints.weights import TensorMap
+from stepvar.models.common.architectures import name_architecture
 from stepvar.models.infinitystar.schedules import PUBLISHED
 
 _TOP_KEYS = {

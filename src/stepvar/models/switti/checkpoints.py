@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from stepvar.checkpoints.conversion import Conversion, TextSide
+from stepvar.checkpoints.errors import CheckpointError
 from stepvar.checkpoints.official import OfficialFormat
-from stepvar.checkpoints.weights import CheckpointError
 from stepvar.models.common.square_schedules import LEVELS
 from stepvar.models.common.vq_vae_checkpoints import check_pair, load_vq_vae
 from stepvar.models.switti.official import DERIVED, MASK, infer_config, rename, to_official

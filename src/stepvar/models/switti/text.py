@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from stepvar.checkpoints.weights import CheckpointError
+from stepvar.checkpoints import transformers_models
+from stepvar.checkpoints.transformers_models import GENERIC_TOKENIZERS, load_text_model
 from stepvar.models.switti.session import TextFeatures
 
 if TYPE_CHECKING:
-    from transformers import CLIPTextModel, PreTrainedTokenizerBase
+    from transformers import CLIPTextModel, PreTrainedModel, PreTrainedTokenizerBase
 
 _SHOWN_CHARACTERS = 200
 
@@ -103,33 +104,20 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, max_length: int) 
 
 
 def load_text_encoder(
-    path: str | os.PathLike[str], dtype: torch.dtype | str = "auto", device: torch.device | str | None = None
-) -> CLIPTextModel:
+    path: str | os.PathLike[str], dtype: torch.dtype | None = None, device: torch.device | str | None = None
+) -> PreTrainedModel:
     """Loads the text half of a CLIP folder.
 
     Args:
         path: A local transformers folder, of openai/clip-vit-large-patch14 for example.
-        dtype: Number format; "auto" is the file's.
+        dtype: Number format; None keeps the file's.
         device: Where the weights go; None is the CPU.
 
     Raises:
         CheckpointError: When the folder holds no CLIP that can be read.
     """
-    from transformers import CLIPTextModel
-
-    try:
-        encoder, report = CLIPTextModel.from_pretrained(
-            path, torch_dtype=dtype, local_files_only=True, output_loading_info=True
-        )
-    except Exception as error:  # transformers raises almost any type for a damaged folder
-        raise _unreadable("text encoder", path, error) from error
-    if report["missing_keys"]:
-        # transformers would go on with random numbers in their place.
-        lost = sorted(report["missing_keys"])
-        raise CheckpointError(
-            f"The text encoder in '{path}' lacks {len(lost)} weights, e.g. {lost[0]}; fetch it again."
-        )
-    return encoder.to(device).eval()
+    kinds = {"clip": "CLIPTextModel", "clip_text_model": "CLIPTextModel"}
+    return load_text_model(path, kinds, "clip-vit-large-patch14", dtype, device)
 
 
 def load_text_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
@@ -138,17 +126,5 @@ def load_text_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase
     Raises:
         CheckpointError: When the folder holds no tokenizer that can be read.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except Exception as error:  # as above
-        raise _unreadable("text tokenizer", path, error) from error
-
-
-def _unreadable(what: str, path: str | os.PathLike[str], error: Exception) -> CheckpointError:
-    reason = str(error).strip().partition("\n")[0].rstrip(".")
-    return CheckpointError(
-        f"The {what} in '{path}' cannot be loaded ({reason}); "
-        "give a folder of CLIP such as clip-vit-large-patch14."
-    )
+    classes = (*GENERIC_TOKENIZERS, "CLIPTokenizer", "CLIPTokenizerFast")
+    return transformers_models.load_text_tokenizer(path, classes, "clip-vit-large-patch14")

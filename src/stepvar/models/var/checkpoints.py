@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from stepvar.checkpoints.conversion import Conversion
+from stepvar.checkpoints.errors import CheckpointError
 from stepvar.checkpoints.official import OfficialFormat
-from stepvar.checkpoints.weights import CheckpointError
 from stepvar.models.common.square_schedules import LEVELS
 from stepvar.models.common.vq_vae_checkpoints import check_pair, load_vq_vae
 from stepvar.models.var.official import DERIVED, ZERO_BIAS, infer_config, rename, to_official

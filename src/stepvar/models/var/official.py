@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepvar.checkpoints.weights import CheckpointError, TensorMap, name_architecture
+from stepvar.checkpoints.errors import CheckpointError
+from stepvar.checkpoints.weights import TensorMap
+from stepvar.models.common.architectures import name_architecture
 from stepvar.models.common.square_schedules import LEVELS, SIDES_BY_PIXELS, levels_of, read_sides, shape_of
 
 PUBLISHED_SIZES: dict[str, tuple[int, int]] = {
