@@ -247,7 +247,7 @@ def _check_our_part(path: Path, library: str, kind: str) -> None:
         found = getattr(import_module(library), kind)
     except (ImportError, AttributeError) as error:
         raise InputError(f"'{path}' is a {kind!r}, which this version does not know.") from error
-    config = saved_config(path, kind)
+    config = saved_config(path, found)
     if config is None:
         raise InputError(f"'{path}' has no configuration of {kind}; {_REMEDY}.")
     checkpoint = Checkpoint.open(path)
