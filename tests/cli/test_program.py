@@ -139,7 +139,7 @@ def test_an_interrupt_while_drawing_leaves_whole_pictures(program, model_folder,
 
 def test_an_interrupt_that_must_clean_up(monkeypatch, tmp_path):
     from stepvar.cli.interrupts import CleanupOnInterrupt, _SignalState
-    from stepvar.cli.outputs import write_files
+    from stepvar.cli.outputs import write_outputs
 
     interrupts = _SignalState()
     monkeypatch.setattr("stepvar.cli.interrupts._state", interrupts)
@@ -149,7 +149,7 @@ def test_an_interrupt_that_must_clean_up(monkeypatch, tmp_path):
 
     monkeypatch.setattr("pathlib.Path.write_bytes", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        write_files({tmp_path / "new" / "x.png": b"x"})
+        write_outputs({tmp_path / "new" / "x.png": b"x"})
     assert not list(tmp_path.iterdir())
     assert interrupts.cleanups == 0
     with CleanupOnInterrupt():

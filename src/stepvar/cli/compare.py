@@ -30,7 +30,7 @@ from stepvar.cli.options import (
     SizeOptions,
     VideoOptions,
 )
-from stepvar.cli.outputs import Destination, encode_png, slug, versions, write_files
+from stepvar.cli.outputs import Destination, encode_png, slug, versions, write_outputs
 
 if TYPE_CHECKING:
     from stepvar.evaluation.comparison import Comparison
@@ -63,6 +63,7 @@ def compare(
     if pruning == "none":
         raise InputError("--pruning none leaves nothing to compare: take a preset, or --ratios and --skip.")
     destination = Destination.parse(output)
+    destination.check_names(1, (video.image, video.video))
     own_seed = secrets.randbelow(2**31) if seed is None else seed
     with quiet_libraries():
         pipeline = open_pipeline(model)
@@ -79,7 +80,7 @@ def compare(
             comparison = run(pipeline, prompt, pruning, own_seed, repeats, observer, dimensions, settings)
         document = comparison.as_json()
         figure = encode_png(draw_comparison(comparison), {**document, "versions": versions()})
-        write_files({path: figure})
+        write_outputs({path: figure})
     if json:
         display.print_json({**document, "file": str(path), "versions": versions()})
     else:

@@ -41,7 +41,7 @@ from stepvar.cli.outputs import (
     encode_media,
     slug,
     versions,
-    write_files,
+    write_outputs,
 )
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ def generate(
     first = secrets.randbelow(_FRESH_SEEDS) if seed is None else seed
     prompts = [entry for entry in prompt for _ in range(number)]
     jobs = [(entry, first + index) for index, entry in enumerate(prompts)]
+    wanted.check_names(len(jobs), (video.image, video.video))
     suggestions = [f"{slug(entry)}-{own_seed}" for entry, own_seed in jobs]
     with quiet_libraries():
         pipeline, drafter = open_cascade(model, cascade, dimensions)
@@ -279,7 +280,7 @@ def _write(
             "versions": versions(),
         }
         contents |= encode_media(drawn, path, own, frames_per_second)
-    write_files(contents)
+    write_outputs(contents)
 
 
 @report_errors

@@ -1,4 +1,4 @@
-"""Where pictures go: names, checks before any work, files that appear only when they are whole."""
+"""Output files of commands: their names, checks before any work, encoding, writing all of them or none."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +66,7 @@ class Destination:
 
     @property
     def kind(self) -> str:
-        """The ending that tells what is written, however it was typed."""
+        """The ending that says what is written, however it was typed."""
         return self.suffix.lower()
 
     def _check(self, output: Path | None) -> None:
@@ -76,22 +76,41 @@ class Destination:
         if not os.access(folder, os.W_OK | os.X_OK):
             shown = "The current folder" if output is None else f"'{folder}'"
             raise InputError(f"{shown} cannot be written to: name another place with -o.")
-        target = None if self.stem is None else self.folder / f"{self.stem}{self.suffix}"
-        if target is not None and target.exists() and not target.is_file():
-            raise InputError(f"'{target}' exists and is no ordinary file: name another place with -o.")
 
-    def names(self, suggestions: list[str]) -> list[Path]:
+    def check_names(self, number: int, inputs: Iterable[Path | None] = ()) -> None:
+        """Checks, before any work, the files that names which were asked for would replace.
+
+        Args:
+            number: How many files there will be.
+            inputs: Files that the command reads.
+
+        Raises:
+            InputError: When something else than a file has such a name, or it is that of an input.
+        """
+        read = [path for path in inputs if path is not None and path.exists()]
+        for path in self._numbered(number) if self.stem is not None else ():
+            if not path.exists():
+                continue
+            if not path.is_file():
+                raise InputError(f"'{path}' exists and is no ordinary file: name another place with -o.")
+            if any(path.samefile(other) for other in read):
+                raise InputError(f"'{path}' is read by this command: name another file with -o.")
+
+    def names(self, suggestions: Sequence[str]) -> list[Path]:
         """One path a picture; asked-for names are used as they are, suggested ones never overwrite a file."""
         if self.stem is not None:
-            if len(suggestions) == 1:
-                return [self.folder / f"{self.stem}{self.suffix}"]
-            width = len(str(len(suggestions)))
-            numbers = range(1, len(suggestions) + 1)
-            return [self.folder / f"{self.stem}-{number:0{width}}{self.suffix}" for number in numbers]
+            return self._numbered(len(suggestions))
         paths: list[Path] = []
         for suggestion in suggestions:
             paths.append(_free_path(self.folder, suggestion, self.suffix, paths))
         return paths
+
+    def _numbered(self, number: int) -> list[Path]:
+        """The asked-for name, with numbers where there are several files."""
+        if number == 1:
+            return [self.folder / f"{self.stem}{self.suffix}"]
+        width = len(str(number))
+        return [self.folder / f"{self.stem}-{index:0{width}}{self.suffix}" for index in range(1, number + 1)]
 
 
 def _free_path(folder: Path, name: str, suffix: str, taken: Collection[Path]) -> Path:
@@ -138,42 +157,18 @@ def encode_media(
 
 def versions() -> dict[str, str]:
     """Versions that a picture may depend on."""
-    from stepvar.evaluation.provenance import versions as told
+    from stepvar.evaluation import provenance
 
-    return told()
+    return provenance.versions()
 
 
-def write_files(contents: Mapping[Path, bytes]) -> None:
-    """Writes files that get their names only when all of them are whole.
+def write_outputs(contents: Mapping[Path, bytes]) -> None:
+    """Writes the files of a command, in new folders too: all of them or none, also on Ctrl-C.
 
     Raises:
-        OSError: When one cannot be written; then none is.
+        OSError: Naming the file that cannot be written.
     """
-    staged: dict[Path, Path] = {}
-    new_folders: list[Path] = []
+    from stepvar.files import write_files
+
     with CleanupOnInterrupt():
-        try:
-            for index, (path, content) in enumerate(contents.items()):
-                for folder in reversed([path.parent, *path.parent.parents]):
-                    if not folder.exists():
-                        folder.mkdir()
-                        new_folders.append(folder)
-                partial = path.parent / f".stepvar-{os.getpid()}-{index}.partial"
-                staged[path] = partial
-                _write(partial, path, content)
-            for path, partial in staged.items():
-                partial.replace(path)
-        except BaseException:
-            for partial in staged.values():
-                partial.unlink(missing_ok=True)
-            for folder in reversed(new_folders):
-                folder.rmdir()
-            raise
-
-
-def _write(partial: Path, path: Path, content: bytes) -> None:
-    try:
-        partial.write_bytes(content)
-    except OSError as error:
-        # The user knows the file by its final name.
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        write_files(contents)
