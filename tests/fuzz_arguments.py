@@ -3,8 +3,7 @@
     python tests/fuzz_arguments.py --seconds 30 --seed 1
 
 draws command lines of valid, odd and broken values, runs them in this process on a tiny model, and fails on
-the first one that ends in a traceback, an "unexpected" error or another exit code. The test suite runs a fixed
-handful of them.
+the first one that ends in a traceback, an "unexpected" error or another exit code. The test suite runs some.
 """
 
 from __future__ import annotations
