@@ -2,9 +2,9 @@
 
 *fast*: for each of `--speedups`, end to end, the plan with the highest scene score that is at least so many
 times faster than dense. *faithful*: skips nothing, takes as long as the preset "prune", and is nearest to the
-dense run (PSNR, then Fréchet distance). All candidates are timed in turn; then pictures are drawn in three
-rounds, and only the best third of each group goes on. Stopped at any moment, the same command goes on where
-it was.
+dense run (PSNR, then Fréchet distance). All candidates are timed in turn; then pictures are generated in
+three rounds, and only the best third of each group goes on. Stopped at any moment, the same
+command goes on where it was.
 
     python benchmarks/search_best.py -o runs/search
     python benchmarks/search_best.py -o runs/try --pictures 4,8,16 --rounds 1 --batch 4 --limit 12
@@ -33,10 +33,9 @@ from stepvar.metrics.timing import machine
 from stepvar.models.pipeline import NextScalePipeline, describe
 from stepvar.pruning.scores import SCORERS
 from stepvar.pruning.stepvar import StepVAR
-from stepvar.report.drawing import Job, draw, measure
 from stepvar.report.folder import ReportFolder
 from stepvar.report.metrics import Metrics
-from stepvar.scenes import evaluation_prompts
+from stepvar.report.samples import generate_samples, make_samples, measure
 
 FAST, FAITHFUL, REFERENCE = "fast", "faithful", "reference"
 LATE = (-4, -3, -2, -1)
@@ -174,6 +173,10 @@ def unique(candidates: Sequence[Candidate]) -> list[Candidate]:
     return list({candidate.name: candidate for candidate in candidates}.values())
 
 
+MEANS = ("psnr", "ssim", "scene_distance", "text_fit", "aspects")
+"""Measures whose means a row of the results has."""
+
+
 class Search:
     """A search at work.
 
@@ -193,9 +196,8 @@ class Search:
     ) -> None:
         self.pipeline, self.folder, self.options = pipeline, folder, options
         self.candidates = list(candidates)
-        self.judges = Metrics.of(pipeline)
-        prompts = evaluation_prompts(max(options.pictures), options.seed)
-        self.jobs = [Job(prompt, options.seed + index) for index, prompt in enumerate(prompts)]
+        self.metrics = Metrics.for_pipeline(pipeline)
+        self.samples = make_samples(pipeline, max(options.pictures), options.seed)
 
     def time_all(self) -> dict[str, list[float]]:
         """Seconds of one picture by candidate, a round each, all in turn."""
@@ -206,37 +208,39 @@ class Search:
         known = self.folder.load(f"times-{index:02}")
         if known is None:
             for candidate in self.candidates[:2]:
-                draw(self.pipeline, self.jobs[:1], candidate.method)
+                generate_samples(self.pipeline, self.samples[:1], candidate.method)
             known = {
-                candidate.name: draw(self.pipeline, self.jobs[:1], candidate.method).seconds
+                candidate.name: generate_samples(self.pipeline, self.samples[:1], candidate.method).seconds
                 for candidate in self.candidates
             }
             self.folder.save(f"times-{index:02}", known)
             print(f"timing round {index + 1} of {self.options.rounds}", flush=True)
         return known
 
-    def block(self, index: int, members: Sequence[Candidate]) -> None:
-        """Draws and measures one batch by all members that have not drawn it yet."""
+    def block(self, index: int, configs: Sequence[Candidate]) -> None:
+        """Draws and measures one batch by all configs that have not generated it yet."""
         size = self.options.batch
-        jobs = self.jobs[index * size : (index + 1) * size]
-        left = [member for member in members if self.folder.load(self._step(member, index)) is None]
+        samples = self.samples[index * size : (index + 1) * size]
+        left = [config for config in configs if self.folder.load(self._step(config, index)) is None]
         if not left:
             return
-        dense = draw(self.pipeline, jobs, None)
-        for member in left:
-            drawn = dense if member.method is None else draw(self.pipeline, jobs, member.method)
-            self.folder.save(self._step(member, index), measure(drawn, dense, jobs, self.judges))
-        print(f"batch {index + 1}, {len(members)} candidates", flush=True)
+        dense = generate_samples(self.pipeline, samples, None)
+        for config in left:
+            generated = (
+                dense if config.method is None else generate_samples(self.pipeline, samples, config.method)
+            )
+            self.folder.save(self._step(config, index), measure(generated, dense, samples, self.metrics))
+        print(f"batch {index + 1}, {len(configs)} candidates", flush=True)
 
-    def _step(self, member: Candidate, block: int) -> str:
-        return f"pictures-{self.candidates.index(member):03}-{block:03}"
+    def _step(self, config: Candidate, block: int) -> str:
+        return f"pictures-{self.candidates.index(config):03}-{block:03}"
 
-    def measured(self, member: Candidate, blocks: int) -> dict[str, np.ndarray]:
+    def measured(self, config: Candidate, blocks: int) -> dict[str, np.ndarray]:
         """What the first batches of a candidate gave, by measure."""
-        parts = [self.folder.load(self._step(member, index)) for index in range(blocks)]
+        parts = [self.folder.load(self._step(config, index)) for index in range(blocks)]
         found = {
             key: np.concatenate([np.asarray(part[key], dtype=np.float64) for part in parts])
-            for key in ("psnr", "ssim", "likeness", "detail", "fit", "passed", "features")
+            for key in ("psnr", "ssim", "scene_distance", "detail", "text_fit", "passed", "features")
         }
         aspects = [np.mean([part["aspects"][name] for name in part["aspects"]], axis=0) for part in parts]
         return {**found, "aspects": np.concatenate(aspects)}
@@ -246,50 +250,50 @@ class Search:
         times = self.time_all()
         medians = {name: statistics.median(seconds) for name, seconds in times.items()}
         self.groups = {
-            member.name: self.group(member, medians["dense"] / medians[member.name])
-            for member in self.candidates
+            config.name: self.group(config, medians["dense"] / medians[config.name])
+            for config in self.candidates
         }
-        members = [member for member in self.candidates if self.groups[member.name] is not None]
-        print(f"{len(members)} of {len(self.candidates)} candidates are as fast as wanted", flush=True)
+        configs = [config for config in self.candidates if self.groups[config.name] is not None]
+        print(f"{len(configs)} of {len(self.candidates)} candidates are as fast as wanted", flush=True)
         blocks = 0
         for stage, pictures in enumerate(self.options.pictures):
             for index in range(blocks, pictures // self.options.batch):
-                self.block(index, members)
+                self.block(index, configs)
             blocks = pictures // self.options.batch
             if stage + 1 < len(self.options.pictures):
-                members = self.best(members, blocks)
-        return self.document(members, times, blocks)
+                configs = self.best(configs, blocks)
+        return self.document(configs, times, blocks)
 
-    def group(self, member: Candidate, speedup: float) -> str | float | None:
+    def group(self, config: Candidate, speedup: float) -> str | float | None:
         """What a plan competes in: its kind or, of fast ones, the highest of the wanted speed-ups it has."""
-        if member.kind != FAST:
-            return member.kind
+        if config.kind != FAST:
+            return config.kind
         return max((wanted for wanted in self.options.speedups if wanted <= speedup), default=None)
 
-    def best(self, members: Sequence[Candidate], blocks: int) -> list[Candidate]:
+    def best(self, configs: Sequence[Candidate], blocks: int) -> list[Candidate]:
         """The best third of each group, and the references."""
-        kept = [member for member in members if member.kind == REFERENCE]
+        kept = [config for config in configs if config.kind == REFERENCE]
         for group in (*self.options.speedups, FAITHFUL):
             # Whether everything is right is 0 or 1 a picture, and too coarse for few pictures.
             key = "psnr" if group == FAITHFUL else "aspects"
-            own = [member for member in members if self.groups[member.name] == group]
+            own = [config for config in configs if self.groups[config.name] == group]
             means = {
-                member.name: {name: values.mean() for name, values in self.measured(member, blocks).items()}
-                for member in own
+                config.name: {name: values.mean() for name, values in self.measured(config, blocks).items()}
+                for config in own
             }
-            own.sort(key=lambda member, means=means, key=key: -means[member.name][key])
+            own.sort(key=lambda config, means=means, key=key: -means[config.name][key])
             best = own[: max(FEWEST, round(SHARE_KEPT * len(own)))]
             # What looks like the dense picture need not have the least squared error.
-            own.sort(key=lambda member, means=means: means[member.name]["likeness"])
+            own.sort(key=lambda config, means=means: means[config.name]["scene_distance"])
             kept += unique([*best, *own[:FEWEST]])
         return kept
 
     def document(
-        self, members: Sequence[Candidate], times: Mapping[str, list[float]], blocks: int
+        self, configs: Sequence[Candidate], times: Mapping[str, list[float]], blocks: int
     ) -> dict[str, Any]:
         """Every survivor with its intervals, and the winners."""
         dense = self.measured(self.candidates[0], blocks)
-        rows = [self._row(member, self.measured(member, blocks), dense, times) for member in members]
+        rows = [self._row(config, self.measured(config, blocks), dense, times) for config in configs]
         prune = StepVAR(ratios=PRUNE)
         allowed = TIME_SLACK * statistics.median(times[Candidate(REFERENCE, prune).name])
         near = [row for row in rows if row["kind"] == FAITHFUL and row["seconds"] <= allowed]
@@ -313,34 +317,39 @@ class Search:
         """The row with the best score among fast plans that reach a speed-up."""
         fast = [row for row in rows if row["kind"] == FAST and row["speedup"]["value"] >= wanted]
         return max(
-            fast, key=lambda row: (row["scene_change"]["value"], -row["likeness"]["value"]), default=None
+            fast,
+            key=lambda row: (row["scene_change"]["value"], -row["scene_distance"]["value"]),
+            default=None,
         )
 
     def _row(
         self,
-        member: Candidate,
+        config: Candidate,
         ours: dict[str, np.ndarray],
         dense: dict[str, np.ndarray],
         times: Mapping[str, list[float]],
     ) -> dict[str, Any]:
-        summary = self.pipeline.summary(member.method)
+        summary = self.pipeline.summary(config.method)
         count = len(ours["psnr"])
-        same = member.method is None
+        same = config.method is None
         zero = Interval(0.0, 0.0, 0.0, count)
         values = {
-            "speedup": median_ratio_interval(times["dense"], times[member.name]),
-            **{key: mean_interval(ours[key]) for key in ("psnr", "ssim", "likeness", "fit", "aspects")},
+            "speedup": median_ratio_interval(times["dense"], times[config.name]),
+            **{
+                key: mean_interval(ours[key])
+                for key in ("psnr", "ssim", "scene_distance", "text_fit", "aspects")
+            },
             "detail": mean_interval(ours["detail"] / np.maximum(dense["detail"], 1e-9)),
             "scene": mean_interval(ours["passed"]),
             "scene_change": zero if same else paired_interval(100 * ours["passed"], 100 * dense["passed"]),
             "frechet": zero if same else frechet_interval(dense["features"], ours["features"]),
         }
         return {
-            "name": member.name,
-            "kind": member.kind,
-            "method": describe(member.method),
+            "name": config.name,
+            "kind": config.kind,
+            "method": describe(config.method),
             "n": count,
-            "seconds": statistics.median(times[member.name]),
+            "seconds": statistics.median(times[config.name]),
             "tokens": summary.tokens / summary.dense_tokens,
             "flops_saving": summary.dense_flops / summary.flops,
             **{key: value.as_json() for key, value in values.items()},
@@ -364,7 +373,7 @@ def parse() -> argparse.Namespace:
         help="pictures of all candidates, of the best third, of their best third: 16,64,320",
     )
     parser.add_argument("--rounds", type=int, default=5, help="rounds of timing")
-    parser.add_argument("--batch", type=int, default=8, help="pictures drawn at a time")
+    parser.add_argument("--batch", type=int, default=8, help="pictures generated at a time")
     parser.add_argument("--limit", type=int, help="at most so many candidates of a kind, for trying out")
     parser.add_argument("--seed", type=int, default=7_000, help="of the prompts; pictures count on from it")
     options = parser.parse_args()
@@ -412,7 +421,7 @@ def main() -> None:
 
 def _tell(document: dict[str, Any]) -> None:
     rows = sorted(document["candidates"], key=lambda row: (row["kind"], -row["psnr"]["value"]))
-    keys = ("speedup", "psnr", "frechet", "likeness", "detail", "scene", "scene_change")
+    keys = ("speedup", "psnr", "frechet", "scene_distance", "detail", "scene", "scene_change")
     print(" ".join(f"{key[:8]:>8}" for key in keys))
     for row in rows:
         print(" ".join(f"{row[key]['value']:8.3f}" for key in keys), row["name"])

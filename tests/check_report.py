@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stepvar.report.contestants import KINDS
-from stepvar.report.page import EXHIBITS
-from stepvar.report.verdicts import FAILED, HELD, OPEN
+from stepvar.report.claims.claim import FAILED, HELD, OPEN
+from stepvar.report.configurations import KINDS
+from stepvar.report.page import TABLES
 
 SOURCES = ("figure 1a", "figure 1b", "figure 1c", "figure 3", "figure 7", "table 1", "MJHQ-30K", "selection",
            "recovery", "ratios")  # fmt: skip
@@ -25,10 +25,10 @@ def complaints(folder: Path) -> Iterator[str]:
     """What is wrong with a report."""
     page = (folder / "index.html").read_text("utf-8")
     document = json.loads((folder / "numbers.json").read_text("utf-8"))
-    for name, caption in EXHIBITS.items():
+    for name, caption in TABLES.items():
         if html.escape(caption) not in page:
             yield f"the page lacks the table {name!r}"
-        rows = [*document["frames"].get(name, []), *document["exhibits"].get(name, [])]
+        rows = [*document["references"].get(name, []), *document["tables"].get(name, [])]
         missing = set(KINDS) - {row["kind"] for row in rows}
         if missing:
             yield f"the table {name!r} lacks {', '.join(sorted(missing))}"

@@ -25,7 +25,7 @@ def test_a_report_on_the_command_line(run, model_folder):
 
     again = run("reproduce", "--model", model_folder, "-o", "report", "--minutes", 0.1, "--json")
     assert again.code == 0 and "steps were done before" in again.stderr
-    assert again.json["exhibits"] == document["exhibits"]
+    assert again.json["tables"] == document["tables"]
 
     other = run("reproduce", "--model", model_folder, "-o", "report", "--minutes", 0.2)
     assert other.code == 2 and "holds another run (minutes: 0.1, now 0.2)" in other.stderr
@@ -66,10 +66,10 @@ def test_calibrating_on_the_command_line(run, model_folder):
     assert chosen["psnr"] >= 9.0 and document["psnr"]["n"] == 1
     assert document["error"] == pytest.approx(document["psnr"]["value"] / 9.0 - 1.0)
     assert (document["warning"] is None) == (abs(document["error"]) <= 0.05)
-    drawn = run(
+    generated = run(
         "generate", "a red star", "--model", model_folder, "-o", "x.png", *document["options"].split()
     )
-    assert drawn.code == 0 and Path("x.png").is_file()
+    assert generated.code == 0 and Path("x.png").is_file()
 
 
 def test_a_missed_target_is_a_warning_on_the_command_line(run, model_folder):

@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 
 from stepvar.report.folder import ReportFolder
-from stepvar.report.protocol import LARGEST_CENTRAL, Pace, Protocol, protocol_for
+from stepvar.report.protocol import LARGEST_CENTRAL, MachineSpeed, Protocol, protocol_for
 
-PACE = Pace(
+MACHINE = MachineSpeed(
     single=0.53,
     batched=0.45,
-    judging=0.04,
+    measuring=0.04,
     costs={"central": 4.3, "main": 8.0, "ablation": 27.0},
     counts={"central": 7, "main": 14, "ablation": 38},
     scales=10,
@@ -21,33 +21,33 @@ PACE = Pace(
 """The embedded model on two cores, roughly."""
 
 
-def spent(protocol, pace=PACE):
+def spent(protocol, speed=MACHINE):
     """Seconds that a protocol takes by the numbers it was made from."""
-    pictures = sum(protocol.batch * protocol.blocks(rank) * pace.picture(rank) for rank in pace.costs)
-    diversity = protocol.diversity_prompts * protocol.diversity_seeds * pace.seeds
-    singles = (protocol.rounds + protocol.gallery + 0.5) * pace.round
-    return pictures + singles + protocol.phenomena * pace.why + diversity
+    pictures = sum(protocol.batch * protocol.blocks(tier) * speed.picture(tier) for tier in speed.costs)
+    diversity = protocol.diversity_prompts * protocol.diversity_seeds * speed.seeds
+    singles = (protocol.rounds + protocol.gallery + 0.5) * speed.round
+    return pictures + singles + protocol.analysis_pictures * speed.analysis + diversity
 
 
 @pytest.mark.parametrize("minutes", [20, 55])
 def test_a_protocol_fits_its_time(minutes):
-    assert 0.8 * minutes < spent(protocol_for(minutes, PACE)) / 60 < 1.02 * minutes
-    assert spent(protocol_for(10 * minutes, PACE)) / 60 < 10 * minutes
+    assert 0.8 * minutes < spent(protocol_for(minutes, MACHINE)) / 60 < 1.02 * minutes
+    assert spent(protocol_for(10 * minutes, MACHINE)) / 60 < 10 * minutes
 
 
 def test_an_hour_on_a_usual_machine_is_enough_for_500_prompts():
-    assert protocol_for(55, PACE).pictures >= 500
-    assert protocol_for(100_000, PACE).pictures == LARGEST_CENTRAL
+    assert protocol_for(55, MACHINE).pictures >= 500
+    assert protocol_for(100_000, MACHINE).pictures == LARGEST_CENTRAL
 
 
 def test_a_miniature_measures_everything_once():
-    protocol = protocol_for(2, PACE)
+    protocol = protocol_for(2, MACHINE)
     assert (protocol.central_blocks, protocol.main_blocks, protocol.ablation_blocks) == (1, 1, 1)
     assert spent(protocol) < 180
 
 
 def test_a_slow_machine_gets_the_least_there_is():
-    protocol = protocol_for(2, replace(PACE, single=30.0, batched=20.0, judging=3.0))
+    protocol = protocol_for(2, replace(MACHINE, single=30.0, batched=20.0, measuring=3.0))
     counts = protocol.batch, protocol.central_blocks, protocol.ablation_blocks, protocol.rounds
     assert counts == (2, 1, 1, 1)
 

@@ -1,4 +1,4 @@
-"""A whole report in miniature: its exhibits are there, its numbers right, and interruptions cost nothing."""
+"""A whole report in miniature: its tables are there, its numbers right, and interruptions cost nothing."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import pytest
 from check_report import complaints
 from stepvar.metrics.fidelity import IDENTICAL_DECIBELS
 from stepvar.pruning.stepvar import StepVAR
-from stepvar.report.contestants import BOTH, DENSE, KINDS, OURS, PRUNE_ONLY, SKIP_ONLY, Field
+from stepvar.report.configurations import BOTH, DENSE, KINDS, OURS, PRUNE_ONLY, SKIP_ONLY, Configurations
 from stepvar.report.folder import ReportFolder
-from stepvar.report.instruments import Perturbation, ResidualWitness
-from stepvar.report.page import EXHIBITS
+from stepvar.report.page import TABLES
+from stepvar.report.probes import Perturbation, ResidualProbe
 from stepvar.report.protocol import Protocol
 from stepvar.report.results import Results
 from stepvar.report.run import reproduce
 
 TINY = Protocol(
-    batch=2, central_blocks=3, main_blocks=2, ablation_blocks=1, rounds=2, phenomena=2, gallery=1,
+    batch=2, central_blocks=3, main_blocks=2, ablation_blocks=1, rounds=2, analysis_pictures=2, gallery=1,
     diversity_prompts=1, diversity_seeds=2,
 )  # fmt: skip
 
@@ -71,7 +71,7 @@ def test_the_page_needs_no_other_file(finished):
     page = outcome.page.read_text("utf-8")
     for word in ("figure 1a", "figure 1b", "figure 1c", "figure 3", "figure 7", "figures 4 to 6", "FastVAR"):
         assert word in page
-    for caption in EXHIBITS.values():
+    for caption in TABLES.values():
         assert html.escape(caption) in page
     assert list(complaints(folder)) == []
     assert page.count("<svg") >= 8 and page.count("data:image/webp;base64,") >= 10
@@ -83,31 +83,31 @@ def test_the_page_needs_no_other_file(finished):
 
 
 def test_every_exhibit_shows_all_four_kinds_of_plans(finished):
-    exhibits, frames = finished[1].numbers["exhibits"], finished[1].numbers["frames"]
-    assert set(exhibits) == set(frames) == set(EXHIBITS)
-    for name, rows in exhibits.items():
-        assert {row["kind"] for row in [*rows, *frames[name]]} >= set(KINDS)
-        assert not {row["kind"] for row in rows} & {row["kind"] for row in frames[name]}
-        assert len({row["n"] for row in [*rows, *frames[name]]}) == 1
+    tables, references = finished[1].numbers["tables"], finished[1].numbers["references"]
+    assert set(tables) == set(references) == set(TABLES)
+    for name, rows in tables.items():
+        assert {row["kind"] for row in [*rows, *references[name]]} >= set(KINDS)
+        assert not {row["kind"] for row in rows} & {row["kind"] for row in references[name]}
+        assert len({row["n"] for row in [*rows, *references[name]]}) == 1
     for table, kind in (("table 1", PRUNE_ONLY), ("table 2", BOTH), ("selection", PRUNE_ONLY)):
-        own = {row["kind"] for row in exhibits[table]} - {DENSE, SKIP_ONLY}
+        own = {row["kind"] for row in tables[table]} - {DENSE, SKIP_ONLY}
         assert own == {kind}, "methods are judged by plans of one kind"
     for table, blocks in (("table 1", 2), ("table 2", 2), ("decomposition", 3)):
-        labels = [row["label"] for row in exhibits[table]]
+        labels = [row["label"] for row in tables[table]]
         assert labels[:2] == [DENSE, SKIP_ONLY] and len(set(labels)) == len(labels) >= 5
-        assert {row["n"] for row in exhibits[table]} == {blocks * TINY.batch}
-    assert {row["n"] for row in exhibits["ratio"]} == {TINY.batch}
+        assert {row["n"] for row in tables[table]} == {blocks * TINY.batch}
+    assert {row["n"] for row in tables["ratio"]} == {TINY.batch}
 
 
 def test_what_is_missing_from_a_report_is_named(finished, tmp_path):
     folder = finished[0]
     document = json.loads((folder / "numbers.json").read_text())
     page = (folder / "index.html").read_text("utf-8")
-    document["exhibits"]["ratio"] = document["frames"]["pairs"] = []
+    document["tables"]["ratio"] = document["references"]["pairs"] = []
     document["claims"] = [claim for claim in document["claims"] if claim["source"] != "figure 7"]
-    document["exhibits"]["skips"][0]["psnr"]["value"] = float("inf")
+    document["tables"]["skips"][0]["psnr"]["value"] = float("inf")
     (tmp_path / "numbers.json").write_text(json.dumps(document))
-    (tmp_path / "index.html").write_text(page.replace("<svg", "<b").replace(EXHIBITS["skips"], ""))
+    (tmp_path / "index.html").write_text(page.replace("<svg", "<b").replace(TABLES["skips"], ""))
     told = "; ".join(complaints(tmp_path))
     for words in (
         "lacks the table 'skips'",
@@ -122,8 +122,8 @@ def test_what_is_missing_from_a_report_is_named(finished, tmp_path):
 def test_numbers_are_those_of_the_raw_files(finished):
     folder, outcome, _, _ = finished
     blocks = [json.loads((folder / "raw" / f"pictures-00{index}.json").read_text()) for index in (0, 1)]
-    rows = {row["label"]: row for row in outcome.numbers["exhibits"]["table 1"]}
-    ours = [value for block in blocks for value in block["contestants"][OURS]["psnr"]]
+    rows = {row["label"]: row for row in outcome.numbers["tables"]["table 1"]}
+    ours = [value for block in blocks for value in block["configurations"][OURS]["psnr"]]
     assert rows[OURS]["psnr"]["value"] == pytest.approx(np.mean(ours))
     assert rows[OURS]["psnr"]["low"] <= rows[OURS]["psnr"]["value"] <= rows[OURS]["psnr"]["high"]
     dense = rows[DENSE]
@@ -131,8 +131,8 @@ def test_numbers_are_those_of_the_raw_files(finished):
     assert dense["frechet"]["value"] == 0.0 and dense["speedup"]["value"] == 1.0 and dense["tokens"] == 1.0
     times = [json.loads((folder / "raw" / f"times-0{index}.json").read_text()) for index in (0, 1)]
     assert rows[OURS]["seconds"] == pytest.approx(np.median([turn[OURS]["seconds"] for turn in times]))
-    versus = {entry["rival"]: entry for entry in outcome.numbers["versus"]["table 1"]}
-    rival = [value for block in blocks for value in block["contestants"]["FastVAR"]["psnr"]]
+    versus = {entry["rival"]: entry for entry in outcome.numbers["differences"]["table 1"]}
+    rival = [value for block in blocks for value in block["configurations"]["FastVAR"]["psnr"]]
     assert versus["FastVAR"]["psnr"]["value"] == pytest.approx(np.mean(np.subtract(ours, rival)))
 
 
@@ -169,13 +169,13 @@ def test_a_disturbed_scale_changes_only_what_follows(pipeline):
     assert np.array_equal(np.asarray(gentle.images[0]), np.asarray(clean.images[0]))
     batch = pipeline(["a red star"] * 2, seed=[9, 1], pruning=Perturbation(-2))
     single = pipeline("a red star", seed=1, pruning=Perturbation(-2))
-    for index, drawn in single.report.choices.items():
-        assert bool((batch.report.choices[index][1] == drawn[0]).all())
+    for index, generated in single.report.choices.items():
+        assert bool((batch.report.choices[index][1] == generated[0]).all())
 
 
 def test_a_witness_sees_every_layer_and_changes_nothing(pipeline):
     seen = []
-    witness = ResidualWitness(
+    witness = ResidualProbe(
         lambda layer, scale, energy, projection: seen.append((layer, scale.index, energy))
     )
     watched, clean = pipeline("a red star", seed=2, pruning=witness), pipeline("a red star", seed=2)
@@ -187,41 +187,46 @@ def test_a_witness_sees_every_layer_and_changes_nothing(pipeline):
 
 
 def test_contestants_are_unique(pipeline):
-    field = Field(pipeline.schedule(), 2)
-    names = [member.name for member in field]
+    configurations = Configurations(pipeline.schedule(), 2)
+    names = [config.name for config in configurations]
     assert len(set(names)) == len(names)
-    plans = [member.pruning for member in field]
+    plans = [config.pruning for config in configurations]
     assert all(plans.index(plan) == place for place, plan in enumerate(plans))
-    assert Field(pipeline.schedule(), 2).digest() == field.digest()
-    deep = Field(pipeline.schedule(), 8)
-    assert {label for label, _ in deep.exhibit("variants")} - {
-        label for label, _ in field.exhibit("variants")
+    assert Configurations(pipeline.schedule(), 2).digest() == configurations.digest()
+    deep = Configurations(pipeline.schedule(), 8)
+    assert {label for label, _ in deep.table("variants")} - {
+        label for label, _ in configurations.table("variants")
     } == {"narrowed in two stages", "last layer dense again"}
-    timed = [label for label, _ in field.exhibit("equal time")]
+    timed = [label for label, _ in configurations.table("equal time")]
     stretched = [f"{OURS}, {stretch:g} of the ratios" for stretch in (0.5, 0.75, 1.2, 1.6)]
     ours = [*stretched[:2], OURS, *stretched[2:]]
     assert timed == [*ours, "FastVAR", "SparseVAR stand-in", "L2 distance", "random"]
-    pairs = [label for label, _ in field.exhibit("pairs")]
+    pairs = [label for label, _ in configurations.table("pairs")]
     assert pairs == ["2x2, 3x3", "3x3, 4x4", "4x4, 6x6", "6x6, 8x8"]
 
 
 def test_our_own_plans_compete_too(pipeline):
-    own = {"best": StepVAR(skip=(-1,), unguided=-2), "faithful": StepVAR(ratios={-1: 0.6}, recovery="guided")}
-    field = Field(pipeline.schedule(), 8, own=own)
-    shown = dict(field.exhibit("decomposition"))
-    assert shown["best"].pruning is own["best"] and shown["faithful"].rank == "central"
-    family = [member.pruning for member in field.families["faithful"]]
+    searched = {
+        "best": StepVAR(skip=(-1,), unguided=-2),
+        "faithful": StepVAR(ratios={-1: 0.6}, recovery="guided"),
+    }
+    configurations = Configurations(pipeline.schedule(), 8, searched=searched)
+    shown = dict(configurations.table("decomposition"))
+    assert shown["best"].pruning is searched["best"] and shown["faithful"].tier == "central"
+    family = [config.pruning for config in configurations.families["faithful"]]
     assert [plan.ratios[-1] for plan in family] == [0.3, 0.45, 0.6, 0.72, 0.95]
-    assert {plan.recovery for plan in family} == {"guided"} and own["faithful"] in family
+    assert {plan.recovery for plan in family} == {"guided"} and searched["faithful"] in family
 
 
 def test_at_equal_time_ours_lies_between_two_of_our_plans(pipeline, finished):
     """Times and likeness are made up: ours loses a decibel for every tenth of a second that it saves."""
     folder, _, _, _ = finished
     results = Results(ReportFolder(folder, json.loads((folder / "run.json").read_text())["identity"]),
-                      Field(pipeline.schedule(), 2), TINY)  # fmt: skip
-    seconds = {member.name: 0.9 - 0.1 * place for place, member in enumerate(results.field.families[OURS])}
-    rival = dict(results.field.exhibit("equal time"))["FastVAR"]
+                      Configurations(pipeline.schedule(), 2), TINY)  # fmt: skip
+    seconds = {
+        config.name: 0.9 - 0.1 * place for place, config in enumerate(results.configurations.families[OURS])
+    }
+    rival = dict(results.configurations.table("equal time"))["FastVAR"]
     results.pictures = {
         name: replace(pictures, psnr=np.full_like(pictures.psnr, 20.0 + 10 * seconds.get(name, 0.5)))
         for name, pictures in results.pictures.items()
@@ -238,7 +243,7 @@ def test_too_few_measurements_make_no_report(tmp_path, pipeline):
     folder = ReportFolder(tmp_path / "report", {})
     folder.start({})
     with pytest.raises(ValueError, match="too few measurements"):
-        Results(folder, Field(pipeline.schedule(), 2), TINY)
+        Results(folder, Configurations(pipeline.schedule(), 2), TINY)
 
 
 def test_a_second_model_enters_a_cascade(pipeline, tmp_path):
@@ -251,7 +256,7 @@ def test_a_second_model_enters_a_cascade(pipeline, tmp_path):
     second.vae = pipeline.vae
     tiny = Protocol(**{**TINY.as_json(), "central_blocks": 1, "main_blocks": 1, "rounds": 1})
     numbers = reproduce(pipeline, tmp_path / "report", protocol=tiny, cascade=second).numbers
-    rows = {row["label"]: row for row in numbers["exhibits"]["others"] if row["label"].startswith("CoDe")}
+    rows = {row["label"]: row for row in numbers["tables"]["others"] if row["label"].startswith("CoDe")}
     assert len(rows) == 3 and {row["kind"] for row in rows.values()} == {"other"}
     late, earlier = (row for label, row in rows.items() if "draws" in label)
     assert late["agreement"]["value"] > earlier["agreement"]["value"], "what is drafted is the dense run's"
@@ -272,15 +277,15 @@ def test_lpips_is_shown_where_it_is_measured_and_missed_where_not(pipeline, fini
     outcome = reproduce(pipeline, tmp_path / "report", protocol=tiny, lpips=Likeness())
     page = outcome.page.read_text("utf-8")
     assert "<th>LPIPS</th>" in page and "LPIPS itself is not measured" not in page
-    row = next(row for row in outcome.numbers["exhibits"]["table 1"] if row["label"] == OURS)
+    row = next(row for row in outcome.numbers["tables"]["table 1"] if row["label"] == OURS)
     assert 0.0 < row["lpips"]["value"] < 1.0
 
 
 def test_kinds_of_plans(pipeline):
-    field = Field(pipeline.schedule(), 8, cascade=True)
-    kinds = {label: member.kind for label, member in field.exhibit("decomposition")}
+    configurations = Configurations(pipeline.schedule(), 8, cascade=True)
+    kinds = {label: config.kind for label, config in configurations.table("decomposition")}
     assert list(kinds.values()) == [DENSE, SKIP_ONLY, PRUNE_ONLY, BOTH, PRUNE_ONLY]
-    others = {label: member.kind for label, member in field.exhibit("others")}
+    others = {label: config.kind for label, config in configurations.table("others")}
     assert [label for label, kind in others.items() if kind != "other"] == [OURS]
-    assert [label for label, _ in field.frame("others")] == [DENSE, SKIP_ONLY, "prune and skip"]
-    assert field.frame("decomposition") == []
+    assert [label for label, _ in configurations.references("others")] == [DENSE, SKIP_ONLY, "prune and skip"]
+    assert configurations.references("decomposition") == []

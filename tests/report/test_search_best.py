@@ -41,23 +41,23 @@ def test_names_tell_plans_apart():
 
 
 def test_a_stopped_search_goes_on_and_ends_the_same(pipeline, tmp_path):
-    members = [
+    configs = [
         *references(),
         *(Candidate("fast", StepVAR(ratios={-1: ratio}, skip=(-2,))) for ratio in (0.0, 0.2, 0.4, 0.6, 0.8)),
         *list(faithful_candidates(pipeline))[:5],
     ]
     folder = ReportFolder(tmp_path / "search", {})
     folder.start({})
-    whole = Search(pipeline, folder, members, OPTIONS).run()
+    whole = Search(pipeline, folder, configs, OPTIONS).run()
     files = {file: file.stat().st_mtime_ns for file in (tmp_path / "search" / "raw").iterdir()}
-    drawn = {name for name in (file.stem for file in files) if name.startswith("pictures-")}
-    assert {f"pictures-{index:03}-000" for index in range(len(members))} <= drawn
-    assert sum(name.endswith("-002") for name in drawn) < len(members), "later rounds have fewer"
+    generated = {name for name in (file.stem for file in files) if name.startswith("pictures-")}
+    assert {f"pictures-{index:03}-000" for index in range(len(configs))} <= generated
+    assert sum(name.endswith("-002") for name in generated) < len(configs), "later rounds have fewer"
 
     removed = sorted(file for file in files if file.stem.startswith("pictures-"))[-3:]
     for file in removed:
         file.unlink()
-    again = Search(pipeline, folder, members, OPTIONS).run()
+    again = Search(pipeline, folder, configs, OPTIONS).run()
     assert again == whole
     kept = {file: file.stat().st_mtime_ns for file in files if file not in removed and file.exists()}
     assert all(files[file] == stamp for file, stamp in kept.items()), "nothing is measured twice"

@@ -87,7 +87,7 @@ class _Progress:
         self.bar: object | None = None
         self.move: Advance | None = None
         self.total = self.done = 0.0
-        self.started = self.told = time.monotonic()
+        self.started = self.printed = time.monotonic()
 
     def begin(self, plan: Plan) -> None:
         protocol = plan.protocol
@@ -109,8 +109,8 @@ class _Progress:
             self.move(weight, name)
             return
         now = time.monotonic()
-        if self.done and now - self.told > _LINE_EVERY and not sys.stderr.isatty():
-            self.told = now
+        if self.done and now - self.printed > _LINE_EVERY and not sys.stderr.isatty():
+            self.printed = now
             left = (now - self.started) * (self.total / self.done - 1.0)
             typer.echo(
                 f"{self.done / self.total:.0%} done, about {display.format_seconds(left)} left", err=True
@@ -128,9 +128,9 @@ def _describe(outcome: Outcome) -> str:
             f"{row['tokens']:.0%}",
             f"{row['speedup']['value']:.2f} x",
             "" if row["label"] == "dense" else f"{row['psnr']['value']:.2f} dB",
-            f"{row['scene']['value']:.1%}",
+            f"{row['scene']['value']:.1%}" if "scene" in row else "",
         )
-        for row in outcome.numbers["exhibits"]["decomposition"]
+        for row in outcome.numbers["tables"]["decomposition"]
     ]
     claims = outcome.numbers["claims"]
     verdicts = [f"{claim['verdict']:>12}: {claim['text']}" for claim in claims]

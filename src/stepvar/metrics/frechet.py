@@ -82,13 +82,13 @@ class FrechetReference:
 
     def interval(self, others: Features) -> Interval:
         """Distance of the others with its interval."""
-        return self.told(self.distances(others))
+        return self.interval_of(self.distances(others))
 
     def difference(self, ours: Features, theirs: Features) -> Interval:
         """How much farther `ours` is than `theirs`; below 0, ours is nearer."""
-        return self.told(self.distances(ours) - self.distances(theirs))
+        return self.interval_of(self.distances(ours) - self.distances(theirs))
 
-    def told(self, values: NDArray[np.float64]) -> Interval:
+    def interval_of(self, values: NDArray[np.float64]) -> Interval:
         """The interval of a number made of distances, from its value and its resamples."""
         return drawn_interval(float(values[0]), values[1:], self.shape[0], centred=True)
 

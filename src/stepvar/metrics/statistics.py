@@ -1,4 +1,4 @@
-"""How sure a number is: bootstrap intervals, paired wherever two methods drew the same prompts and seeds."""
+"""Bootstrap intervals, paired wherever two methods were measured on the same prompts and seeds."""
 
 from __future__ import annotations
 
@@ -42,6 +42,14 @@ class Interval:
     @property
     def excludes_zero(self) -> bool:
         return self.above_zero or self.below_zero
+
+    def format(self, digits: int = 2, unit: str = "") -> str:
+        """As text: "1.52 (1.48 to 1.57)"."""
+        return f"{self.value:.{digits}f}{unit} ({self.low:.{digits}f} to {self.high:.{digits}f})"
+
+    def scaled(self, factor: float) -> Interval:
+        """The same interval in another unit."""
+        return Interval(factor * self.value, factor * self.low, factor * self.high, self.n)
 
     def as_json(self) -> dict[str, Any]:
         return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}

@@ -61,6 +61,7 @@ class NextScalePipeline(DiffusionPipeline):
     Attributes:
         presets: Pruning plans by name, which `pruning=` accepts.
         draws_videos: Whether results have `.frames`, and calls take `seconds`.
+        reads_text: Whether it is called with texts; otherwise with numbers of classes.
         draws_previews: Whether a picture can be looked at before it is finished.
         remembers: Whether every scale sees all earlier ones, by keys and values that could also be forgotten.
         streams_layers: Whether it can run with layers that come to the device one by one.
@@ -68,6 +69,7 @@ class NextScalePipeline(DiffusionPipeline):
 
     presets: ClassVar[Mapping[str, Preset]] = MappingProxyType({})
     draws_videos = False
+    reads_text = True
     draws_previews = True
     remembers = True
     streams_layers = False

@@ -1,8 +1,8 @@
-"""Why pruning should work: the experiments behind figures 1b, 1c, 3 and 6."""
+"""Experiments about why pruning works, behind figures 1b, 1c, 3 and 6."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,52 +11,36 @@ from torch import Tensor
 
 from stepvar.generation.schedule import Scale
 from stepvar.metrics.fidelity import bounded_psnr, spectrum, ssim
-from stepvar.report.instruments import Perturbation, ResidualWitness
+from stepvar.report.experiment import Experiment, Numbers
+from stepvar.report.probes import Perturbation, ResidualProbe
 from stepvar.scenes.segmentation import segment
-
-if TYPE_CHECKING:
-    from stepvar.report.steps import Step, Study
 
 SMALLEST_MAP = 16
 """Tokens that a correlation needs."""
 
 
-def steps(study: Study) -> list[Step]:
-    """One step an experiment; the perturbation has one a scale."""
-    from stepvar.report.steps import Step
-
-    pictures = min(study.protocol.phenomena, len(study.jobs))
-    scales = len(study.field.schedule)
-    found = [
-        Step(f"perturbation-{index:02}", 2.0 * pictures, lambda i=index: perturb(study, i, pictures))
-        for index in range(scales)
-    ]
-    found.append(Step("frequencies", 4.0 * pictures, lambda: frequencies(study, pictures)))
-    found.append(Step("energy", 2.0 * pictures, lambda: residual_energy(study, pictures)))
-    found.append(Step("saliency", 4.0 * pictures, lambda: saliency(study, pictures)))
-    return found
-
-
-def perturb(study: Study, index: int, pictures: int) -> dict[str, Any]:
+def perturb(experiment: Experiment, index: int, pictures: int) -> Numbers:
     """PSNR and SSIM to the clean pictures when one scale is disturbed (figure 1b)."""
-    jobs = study.jobs[:pictures]
-    clean = study.draw(jobs, None).pictures
-    disturbed = study.draw(jobs, Perturbation(index - len(study.field.schedule))).pictures
+    samples = experiment.samples[:pictures]
+    clean = experiment.generate(samples, None).pictures
+    disturbed = experiment.generate(
+        samples, Perturbation(index - len(experiment.configurations.schedule))
+    ).pictures
     pairs = list(zip(disturbed, clean, strict=True))
     return {
-        "scale": str(study.field.schedule[index]),
+        "scale": str(experiment.configurations.schedule[index]),
         "psnr": [bounded_psnr(*pair) for pair in pairs],
         "ssim": [ssim(*pair) for pair in pairs],
     }
 
 
-def frequencies(study: Study, pictures: int) -> dict[str, Any]:
+def frequencies(experiment: Experiment, pictures: int) -> Numbers:
     """Spectra of what the last scales add (figure 1c)."""
-    jobs = study.jobs[:pictures]
-    dense = study.draw(jobs, None).pictures
+    samples = experiment.samples[:pictures]
+    dense = experiment.generate(samples, None).pictures
     found = {"dense": [spectrum(picture) for picture in dense]}
-    for label, member in study.field.exhibit("skips"):
-        without = study.draw(jobs, member.pruning).pictures
+    for label, config in experiment.configurations.table("skips"):
+        without = experiment.generate(samples, config.pruning).pictures
         added = [
             full.astype(np.float64) - coarse.astype(np.float64)
             for full, coarse in zip(dense, without, strict=True)
@@ -65,14 +49,14 @@ def frequencies(study: Study, pictures: int) -> dict[str, Any]:
     return found
 
 
-def residual_energy(study: Study, pictures: int) -> dict[str, Any]:
+def residual_energy(experiment: Experiment, pictures: int) -> Numbers:
     """Correlation, token by token, of a layer's residual energy with |projection| (figure 3)."""
     correlations: dict[str, list[list[float]]] = {}
     maps: list[dict[str, Any]] = []
-    depth = study.field.depth
-    last = study.field.schedule.final
+    depth = experiment.configurations.depth
+    last = experiment.configurations.schedule.final
 
-    def told(layer: int, scale: Scale, energy: Tensor, projection: Tensor) -> None:
+    def record(layer: int, scale: Scale, energy: Tensor, projection: Tensor) -> None:
         if scale.tokens < SMALLEST_MAP:
             return
         rows = correlations.setdefault(str(scale), [])
@@ -81,22 +65,22 @@ def residual_energy(study: Study, pictures: int) -> dict[str, Any]:
             shown = [_as_bytes(values[0], scale) for values in (energy, projection)]
             maps.append({"layer": layer, "energy": shown[0], "projection": shown[1]})
 
-    study.draw(study.jobs[:pictures], ResidualWitness(told))
+    experiment.generate(experiment.samples[:pictures], ResidualProbe(record))
     return {"correlations": correlations, "maps": maps}
 
 
-def saliency(study: Study, pictures: int) -> dict[str, Any]:
+def saliency(experiment: Experiment, pictures: int) -> Numbers:
     """How much more of the kept tokens than of all tokens lies on objects (figure 6).
 
     Objects are found in the dense picture; one without any, or full of them, says nothing.
     """
-    jobs = study.jobs[:pictures]
-    dense = study.draw(jobs, None)
-    last = study.field.schedule.final
+    samples = experiment.samples[:pictures]
+    dense = experiment.generate(samples, None)
+    last = experiment.configurations.schedule.final
     masks = [object_tokens(picture, last) for picture in dense.pictures]
     found: dict[str, list[float]] = {}
-    for label, member in study.field.exhibit("ratio"):
-        kept = study.models.draw(jobs, member).report.scales[-1].kept_index
+    for label, config in experiment.configurations.table("ratio"):
+        kept = experiment.models.generate(samples, config).report.scales[-1].kept_index
         if kept is not None:
             found[label] = [
                 float(mask[index.cpu().numpy()].mean() / mask.mean())

@@ -1,4 +1,4 @@
-"""The figures of a report, as SVG text."""
+"""Charts of a report, as SVG text."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from typing import Any
 import numpy as np
 
 from stepvar.metrics.statistics import Interval, mean_interval
-from stepvar.report.contestants import DENSE, SKIP_ONLY
-from stepvar.report.contestants import OURS as OURS_LABEL
+from stepvar.report.configurations import DENSE, SKIP_ONLY
+from stepvar.report.configurations import OURS as OURS_LABEL
 from stepvar.report.published_costs import ModelCost
 from stepvar.report.records import Row
 from stepvar.report.results import Results
-from stepvar.report.verdicts import scaled
 
 INK, FAINT, RULE = "#1c1e24", "#70747e", "#d9dce2"
 OURS, DENSE_COLOUR, RIVAL, SKIPPED = "#007a6c", "#31343c", "#e8a33d", "#a8acb6"
 COLD, WARM = "#165c7d", "#c8553d"
 
-_STYLE = {
+_STYLE: dict[str, Any] = {
     "font.family": "sans-serif",
     "font.size": 9.5,
     "text.color": INK,
@@ -48,7 +47,7 @@ _STYLE = {
 
 
 def require_matplotlib() -> None:
-    """Raises ValueError when figures cannot be drawn here."""
+    """Raises ValueError when figures cannot be generated here."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -75,7 +74,7 @@ def _svg(figure: Any) -> str:
 
 def time_and_flops(results: Results) -> str:
     """Figure 1a: where time and FLOPs go, scale by scale, dense and with the paper's plan."""
-    paper = dict(results.field.exhibit("decomposition"))["prune and skip"].name
+    paper = dict(results.configurations.table("decomposition"))["prune and skip"].name
     names = [entry["scale"] for entry in results.costs[DENSE]["scales"]]
     places = np.arange(len(names))
     with _figure(2) as (figure, (left, right)):
@@ -99,7 +98,7 @@ def time_and_flops(results: Results) -> str:
 
 
 def _milliseconds(interval: Interval) -> Interval:
-    return scaled(interval, 1e3)
+    return interval.scaled(1e3)
 
 
 def _scale_flops(results: Results, name: str) -> np.ndarray:
@@ -124,9 +123,12 @@ def perturbation(results: Results) -> str:
     """Figure 1b: one scale disturbed, all others as they were."""
     found = results.perturbations()
     places = np.arange(len(found))
+    panels = (
+        ("PSNR to the clean picture, dB", [psnr for _, psnr, _ in found]),
+        ("SSIM", [ssim for _, _, ssim in found]),
+    )
     with _figure(2, height=2.8) as (figure, axes):
-        for axis, column, title in ((axes[0], 1, "PSNR to the clean picture, dB"), (axes[1], 2, "SSIM")):
-            intervals = [entry[column] for entry in found]
+        for axis, (title, intervals) in zip(axes, panels, strict=True):
             axis.errorbar(
                 places, _values(intervals), yerr=_errors(intervals), color=COLD, marker="o", capsize=3
             )
@@ -195,16 +197,17 @@ def energy_correlation(results: Results) -> str:
 
 
 def ratios(results: Results) -> str:
-    """What pruning more of the last two scales brings, and costs."""
+    """Speed and quality by the share pruned of the last two scales."""
     rows = results.rows("ratio")
     at = [float(row.label) for row in rows]
-    panels = (
+    scenes = [row.prompt.scene.scaled(100) for row in rows if row.prompt is not None]
+    panels = [
         ("Speed-up, end to end", [row.speedup for row in rows], OURS),
         ("PSNR to dense, dB", [row.psnr for row in rows[1:]], COLD),
         ("Fréchet distance to dense", [row.frechet for row in rows], WARM),
-        ("Scene score, %", [_percent(row.scene) for row in rows], DENSE_COLOUR),
-    )
-    with _figure(4, width=11.0, height=2.5) as (figure, axes):
+        *([("Scene score, %", scenes, DENSE_COLOUR)] if scenes else []),
+    ]
+    with _figure(len(panels), width=11.0, height=2.5) as (figure, axes):
         for axis, (title, intervals, colour) in zip(axes, panels, strict=True):
             axis.errorbar(
                 at[-len(intervals) :],
@@ -217,7 +220,8 @@ def ratios(results: Results) -> str:
             axis.set_title(title)
             axis.set_xlabel("share pruned")
             axis.set_xlim(-0.05, 0.95)
-        axes[-1].set_ylim(0.0, max(5.0, axes[-1].get_ylim()[1]))
+        if scenes:
+            axes[-1].set_ylim(0.0, max(5.0, axes[-1].get_ylim()[1]))
         return _svg(figure)
 
 
@@ -257,9 +261,9 @@ def trade_off(results: Results) -> str:
     """Time against likeness to the dense run: both main tables, and ours at several ratios."""
     panels = (("table 1", "Without skips"), ("equal time", "At several ratios"), ("table 2", "Paper's plan"))
     with _figure(3, width=11.5, height=4.0) as (figure, axes):
-        for axis, (exhibit, title) in zip(axes, panels, strict=True):
-            rows = [row for row in results.rows(exhibit) if not row.is_dense]
-            if exhibit == "equal time":
+        for axis, (table, title) in zip(axes, panels, strict=True):
+            rows = [row for row in results.rows(table) if not row.is_dense]
+            if table == "equal time":
                 _families(axis, results)
             for number, row in enumerate(rows, 1):
                 _point(axis, row, number)
@@ -273,8 +277,8 @@ def trade_off(results: Results) -> str:
 def _families(axis: Any, results: Results) -> None:
     """A line through the plans of each of our families."""
     rows = results.rows("equal time")
-    for family, members in results.field.families.items():
-        names = [label for label, member in results.field.exhibit("equal time") if member in members]
+    for family, configs in results.configurations.families.items():
+        names = [label for label, config in results.configurations.table("equal time") if config in configs]
         line = sorted((row for row in rows if row.label in names), key=lambda row: row.seconds)
         colour = OURS if family == OURS_LABEL else SKIPPED
         axis.plot(
@@ -283,7 +287,7 @@ def _families(axis: Any, results: Results) -> None:
 
 
 def _point(axis: Any, row: Row, number: int) -> None:
-    """A contestant, with its number beside it: names would lie on each other."""
+    """A configuration, with its number beside it: names would lie on each other."""
     colour = SKIPPED if row.label == SKIP_ONLY else OURS if row.label.startswith(OURS_LABEL) else RIVAL
     axis.errorbar(
         [1e3 * row.seconds],
@@ -308,7 +312,3 @@ def _errors(intervals: Sequence[Interval]) -> np.ndarray:
     down = [interval.value - interval.low for interval in intervals]
     up = [interval.high - interval.value for interval in intervals]
     return np.maximum([down, up], 0.0)
-
-
-def _percent(interval: Interval) -> Interval:
-    return scaled(interval, 100)

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Entry:
-    """One exhibit of the paper.
+    """One table of the paper.
 
     Attributes:
-        exhibit: What the paper calls it.
+        table: What the paper calls it.
         here: What stands for it.
         anchor: Where on the page; empty where it cannot be measured with these models.
     """
 
-    exhibit: str
+    table: str
     here: str
     anchor: str = ""
 

@@ -1,10 +1,10 @@
-"""Who looks at the pictures of a report."""
+"""Networks that measure the pictures of a report, and renders of scenes to compare with."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from stepvar.scenes.network import load_scene_network
 
 if TYPE_CHECKING:
     from stepvar.models.pipeline import NextScalePipeline
+    from stepvar.scenes.network.network import SceneNetwork
 
 Pixels = NDArray[np.uint8]
 
@@ -25,36 +26,36 @@ _RENDERING = 1
 
 @dataclass(frozen=True)
 class Metrics:
-    """What measures a batch of pictures, besides plain arithmetic.
+    """Networks that measure a batch of pictures.
 
     Attributes:
         extractor: Features for Fréchet distances and diversity.
-        features: How the extractor is called.
+        features: Name of the extractor.
         network: Scores pictures with their prompts, as CLIP would.
-        likeness: The stand-in for LPIPS, over that network's backbone.
+        scene_distance: The stand-in for LPIPS, over that network's image backbone.
         lpips: LPIPS itself; None where its weights were not given.
     """
 
     extractor: Extractor
     features: str
-    network: Any
-    likeness: PerceptualDistance
+    network: SceneNetwork
+    scene_distance: PerceptualDistance
     lpips: PerceptualDistance | None = None
 
     @classmethod
-    def of(
+    def for_pipeline(
         cls,
         pipeline: NextScalePipeline,
         extractor: Extractor | None = None,
         lpips: PerceptualDistance | None = None,
     ) -> Metrics:
-        """Those of a pipeline, on its device; without an extractor its own visual tokenizer sees for it."""
+        """The metrics for a pipeline, on its device; features are by default its visual tokenizer's."""
         network = load_scene_network(device=pipeline._execution_device)
         name = "tokenizer" if extractor is None else getattr(extractor, "__name__", type(extractor).__name__)
         chosen = TokenizerFeatures(pipeline.vae) if extractor is None else extractor
         return cls(chosen, name, network, scene_distance(network), lpips)
 
-    def fits(self, pictures: Pixels, prompts: Sequence[str]) -> list[float]:
+    def text_scores(self, pictures: Pixels, prompts: Sequence[str]) -> list[float]:
         """Cosine of each picture [N, H, W, 3] with its prompt."""
         return self.network.scores(pictures, list(prompts)).tolist()
 

@@ -1,4 +1,4 @@
-"""The report itself: one HTML page that needs no other file, and the numbers as JSON."""
+"""The HTML page of a report, which needs no other file, and its numbers as JSON."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 
 from stepvar.metrics.statistics import Interval, mean_interval
 from stepvar.report import charts
-from stepvar.report.claims import judge
-from stepvar.report.contestants import DENSE, OURS
+from stepvar.report.claims import evaluate_claims
+from stepvar.report.claims.claim import FAILED, HELD, OPEN, Claim
+from stepvar.report.configurations import DENSE, OURS
 from stepvar.report.coverage import COVERAGE
 from stepvar.report.gallery import GAIN
 from stepvar.report.published_costs import published_costs
-from stepvar.report.records import EqualTime, Row, Versus
+from stepvar.report.records import EqualTimeDifference, PairedDifference, PromptMeasures, Row
 from stepvar.report.results import Results
-from stepvar.report.verdicts import FAILED, HELD, OPEN, Claim
 
 Cell = tuple[str, Callable[[Row], str]]
 
-EXHIBITS = {
+TABLES = {
     "decomposition": "Where the gain comes from: skipping, pruning, both",
     "table 1": "Methods without skips: half of the second last scale and three quarters of the last pruned",
     "table 2": "Methods with the paper's plan: 0.4 and 0.5 pruned, then two scales skipped",
@@ -39,7 +39,7 @@ EXHIBITS = {
 
 
 def numbers(results: Results) -> dict[str, Any]:
-    """Everything that the page shows, as one JSON document."""
+    """All numbers of the page, as one JSON document."""
     return {
         "run": results.folder.run,
         "pictures": {
@@ -47,15 +47,15 @@ def numbers(results: Results) -> dict[str, Any]:
             "measured_blocks": len(results.blocks),
             "rounds": len(results.rounds),
         },
-        "exhibits": {name: [row.as_json() for row in results.rows(name)] for name in EXHIBITS},
-        "frames": {name: [row.as_json() for row in results.frame(name)] for name in EXHIBITS},
-        "versus": {
-            name: [entry.as_json() for entry in results.versus(name, ours)]
+        "tables": {name: [row.as_json() for row in results.rows(name)] for name in TABLES},
+        "references": {name: [row.as_json() for row in results.references(name)] for name in TABLES},
+        "differences": {
+            name: [entry.as_json() for entry in results.differences(name, ours)]
             for name, ours in (("table 1", OURS), ("table 2", _ours_with_skips(results)))
         },
         "equal time": {
             family: {rival: equal.as_json() for rival, equal in equal_times(results, family).items()}
-            for family in results.field.families
+            for family in results.configurations.families
         },
         "categories": {
             table: {
@@ -64,7 +64,7 @@ def numbers(results: Results) -> dict[str, Any]:
             }
             for table in BY_CATEGORY
         },
-        "real_fit": results.real_fit.as_json(),
+        "real_fit": None if results.real_fit is None else results.real_fit.as_json(),
         "saliency": {ratio: mean_interval(rows).as_json() for ratio, rows in results.saliency().items()},
         "diversity": {label: interval.as_json() for label, interval in results.diversity().items()},
         "perturbation": [
@@ -75,7 +75,7 @@ def numbers(results: Results) -> dict[str, Any]:
             {**vars(model), "late_share": model.late_share, "saving": model.saving}
             for model in published_costs()
         ],
-        "claims": [claim.as_json() for claim in judge(results)],
+        "claims": [claim.as_json() for claim in evaluate_claims(results)],
     }
 
 
@@ -98,14 +98,14 @@ def render(results: Results) -> tuple[str, dict[str, Any]]:
         "lpips": _lpips(results),
         "cascade": "" if "cascade" in results.folder.identity else _NO_CASCADE,
         "table1": _table(results, "table 1")
-        + _versus(results.versus("table 1", OURS), OURS)
+        + _differences(results.differences("table 1", OURS), OURS)
         + _categories(results, "table 1"),
         "table2": _table(results, "table 2")
-        + _versus(results.versus("table 2", _ours_with_skips(results)), OURS)
+        + _differences(results.differences("table 2", _ours_with_skips(results)), OURS)
         + _categories(results, "table 2"),
         "equal_time": _table(results, "equal time")
-        + "".join(_at_equal_time(results, family) for family in results.field.families),
-        "real_fit": cell(results.real_fit, 3),
+        + "".join(_at_equal_time(results, family) for family in results.configurations.families),
+        "real_fit": "-" if results.real_fit is None else cell(results.real_fit, 3),
         "trade_off": charts.trade_off(results),
         "others": _table(results, "others"),
         "selection": _table(results, "selection"),
@@ -130,18 +130,18 @@ def render(results: Results) -> tuple[str, dict[str, Any]]:
 
 
 _MISSING = '<p class="note">Not measured.</p>'
-_NO_OBJECTS = '<p class="note">No object was found in any of the dense pictures, so nothing can be told.</p>'
+_NO_OBJECTS = '<p class="note">No object was found in any of the dense pictures: this is not measured.</p>'
 _NO_CASCADE = (
     '<p class="note">A cascade of two models (CoDe) needs a second, smaller model of the same visual '
     "tokenizer; none was given (<code>stepvar reproduce --cascade DIR</code>), so none was measured.</p>"
 )
 
 BY_CATEGORY = ("table 1", "table 2")
-"""Tables whose scene scores are told by category too, as GenEval's are."""
+"""Tables whose scene scores are shown by category too, as GenEval's are."""
 
 
 def _ours_with_skips(results: Results) -> str:
-    return next(label for label, _ in results.field.exhibit("table 2") if label.startswith(OURS))
+    return next(label for label, _ in results.configurations.table("table 2") if label.startswith(OURS))
 
 
 def cell(interval: Interval, digits: int = 2, factor: float = 1.0) -> str:
@@ -153,8 +153,13 @@ def cell(interval: Interval, digits: int = 2, factor: float = 1.0) -> str:
 
 
 def against_dense(show: Callable[[Row], str]) -> Callable[[Row], str]:
-    """A cell that says nothing of the dense run, which everything is compared with."""
+    """A cell that is empty for the dense run, which everything is compared with."""
     return lambda row: "" if row.is_dense else show(row)
+
+
+def against_prompt(show: Callable[[PromptMeasures], str]) -> Callable[[Row], str]:
+    """A cell that is empty for a model that reads no text."""
+    return lambda row: "" if row.prompt is None else show(row.prompt)
 
 
 _COLUMNS: tuple[Cell, ...] = (
@@ -164,17 +169,24 @@ _COLUMNS: tuple[Cell, ...] = (
     ("speed-up", lambda row: cell(row.speedup)),
     ("PSNR, dB", against_dense(lambda row: cell(row.psnr))),
     ("SSIM", against_dense(lambda row: cell(row.ssim, 3))),
-    ("scene distance", against_dense(lambda row: cell(row.likeness, 3))),
+    ("scene distance", against_dense(lambda row: cell(row.scene_distance, 3))),
     ("LPIPS", against_dense(lambda row: "" if row.lpips is None else cell(row.lpips, 3))),
-    ("Fréchet to dense", against_dense(lambda row: cell(row.frechet, 4) if row.frechet_tells else "")),
+    ("Fréchet to dense", against_dense(lambda row: cell(row.frechet, 4) if row.frechet_valid else "")),
     ("equal bits, %", against_dense(lambda row: cell(row.agreement, 1, 100))),
     ("fine detail", lambda row: cell(row.detail, 2)),
-    ("scene score, %", lambda row: cell(row.scene, 1, 100)),
-    ("change, points", against_dense(lambda row: cell(row.scene_change, 1))),
-    ("text fit", lambda row: cell(row.fit, 3)),
-    ("Fréchet to real", lambda row: cell(row.real, 4) if row.frechet_tells else ""),
+    ("scene score, %", against_prompt(lambda found: cell(found.scene, 1, 100))),
+    ("change, points", against_dense(against_prompt(lambda found: cell(found.scene_change, 1)))),
+    ("text fit", against_prompt(lambda found: cell(found.text_fit, 3))),
+    (
+        "Fréchet to real",
+        lambda row: against_prompt(lambda found: cell(found.real, 4))(row) if row.frechet_valid else "",
+    ),
     ("KV, MiB", lambda row: f"{row.cache_bytes / 2**20:.1f}{_peak(row)}"),
 )
+
+
+def _frechet_to_real(row: Row) -> str:
+    return "" if row.prompt is None or not row.frechet_valid else cell(row.prompt.real, 4)
 
 
 def _work(row: Row) -> str:
@@ -186,22 +198,32 @@ def _peak(row: Row) -> str:
     return "" if row.memory is None else f"<small>peak {row.memory / 2**20:.0f}</small>"
 
 
-def _table(results: Results, exhibit: str) -> str:
-    """What an exhibit compares, below what it is seen against."""
-    frame, own = results.frame(exhibit), results.rows(exhibit)
-    rows = [*frame, *own]
+def _table(results: Results, table: str) -> str:
+    """A table of configurations, below the reference rows."""
+    references, own = results.references(table), results.rows(table)
+    rows = [*references, *own]
     columns = [column for column in _COLUMNS if any(column[1](row) for row in rows)]
     body = [[html.escape(row.label), *(show(row) for _, show in columns)] for row in rows]
-    classes = ["frame"] * len(frame) + ["ours" if row.label.startswith(OURS) else "" for row in own]
-    caption = f"{EXHIBITS[exhibit]}. {own[0].n} pictures each, the same prompts and seeds."
-    return _html_table(caption, ["", *(name for name, _ in columns)], body, classes)
+    classes = ["reference"] * len(references) + ["ours" if row.label.startswith(OURS) else "" for row in own]
+    caption = f"{TABLES[table]}. {results.shared(table)} pictures each, the same prompts and seeds."
+    header = ["", *(name for name, _ in columns)]
+    return _html_table(caption, header, body, classes) + _left_out(results, table)
 
 
-_VERSUS: tuple[tuple[str, Callable[[Versus], str]], ...] = (
+def _left_out(results: Results, table: str) -> str:
+    """A note about configurations that the model cannot run."""
+    entries = [entry for entry in results.configurations.left_out if entry[0] == table]
+    return "".join(
+        f'<p class="note">Not measured: {html.escape(label)}. {html.escape(reason)}</p>'
+        for _, label, reason in entries
+    )
+
+
+_VERSUS: tuple[tuple[str, Callable[[PairedDifference], str]], ...] = (
     ("PSNR, dB", lambda entry: cell(entry.psnr)),
-    ("scene distance", lambda entry: cell(entry.likeness, 3)),
+    ("scene distance", lambda entry: cell(entry.scene_distance, 3)),
     ("Fréchet to dense", lambda entry: cell(entry.frechet, 4)),
-    ("scene, points", lambda entry: cell(entry.scene, 1)),
+    ("scene, points", lambda entry: "" if entry.scene is None else cell(entry.scene, 1)),
     ("time ratio", lambda entry: cell(entry.time)),
     (
         "verdict",
@@ -212,7 +234,7 @@ _VERSUS: tuple[tuple[str, Callable[[Versus], str]], ...] = (
 )
 
 
-def _versus(entries: Sequence[Versus], ours: str) -> str:
+def _differences(entries: Sequence[PairedDifference], ours: str) -> str:
     columns = [column for column in _VERSUS if any(column[1](entry) for entry in entries)]
     body = [[html.escape(entry.rival), *(show(entry) for _, show in columns)] for entry in entries]
     caption = "At equal ratios. Paired by prompt and seed; an interval without zero is a difference."
@@ -223,8 +245,9 @@ def _at_equal_time(results: Results, family: str) -> str:
     """Ours against every rival, in the rival's time."""
     body = []
     for rival, equal in equal_times(results, family).items():
+        scene = "" if equal.scene is None else cell(equal.scene, 1)
         verdict = "better" if equal.better else "not better" if equal.not_better else "no clear difference"
-        shown = (f"{1e3 * equal.seconds:.0f}", cell(equal.psnr), cell(equal.frechet, 4), cell(equal.scene, 1))
+        shown = (f"{1e3 * equal.seconds:.0f}", cell(equal.psnr), cell(equal.frechet, 4), scene)
         body.append([html.escape(rival), *shown, verdict])
     caption = (
         "At equal measured time, ours by a straight line between two of the plans above, one faster and one "
@@ -235,16 +258,18 @@ def _at_equal_time(results: Results, family: str) -> str:
     )
 
 
-def equal_times(results: Results, family: str) -> dict[str, EqualTime]:
+def equal_times(results: Results, family: str) -> dict[str, EqualTimeDifference]:
     """Ours against every rival that is not faster than all of our plans."""
-    members = dict(results.field.exhibit("equal time"))
-    rivals = [entry.rival for entry in results.versus("table 1", OURS)]
-    found = {rival: results.at_equal_time(family, members[rival]) for rival in rivals}
+    configs = dict(results.configurations.table("equal time"))
+    rivals = [entry.rival for entry in results.differences("table 1", OURS)]
+    found = {rival: results.at_equal_time(family, configs[rival]) for rival in rivals}
     return {rival: equal for rival, equal in found.items() if equal is not None}
 
 
 def _categories(results: Results, table: str) -> str:
     scores = results.categories(table)
+    if not scores:
+        return ""
     names = list(next(iter(scores.values())))
     body = [
         [html.escape(label), *(cell(row[name], 0, 100) for name in names)] for label, row in scores.items()
@@ -264,9 +289,9 @@ def _diversity(results: Results) -> str:
 
 def _coverage() -> str:
     body = [
-        [html.escape(entry.exhibit), f'<a href="#{entry.anchor}">{html.escape(entry.here)}</a>']
+        [html.escape(entry.table), f'<a href="#{entry.anchor}">{html.escape(entry.here)}</a>']
         if entry.anchor
-        else [html.escape(entry.exhibit), html.escape(entry.here)]
+        else [html.escape(entry.table), html.escape(entry.here)]
         for entry in COVERAGE
     ]
     return _html_table(
@@ -314,7 +339,7 @@ def _claims(claims: Sequence[Claim]) -> str:
 
 def _gallery(entry: dict[str, Any]) -> str:
     rows = [
-        f"<figcaption>{html.escape(EXHIBITS[name])}</figcaption>" + _strip(pictures)
+        f"<figcaption>{html.escape(TABLES[name])}</figcaption>" + _strip(pictures)
         for name, pictures in entry["rows"].items()
     ]
     rows += [
@@ -345,5 +370,5 @@ def _setting(results: Results) -> str:
         f"Model {identity['model']} (weights {identity['weights']}), {identity['size']} pixels, "
         f"{identity['dtype']}. {machine['device_name']} ({machine['device']}, {machine['threads']} threads), "
         f"torch {machine['torch']}, stepvar {identity['stepvar']}. {main} pictures{short} of each central "
-        f"contestant, {len(results.rounds)} interleaved rounds of timing.{second}"
+        f"configuration, {len(results.rounds)} interleaved rounds of timing.{second}"
     )

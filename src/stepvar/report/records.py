@@ -1,7 +1,8 @@
-"""What tables are made of: measurements of one contestant, a row of a table, one comparison."""
+"""What tables are made of: measurements of one configuration, a row of a table, one comparison."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,59 +10,74 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepvar.metrics.statistics import Interval
-from stepvar.report.contestants import DENSE
+from stepvar.report.configurations import DENSE
 
 Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Measurements of one contestant's pictures, in the order of the prompts.
+    """Measurements of one configuration's pictures, in the order of the prompts.
 
     Attributes:
-        psnr, ssim, likeness, agreement: Against the dense run; likeness is the scene network's distance.
+        psnr, ssim, scene_distance, agreement: Against the dense run.
         lpips: The same; None where it was not measured.
         detail: High-frequency energy.
-        fit: Cosine with the prompt, by the scene network.
-        passed: Whether everything asked for is there.
+        text_fit: Cosine with the prompt, by the scene network.
+        passed: Whether everything that the prompt asks for is there.
+        lpips, text_fit, passed: None where they were not measured.
         features: [N, F].
     """
 
     psnr: Values
     ssim: Values
-    likeness: Values
+    scene_distance: Values
     agreement: Values
     detail: Values
-    fit: Values
-    passed: Values
     features: Values
-    lpips: Values | None
+    lpips: Values | None = None
+    text_fit: Values | None = None
+    passed: Values | None = None
 
     def first(self, count: int) -> Pictures:
-        """The first pictures only, for a comparison with a contestant that drew fewer."""
-        return Pictures(
-            **{name: None if values is None else values[:count] for name, values in vars(self).items()}
-        )
+        """The first pictures only, for a comparison with a configuration with fewer."""
+        cut = {name: values[:count] for name, values in vars(self).items() if values is not None}
+        return Pictures(**cut)
+
+
+@dataclass(frozen=True)
+class PromptMeasures:
+    """Measures against the prompts, of a model that reads text.
+
+    Attributes:
+        scene: Share of pictures with everything right; scene_change: against dense, in points.
+        text_fit: Cosine with the prompt.
+        real: Fréchet distance to renders of what was asked for.
+    """
+
+    scene: Interval
+    scene_change: Interval
+    text_fit: Interval
+    real: Interval
 
 
 @dataclass(frozen=True)
 class Row:
-    """One contestant in one exhibit.
+    """One configuration in one table.
 
     Attributes:
         label: Its name there.
-        kind: What its plan does, see `stepvar.report.contestants.KINDS`.
+        kind: Of its plan, see `stepvar.report.configurations.KINDS`.
         n: Pictures.
         tokens, flops: Shares of the dense run's; `at_most` where that depends on the picture.
         cache_bytes, memory: Size of the KV cache, and growth of memory (None where it was not measured).
         seconds: Median time of one picture, end to end; `outside` is the text encoder's and the decoder's.
         speedup: Against dense, in the same rounds.
-        psnr, ssim, likeness, lpips, agreement, detail: Means; `detail` is high-frequency energy over the
-            dense run's, `lpips` None where it was not measured.
-        frechet, real: Distances to the dense run's pictures, and to renders of what was asked for;
-            `frechet_tells` whether there are more pictures than features, without which they say little.
-        scene: Share of pictures with everything right; scene_change: against dense, in points.
-        fit: Cosine with the prompt.
+        psnr, ssim, scene_distance, lpips, agreement, detail: Means; `detail` is high-frequency energy over
+            the dense run's, `lpips` None where it was not measured.
+        frechet: Distance to the dense run's pictures; `frechet_valid` whether there are more pictures than
+            features, without which Fréchet distances say little.
+        prompt: Measures against the prompts; None for a model that reads no text.
     """
 
     label: str
@@ -77,40 +93,39 @@ class Row:
     speedup: Interval
     psnr: Interval
     ssim: Interval
-    likeness: Interval
+    scene_distance: Interval
     lpips: Interval | None
     agreement: Interval
     detail: Interval
     frechet: Interval
-    frechet_tells: bool
-    scene: Interval
-    scene_change: Interval
-    fit: Interval
-    real: Interval
+    frechet_valid: bool
+    prompt: PromptMeasures | None
 
     @property
     def is_dense(self) -> bool:
         return self.kind == DENSE
 
     def as_json(self) -> dict[str, Any]:
-        return _as_json(self)
+        own = {name: value for name, value in vars(self).items() if name != "prompt"}
+        return _as_json({**own, **({} if self.prompt is None else vars(self.prompt))})
 
 
 @dataclass(frozen=True)
-class Versus:
+class PairedDifference:
     """Ours against one rival, on the same prompts and seeds.
 
     Attributes:
         rival: Its label.
-        psnr, likeness, frechet, scene: Ours minus theirs, the scene score in points.
+        psnr, scene_distance, frechet, scene: Ours minus theirs; the scene score in points, None where it was
+            not measured.
         time: Our median time over theirs.
     """
 
     rival: str
     psnr: Interval
-    likeness: Interval
+    scene_distance: Interval
     frechet: Interval
-    scene: Interval
+    scene: Interval | None
     time: Interval
 
     @property
@@ -123,38 +138,39 @@ class Versus:
         return self.psnr.below_zero and self.frechet.above_zero
 
     def as_json(self) -> dict[str, Any]:
-        return _as_json(self)
+        return _as_json(vars(self))
 
 
 @dataclass(frozen=True)
-class EqualTime:
+class EqualTimeDifference:
     """Ours against one rival, ours pruned until it takes the rival's time.
 
     Attributes:
-        psnr, frechet, scene: Ours minus theirs, the scene score in points.
+        psnr, frechet, scene: Ours minus theirs; the scene score in points, None where it was not measured.
         seconds: The time.
     """
 
     psnr: Interval
     frechet: Interval
-    scene: Interval
+    scene: Interval | None
     seconds: float
 
     @property
     def better(self) -> bool:
         """Nearer to the dense run on both measures, beyond doubt, and not known to be worse on scenes."""
-        return self.psnr.above_zero and self.frechet.below_zero and self.scene.high >= 0.0
+        return self.psnr.above_zero and self.frechet.below_zero and not self._worse_on_scenes
 
     @property
     def not_better(self) -> bool:
-        return self.psnr.high <= 0.0 or self.frechet.low >= 0.0 or self.scene.high < 0.0
+        return self.psnr.high <= 0.0 or self.frechet.low >= 0.0 or self._worse_on_scenes
+
+    @property
+    def _worse_on_scenes(self) -> bool:
+        return self.scene is not None and self.scene.high < 0.0
 
     def as_json(self) -> dict[str, Any]:
-        return _as_json(self)
+        return _as_json(vars(self))
 
 
-def _as_json(record: Any) -> dict[str, Any]:
-    return {
-        name: value.as_json() if isinstance(value, Interval) else value
-        for name, value in vars(record).items()
-    }
+def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value.as_json() if isinstance(value, Interval) else value for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""From raw numbers to results: every value with its interval, paired by prompt and seed."""
+"""Results from raw numbers: every value with its interval, paired by prompt and seed."""
 
 from __future__ import annotations
 
@@ -18,10 +18,17 @@ from stepvar.metrics.statistics import (
     paired_interval,
     statistic_interval,
 )
-from stepvar.report.contestants import DENSE, Contestant, Entry, Field, rivals
+from stepvar.report.configurations import DENSE, Configuration, Configurations, Entry, rivals
 from stepvar.report.folder import ReportFolder
 from stepvar.report.protocol import Protocol
-from stepvar.report.records import EqualTime, Pictures, Row, Values, Versus
+from stepvar.report.records import (
+    EqualTimeDifference,
+    PairedDifference,
+    Pictures,
+    PromptMeasures,
+    Row,
+    Values,
+)
 from stepvar.scenes import CATEGORIES
 
 FRECHET_REPEATS = 200
@@ -32,15 +39,15 @@ class Results:
 
     Args:
         folder: With at least one block of pictures, one round of times and the costs.
-        field: What is compared.
+        configurations: What is compared.
         protocol: What was to be measured.
 
     Raises:
         ValueError: When the folder lacks what every table needs.
     """
 
-    def __init__(self, folder: ReportFolder, field: Field, protocol: Protocol) -> None:
-        self.folder, self.field, self.protocol = folder, field, protocol
+    def __init__(self, folder: ReportFolder, configurations: Configurations, protocol: Protocol) -> None:
+        self.folder, self.configurations, self.protocol = folder, configurations, protocol
         self.costs: dict[str, Any] = folder.load("costs") or {}
         self.memory: dict[str, int | None] = folder.load("memory") or {}
         self.blocks = self._present("pictures-{:03}", protocol.central_blocks)
@@ -48,9 +55,9 @@ class Results:
         if not self.costs or not self.blocks or not self.rounds:
             raise ValueError(f"'{folder.path}' holds too few measurements for a report: let the run go on.")
         self._rows: dict[tuple[str, int], Row] = {}
-        self._references: dict[tuple[str, int], FrechetReference] = {}
-        self._equal_times: dict[tuple[str, str], EqualTime | None] = {}
-        self._versus: dict[tuple[str, str], list[Versus]] = {}
+        self._frechet_references: dict[tuple[str, int], FrechetReference] = {}
+        self._equal_times: dict[tuple[str, str], EqualTimeDifference | None] = {}
+        self._differences: dict[tuple[str, str], list[PairedDifference]] = {}
 
     def _present(self, pattern: str, count: int) -> list[Any]:
         """Raw numbers up to the first gap: later ones would break the pairing."""
@@ -62,25 +69,35 @@ class Results:
             found.append(numbers)
         return found
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether there are prompts, so that pictures can be measured against them."""
+        return "real" in self.blocks[0]
+
     @cached_property
     def pictures(self) -> dict[str, Pictures]:
-        """By contestant."""
-        return {member.name: self._pictures(member.name) for member in self.field}
+        """By configuration."""
+        return {config.name: self._pictures(config.name) for config in self.configurations}
 
     def _pictures(self, name: str) -> Pictures:
-        parts = [block["contestants"][name] for block in self.blocks if name in block["contestants"]]
-        keys = [entry.name for entry in fields(Pictures)]
-        return Pictures(**{key: _joined(parts, key) if key in parts[0] else None for key in keys})
+        parts = [block["configurations"][name] for block in self.blocks if name in block["configurations"]]
+        return Pictures(
+            **{entry.name: _joined(parts, entry.name) for entry in fields(Pictures) if entry.name in parts[0]}
+        )
 
     @cached_property
-    def real(self) -> Values:
-        """Features [N, F] of renders of the prompts."""
-        return _joined([block["real"] for block in self.blocks], "features")
+    def real(self) -> Values | None:
+        """Features [N, F] of renders of the prompts; None for a model that reads no text."""
+        return None if not self.reads_text else _joined([block["real"] for block in self.blocks], "features")
 
     @cached_property
-    def real_fit(self) -> Interval:
+    def real_fit(self) -> Interval | None:
         """Cosine of renders with their prompts: what a perfect model would reach."""
-        return mean_interval(_joined([block["real"] for block in self.blocks], "fit"))
+        return (
+            None
+            if not self.reads_text
+            else mean_interval(_joined([block["real"] for block in self.blocks], "text_fit"))
+        )
 
     def times(self, name: str) -> list[float]:
         """End-to-end seconds of one picture, a round each."""
@@ -103,117 +120,126 @@ class Results:
     def speedup(self, name: str) -> Interval:
         return median_ratio_interval(self.times(DENSE), self.times(name))
 
-    def rows(self, exhibit: str) -> list[Row]:
-        """An exhibit's contestants, all on the same pictures."""
-        return self._rows_of(exhibit, self.field.exhibit(exhibit))
+    def rows(self, table: str) -> list[Row]:
+        """An table's configurations, all on the same pictures."""
+        return self._rows_of(table, self.configurations.table(table))
 
-    def frame(self, exhibit: str) -> list[Row]:
-        """What an exhibit is seen against, on the same pictures."""
-        return self._rows_of(exhibit, self.field.frame(exhibit))
+    def references(self, table: str) -> list[Row]:
+        """What an table is seen against, on the same pictures."""
+        return self._rows_of(table, self.configurations.references(table))
 
-    def _rows_of(self, exhibit: str, members: Sequence[Entry]) -> list[Row]:
-        count = self.shared(exhibit)
-        return [self.row(label, member, count) for label, member in members]
+    def _rows_of(self, table: str, configs: Sequence[Entry]) -> list[Row]:
+        count = self.shared(table)
+        return [self.row(label, config, count) for label, config in configs]
 
-    def shared(self, exhibit: str) -> int:
-        """How many pictures all contestants of an exhibit drew."""
-        return min(len(self.pictures[member.name].psnr) for _, member in self.field.exhibit(exhibit))
+    def shared(self, table: str) -> int:
+        """How many pictures all configurations of an table drew."""
+        counts = [len(self.pictures[config.name].psnr) for _, config in self.configurations.table(table)]
+        return min(counts, default=0)
 
-    def row(self, label: str, member: Contestant, count: int) -> Row:
-        """One contestant on its first pictures."""
-        key = (member.name, count)
+    def row(self, label: str, config: Configuration, count: int) -> Row:
+        """One configuration on its first pictures."""
+        key = (config.name, count)
         if key not in self._rows:
-            self._rows[key] = self._measure(member, count)
+            self._rows[key] = self._measure(config, count)
         return Row(**{**vars(self._rows[key]), "label": label})
 
-    def _measure(self, member: Contestant, count: int) -> Row:
-        ours, dense = (self.pictures[name].first(count) for name in (member.name, DENSE))
-        costs = self.costs[member.name]
+    def _measure(self, config: Configuration, count: int) -> Row:
+        ours, dense = (self.pictures[name].first(count) for name in (config.name, DENSE))
+        costs = self.costs[config.name]
         zero = Interval(0.0, 0.0, 0.0, count)
-        same = member.kind == DENSE
+        same = config.kind == DENSE
         return Row(
-            label=member.name,
-            kind=member.kind,
+            label=config.name,
+            kind=config.kind,
             n=count,
             tokens=costs["tokens"] / costs["dense_tokens"],
             flops=costs["flops"] / costs["dense_flops"],
             cache_bytes=costs["cache_bytes"],
-            memory=self.memory.get(member.name),
+            memory=self.memory.get(config.name),
             at_most=bool(costs.get("decides_per_picture")),
-            seconds=self.seconds(member.name),
-            outside=self.outside(member.name),
-            speedup=self.speedup(member.name),
+            seconds=self.seconds(config.name),
+            outside=self.outside(config.name),
+            speedup=self.speedup(config.name),
             psnr=mean_interval(ours.psnr),
             ssim=mean_interval(ours.ssim),
-            likeness=mean_interval(ours.likeness),
+            scene_distance=mean_interval(ours.scene_distance),
             lpips=None if ours.lpips is None else mean_interval(ours.lpips),
             agreement=mean_interval(ours.agreement),
             detail=mean_interval(ours.detail / np.maximum(dense.detail, 1e-9)),
-            frechet=zero if same else self.near_dense(count).interval(ours.features),
-            frechet_tells=count > ours.features.shape[1],
-            scene=mean_interval(ours.passed),
-            scene_change=zero if same else paired_interval(100 * ours.passed, 100 * dense.passed),
-            fit=mean_interval(ours.fit),
-            real=self.near_real(count).interval(ours.features),
+            frechet=zero if same else self.frechet_to_dense(count).interval(ours.features),
+            frechet_valid=count > ours.features.shape[1],
+            prompt=self._prompt_measures(ours, dense, count),
         )
 
-    def near_dense(self, count: int) -> FrechetReference:
+    def _prompt_measures(self, ours: Pictures, dense: Pictures, count: int) -> PromptMeasures | None:
+        real = self.frechet_to_real(count)
+        change = _scene_change(ours.passed, dense.passed)
+        if ours.passed is None or ours.text_fit is None or change is None or real is None:
+            return None
+        return PromptMeasures(
+            mean_interval(ours.passed), change, mean_interval(ours.text_fit), real.interval(ours.features)
+        )
+
+    def frechet_to_dense(self, count: int) -> FrechetReference:
         """Distances to the dense run's first pictures."""
-        if ("dense", count) not in self._references:
+        if ("dense", count) not in self._frechet_references:
             features = self.pictures[DENSE].features[:count]
-            self._references["dense", count] = FrechetReference(features, FRECHET_REPEATS)
-        return self._references["dense", count]
+            self._frechet_references["dense", count] = FrechetReference(features, FRECHET_REPEATS)
+        return self._frechet_references["dense", count]
 
-    def near_real(self, count: int) -> FrechetReference:
-        """Distances to renders of the first prompts."""
-        if ("real", count) not in self._references:
-            self._references["real", count] = FrechetReference(self.real[:count], FRECHET_REPEATS)
-        return self._references["real", count]
+    def frechet_to_real(self, count: int) -> FrechetReference | None:
+        """Distances to renders of the first prompts; None for a model that reads no text."""
+        if self.real is None:
+            return None
+        if ("real", count) not in self._frechet_references:
+            self._frechet_references["real", count] = FrechetReference(self.real[:count], FRECHET_REPEATS)
+        return self._frechet_references["real", count]
 
-    def versus(self, exhibit: str, ours: str) -> list[Versus]:
-        """Ours against every other pruning method of an exhibit."""
-        if (exhibit, ours) not in self._versus:
-            members = self.field.exhibit(exhibit)
-            mine = dict(members)[ours]
-            self._versus[exhibit, ours] = [
-                self._compare(label, mine, rival) for label, rival in rivals(members, ours)
+    def differences(self, table: str, ours: str) -> list[PairedDifference]:
+        """Ours against every other pruning method of an table."""
+        if (table, ours) not in self._differences:
+            configs = self.configurations.table(table)
+            mine = dict(configs)[ours]
+            self._differences[table, ours] = [
+                self._compare(label, mine, rival) for label, rival in rivals(configs, ours)
             ]
-        return self._versus[exhibit, ours]
+        return self._differences[table, ours]
 
-    def _compare(self, label: str, mine: Contestant, rival: Contestant) -> Versus:
+    def _compare(self, label: str, mine: Configuration, rival: Configuration) -> PairedDifference:
         left, right = self.together(mine.name, rival.name)
-        return Versus(
+        return PairedDifference(
             label,
             paired_interval(left.psnr, right.psnr),
-            paired_interval(left.likeness, right.likeness),
-            self.near_dense(len(left.psnr)).difference(left.features, right.features),
-            paired_interval(100 * left.passed, 100 * right.passed),
+            paired_interval(left.scene_distance, right.scene_distance),
+            self.frechet_to_dense(len(left.psnr)).difference(left.features, right.features),
+            _scene_change(left.passed, right.passed),
             median_ratio_interval(self.times(mine.name), self.times(rival.name)),
         )
 
     def together(self, *names: str) -> list[Pictures]:
-        """Contestants on the pictures that all of them drew."""
+        """Configurations on the pictures that all of them drew."""
         count = min(len(self.pictures[name].psnr) for name in names)
         return [self.pictures[name].first(count) for name in names]
 
-    def at_equal_time(self, family: str, rival: Contestant) -> EqualTime | None:
+    def at_equal_time(self, family: str, rival: Configuration) -> EqualTimeDifference | None:
         """Ours minus the rival, where ours is pruned until it takes the rival's time.
 
         By a straight line between two of our plans, one slower and one faster than the rival. A rival slower
         than all of ours is compared with our slowest. None where it is faster than all of them.
 
         Args:
-            family: Of `Field.families`.
+            family: Of `Configurations.families`.
         """
         key = (family, rival.name)
         if key not in self._equal_times:
             self._equal_times[key] = self._at_equal_time(family, rival)
         return self._equal_times[key]
 
-    def _at_equal_time(self, family: str, rival: Contestant) -> EqualTime | None:
-        plans = sorted(self.field.families[family], key=lambda member: self.seconds(member.name))
+    def _at_equal_time(self, family: str, rival: Configuration) -> EqualTimeDifference | None:
+        plans = sorted(self.configurations.families[family], key=lambda config: self.seconds(config.name))
         wanted = self.seconds(rival.name)
-        times = [self.seconds(member.name) for member in plans]
+        times = [self.seconds(config.name) for config in plans]
         if wanted < times[0]:
             return None
         place = next((index for index, value in enumerate(times) if value > wanted), len(times))
@@ -221,26 +247,32 @@ class Results:
         low, high = times[place - 1], times[min(place, len(plans) - 1)]
         share = (wanted - low) / (high - low) if high > low else 0.0
         quick, late, theirs = self.together(fast.name, slow.name, rival.name)
-        near = self.near_dense(len(theirs.psnr))
+        near = self.frechet_to_dense(len(theirs.psnr))
 
         def between(first: Values, second: Values) -> Values:
             return (1.0 - share) * first + share * second
 
+        passed = None if quick.passed is None or late.passed is None else between(quick.passed, late.passed)
+
         ours = between(near.distances(quick.features), near.distances(late.features))
-        return EqualTime(
+        return EqualTimeDifference(
             psnr=paired_interval(between(quick.psnr, late.psnr), theirs.psnr),
-            frechet=near.told(ours - near.distances(theirs.features)),
-            scene=paired_interval(100 * between(quick.passed, late.passed), 100 * theirs.passed),
+            frechet=near.interval_of(ours - near.distances(theirs.features)),
+            scene=_scene_change(passed, theirs.passed),
             seconds=min(wanted, high),
         )
 
-    def categories(self, exhibit: str) -> dict[str, dict[str, Interval]]:
-        """Scene score by contestant and category, what the exhibit is seen against included."""
-        members = [*self.field.frame(exhibit), *self.field.exhibit(exhibit)]
-        asked = [job["category"] for block in self.blocks for job in block["jobs"]]
+    def categories(self, table: str) -> dict[str, dict[str, Interval]]:
+        """Scene score by configuration and category, what the table is seen against included."""
+        if not self.reads_text:
+            return {}
+        configs = [*self.configurations.references(table), *self.configurations.table(table)]
+        asked = [sample["category"] for block in self.blocks for sample in block["samples"]]
         found: dict[str, dict[str, Interval]] = {}
-        for label, member in members:
-            passed = self.pictures[member.name].passed[: self.shared(exhibit)]
+        for label, config in configs:
+            passed = self.pictures[config.name].first(self.shared(table)).passed
+            if passed is None:
+                continue
             chosen = np.array(asked[: len(passed)])
             found[label] = {
                 category: mean_interval(passed[chosen == category])
@@ -251,11 +283,11 @@ class Results:
 
     def perturbations(self) -> list[tuple[str, Interval, Interval]]:
         """Scale, PSNR and SSIM of pictures with that scale disturbed."""
-        steps = self._present("perturbation-{:02}", len(self.field.schedule))
+        steps = self._present("perturbation-{:02}", len(self.configurations.schedule))
         return [(step["scale"], mean_interval(step["psnr"]), mean_interval(step["ssim"])) for step in steps]
 
     def diversity(self) -> dict[str, Interval]:
-        """Distance between seeds over the dense run's, by contestant; empty where nothing was measured."""
+        """Distance between seeds over the dense run's, by configuration; empty where nothing was measured."""
         steps = self._present("diversity-{:02}", self.protocol.diversity_prompts)
         if not steps:
             return {}
@@ -282,6 +314,11 @@ class Results:
 
     def gallery(self) -> Sequence[dict[str, Any]]:
         return self._present("gallery-{:02}", self.protocol.gallery)
+
+
+def _scene_change(ours: Values | None, theirs: Values | None) -> Interval | None:
+    """Difference of the scene scores in points."""
+    return None if ours is None or theirs is None else paired_interval(100 * ours, 100 * theirs)
 
 
 def _joined(parts: Sequence[dict[str, Any]], key: str) -> Values:

@@ -1,9 +1,9 @@
-"""`reproduce`: the whole report, resumable."""
+"""A whole report: measured step by step, resumable, then written."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +12,15 @@ from stepvar.evaluation.provenance import fingerprint, versions
 from stepvar.metrics.timing import machine
 from stepvar.pruning.stepvar import StepVAR
 from stepvar.report.charts import require_matplotlib
-from stepvar.report.contestants import BEST, FAITHFUL, Field
+from stepvar.report.configurations import BEST, FAITHFUL, Configurations
+from stepvar.report.experiment import Experiment
 from stepvar.report.folder import NUMBERS, PAGE, ReportFolder
-from stepvar.report.inputs import Models
 from stepvar.report.metrics import Metrics
+from stepvar.report.models import Models
 from stepvar.report.page import render
 from stepvar.report.protocol import DEFAULT_MINUTES, Protocol, protocol_for
 from stepvar.report.results import Results
-from stepvar.report.steps import Advance, Study, measure_pace, run_steps
+from stepvar.report.steps import Advance, all_steps, measure_machine, run_steps
 
 if TYPE_CHECKING:
     from stepvar.metrics.features import Extractor
@@ -29,11 +30,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left.
+    """A finished report.
 
     Attributes:
         page: The HTML page.
-        numbers: What it shows.
+        numbers: Everything it shows, a JSON document.
         resumed: Steps that an earlier run had done.
         steps: All of them.
     """
@@ -44,12 +45,9 @@ class Outcome:
     steps: int
 
 
-Announce = Callable[["Plan"], None]
-
-
 @dataclass(frozen=True)
-class Plan:
-    """What a run is going to do, told before it starts.
+class RunPlan:
+    """The work of a run, announced before it starts.
 
     Attributes:
         protocol: Counts.
@@ -65,6 +63,9 @@ class Plan:
     seconds: float | None
 
 
+Announce = Callable[[RunPlan], None]
+
+
 def reproduce(
     pipeline: NextScalePipeline,
     folder: Path,
@@ -74,6 +75,7 @@ def reproduce(
     extractor: Extractor | None = None,
     lpips: PerceptualDistance | None = None,
     cascade: NextScalePipeline | None = None,
+    rules: Mapping[str, StepVAR] | None = None,
     announce: Announce | None = None,
     advance: Advance | None = None,
 ) -> Outcome:
@@ -83,15 +85,17 @@ def reproduce(
     not measured again.
 
     Args:
-        pipeline: A model that knows the scenes' words, on its device.
+        pipeline: A model on its device; one that reads no text is given classes, and has no scene score.
         folder: Of the report; new, empty, or holding this very run.
         minutes: How long it may take; chooses the counts of a new run.
         protocol: Counts, instead of choosing them.
         extractor: Features for Fréchet distances and diversity; by default the model's own tokenizer's.
         lpips: From `stepvar.metrics.perceptual.load_lpips`, where its weights are at hand.
-        cascade: A second, smaller model of the same visual tokenizer: then cascades compete too.
-        announce: Told what is going to happen, before it does.
-        advance: Told of progress.
+        cascade: A second, smaller model of the same visual tokenizer: cascades are then compared too.
+        rules: Methods with a score or a recovery of your own, such as `{"mine": StepVAR(score=function)}`;
+            they stand under these names in every table of methods.
+        announce: Called with the plan of the run before it starts.
+        advance: Called with the progress.
 
     Raises:
         ValueError: When the folder holds another run or other files, the two models do not belong together,
@@ -100,75 +104,86 @@ def reproduce(
     require_matplotlib()
     if not minutes > 0:
         raise ValueError(f"minutes is {minutes:g}; a report needs some time.")
-    field = Field(
-        pipeline.schedule(), pipeline.summary().plan.depth, cascade is not None, _own_plans(pipeline)
+    models = Models(pipeline, Metrics.for_pipeline(pipeline, extractor, lpips), cascade)
+    configurations = Configurations(
+        models.schedule,
+        models.depth,
+        cascade is not None,
+        _searched_plans(models),
+        rules,
+        models.refusal,
     )
-    models = Models(pipeline, Metrics.of(pipeline, extractor, lpips), cascade)
     asked = {"protocol": protocol.as_json()} if protocol is not None else {"minutes": minutes}
-    store = ReportFolder(folder, _identity(models, field, asked))
-    for member in field:
-        # Raises where one cannot run, before anything is drawn or written.
-        models.summary(member)
-    if store.run is None:
-        seconds_per_weight: float | None = None
-        if protocol is None:
-            pace = measure_pace(models, field)
-            seconds_per_weight = pace.batched + pace.judging
-            protocol = protocol_for(minutes, pace)
-        store.start({**protocol.as_json(), "seconds_per_weight": seconds_per_weight})
-    store.sweep()
-    stored = dict(store.run["protocol"])
-    seconds_per_weight = stored.pop("seconds_per_weight")
-    protocol = Protocol(**stored)
-    steps = Study(models, protocol, field).steps()
+    store = ReportFolder(folder, _identity(models, configurations, asked))
+    for config in configurations:
+        # Raises where one cannot run, before anything is generated or written.
+        models.summary(config)
+    protocol, seconds_per_weight = _start(store, models, configurations, minutes, protocol)
+    steps = all_steps(Experiment(models, protocol, configurations))
     left = [step for step in steps if store.load(step.name) is None]
     weight = sum(step.weight for step in left)
     done = len(steps) - len(left)
     if announce is not None:
         estimate = None if seconds_per_weight is None else weight * seconds_per_weight
-        announce(Plan(protocol, len(steps), done, weight, estimate))
-    for _name in run_steps(store, left, advance):
-        pass
-    page, document = render(Results(store, field, protocol))
+        announce(RunPlan(protocol, len(steps), done, weight, estimate))
+    run_steps(store, left, advance)
+    page, document = render(Results(store, configurations, protocol))
     store.write_text(NUMBERS, json.dumps(document, indent=1, allow_nan=False))
     return Outcome(store.write_text(PAGE, page), document, done, len(steps))
 
 
-def _own_plans(pipeline: NextScalePipeline) -> dict[str, StepVAR]:
+def _start(
+    store: ReportFolder,
+    models: Models,
+    configurations: Configurations,
+    minutes: float,
+    protocol: Protocol | None,
+) -> tuple[Protocol, float | None]:
+    """Counts of a run, chosen or those of an earlier start; and seconds a dense picture, where known."""
+    if store.run is None:
+        seconds_per_weight: float | None = None
+        if protocol is None:
+            speed = measure_machine(models, configurations)
+            seconds_per_weight = speed.batched + speed.measuring
+            protocol = protocol_for(minutes, speed)
+        store.start({**protocol.as_json(), "seconds_per_weight": seconds_per_weight})
+        return protocol, seconds_per_weight
+    stored = dict(store.run["protocol"])
+    seconds_per_weight = stored.pop("seconds_per_weight")
+    return Protocol(**stored), seconds_per_weight
+
+
+def _searched_plans(models: Models) -> dict[str, StepVAR]:
     """Presets that were searched for on a model like this one, where its schedule has their scales."""
-    found = {}
-    for name in (BEST, FAITHFUL):
-        preset = pipeline.presets.get(name)
-        plan = None if preset is None else preset.method
-        if isinstance(plan, StepVAR):
-            try:
-                pipeline.summary(plan)
-            except ValueError:
-                continue
-            found[name] = plan
-    return found
+    presets = models.pipeline.presets
+    plans = {name: presets[name].method for name in (BEST, FAITHFUL) if name in presets}
+    return {
+        name: plan
+        for name, plan in plans.items()
+        if isinstance(plan, StepVAR) and models.refusal(plan) is None
+    }
 
 
-def _identity(models: Models, field: Field, asked: dict[str, Any]) -> dict[str, Any]:
-    """What makes two runs one: everything that their numbers depend on."""
+def _identity(models: Models, configurations: Configurations, asked: dict[str, Any]) -> dict[str, Any]:
+    """Everything that the numbers of a run depend on."""
     pipeline, second = models.pipeline, models.refiner
-    height, width = pipeline.transformer.size_table.pixels(field.schedule)
+    height, width = pipeline.pixels(models.schedule)
     if height != width:
         raise ValueError(
             f"Scenes are square, and this model draws {width} x {height} pixels: name another one."
         )
-    told = versions()
+    libraries = versions()
     return {
         "model": pipeline.origin.rpartition("/")[2],
         "weights": fingerprint(pipeline),
         **({} if second is None else {"cascade": fingerprint(second)}),
         "size": f"{width} x {height}",
         "dtype": str(pipeline.transformer.compute_dtype).removeprefix("torch."),
-        "stepvar": told.pop("stepvar"),
-        "libraries": told,
+        "stepvar": libraries.pop("stepvar"),
+        "libraries": libraries,
         "machine": machine(pipeline._execution_device),
-        "contestants": field.digest(),
-        "features": models.judges.features,
-        "lpips": models.judges.lpips is not None,
+        "configurations": configurations.digest(),
+        "features": models.metrics.features,
+        "lpips": models.metrics.lpips is not None,
         **asked,
     }

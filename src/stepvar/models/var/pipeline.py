@@ -50,6 +50,7 @@ class VARPipeline(CodebookPipeline):
     presets = PRESETS
     model_cpu_offload_seq = "transformer->vae"
     example_prompt = "0"
+    reads_text = False
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What the paper says about why pruning works, and about what it leaves as it is."""
+"""Claims of the paper about why pruning works, and about what it leaves unchanged."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ from typing import Any
 import numpy as np
 
 from stepvar.metrics.statistics import mean_interval, paired_interval
-from stepvar.report.contestants import DENSE
-from stepvar.report.results import Results
-from stepvar.report.verdicts import (
-    LEAST_PHENOMENA,
+from stepvar.report.claims.claim import (
+    LEAST_ANALYSED,
     LEAST_PROMPTS,
     LEAST_ROUNDS,
     Claim,
-    scaled,
-    tell,
     verdict_of,
 )
+from stepvar.report.configurations import DENSE
+from stepvar.report.results import Results
 
 LATE_SHARE = 0.75
 HIGH_FREQUENCY = 0.125
@@ -33,12 +31,12 @@ def late_scales_dominate(results: Results) -> Claim:
         "The last few scales take more than 75 % of the transformer's time.",
         "figure 1a",
         verdict_of(share.low > LATE_SHARE, share.high < LATE_SHARE, share.n, LEAST_ROUNDS),
-        f"The last three of {len(rounds[0])} scales take {tell(scaled(share, 100), 1, ' %')} of it, and "
+        f"The last three of {len(rounds[0])} scales take {share.scaled(100).format(1, ' %')} of it, and "
         f"{whole:.1%} of the time from text to picture.",
     )
 
 
-def late_scales_forgive(results: Results) -> Claim | None:
+def late_scales_tolerate_noise(results: Results) -> Claim | None:
     found = results.perturbations()
     if len(found) < 4:
         return None
@@ -49,8 +47,8 @@ def late_scales_forgive(results: Results) -> Claim | None:
     return Claim(
         "Noise at one early scale wrecks the picture; at a late scale it hardly shows.",
         "figure 1b",
-        verdict_of(gain.above_zero, gain.below_zero, gain.n, LEAST_PHENOMENA),
-        f"Disturbing one of the last two scales leaves {tell(gain, 1, ' dB')} more PSNR than one of the "
+        verdict_of(gain.above_zero, gain.below_zero, gain.n, LEAST_ANALYSED),
+        f"Disturbing one of the last two scales leaves {gain.format(1, ' dB')} more PSNR than one of the "
         f"first two ({late.mean():.1f} against {early.mean():.1f} dB).",
     )
 
@@ -70,9 +68,9 @@ def late_scales_add_detail(results: Results) -> Claim | None:
     return Claim(
         "What the last scales add lies in high spatial frequencies.",
         "figure 1c",
-        verdict_of(difference.above_zero, difference.below_zero, difference.n, LEAST_PHENOMENA),
+        verdict_of(difference.above_zero, difference.below_zero, difference.n, LEAST_ANALYSED),
         f"{added.mean():.1f} % of the energy that the last scale adds lies above {HIGH_FREQUENCY:g} cycles a "
-        f"pixel, against {whole.mean():.1f} % of the pictures' own: {tell(difference, 1)} points more.",
+        f"pixel, against {whole.mean():.1f} % of the pictures' own: {difference.format(1)} points more.",
     )
 
 
@@ -86,13 +84,13 @@ def energy_follows_structure(results: Results) -> Claim | None:
     return Claim(
         "The residual energy of a block correlates with the projection on the first principal component.",
         "figure 3",
-        verdict_of(correlation.above_zero, correlation.below_zero, correlation.n, LEAST_PHENOMENA),
-        f"At {scale}, over all layers, the correlation is {tell(correlation)}; the weakest layer has "
+        verdict_of(correlation.above_zero, correlation.below_zero, correlation.n, LEAST_ANALYSED),
+        f"At {scale}, over all layers, the correlation is {correlation.format()}; the weakest layer has "
         f"{worst:.2f}.",
     )
 
 
-def masks_are_salient(results: Results) -> Claim | None:
+def kept_tokens_cover_objects(results: Results) -> Claim | None:
     found = results.saliency().get(SALIENCY_RATIO)
     if found is None or not len(found):
         return None
@@ -101,7 +99,7 @@ def masks_are_salient(results: Results) -> Claim | None:
         "The kept tokens lie on what the picture is about: the masks look like saliency maps.",
         "figure 6",
         verdict_of(lift.low > 1.0, lift.high < 1.0, lift.n, LEAST_PROMPTS),
-        f"At a ratio of {SALIENCY_RATIO} the share of objects among the kept tokens is {tell(lift)} times "
+        f"At a ratio of {SALIENCY_RATIO} the share of objects among the kept tokens is {lift.format()} times "
         "that among all tokens.",
     )
 
@@ -114,5 +112,5 @@ def diversity_is_kept(results: Results) -> Claim | None:
         "Pruning does not make pictures of one prompt more alike.",
         "asked by users, not in the paper",
         verdict_of(found.low > 0.95, found.high < 0.95, found.n, LEAST_PROMPTS),
-        f"The distance between seeds is {tell(scaled(found, 100), 1, ' %')} of the dense run's.",
+        f"The distance between seeds is {found.scaled(100).format(1, ' %')} of the dense run's.",
     )

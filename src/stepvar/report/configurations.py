@@ -1,4 +1,4 @@
-"""What is compared: a list of named configurations, and the exhibits that each takes part in.
+"""Named configurations of a report, and the tables that compare them.
 
 A new method in `stepvar.pruning.presets.METHODS` stands in both main tables, dense and skip only beside it.
 """
@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from stepvar.generation.pruner import LateScales, PruningMethod
@@ -25,7 +26,7 @@ Skip = tuple[int, ...]
 Build = Callable[[Ratios, Skip], PruningMethod]
 
 WITHOUT_SKIPS: tuple[Ratios, Skip] = ({-2: 0.5, -1: 0.75}, ())
-"""The paper's ratios for HART, on the last two scales: what tells scorers apart."""
+"""The paper's ratios for HART, on the last two scales, where scorers differ."""
 
 WITH_SKIPS: tuple[Ratios, Skip] = ({-4: 0.4, -3: 0.5}, (-2, -1))
 """The paper's plan for Infinity: most of what it saves, it saves by skipping."""
@@ -72,31 +73,31 @@ STRETCHES = (0.5, 0.75, 1.0, 1.2, 1.6)
 """How much of the ratios ours prunes, to find out what it gives in a rival's time."""
 
 CENTRAL, MAIN, ABLATION = "central", "main", "ablation"
-RANKS = (CENTRAL, MAIN, ABLATION)
-"""On how many prompts a contestant is drawn: the plans in question on most, ablations on fewest."""
+TIERS = (CENTRAL, MAIN, ABLATION)
+"""On how many prompts a configuration is generated: the plans in question on most, ablations on fewest."""
 
 BEST, FAITHFUL = "best", "faithful"
 """Names of presets that were searched for on the model itself."""
 
 DENSE, SKIP_ONLY, PRUNE_ONLY, BOTH, OTHER = "dense", "skip only", "prune only", "both", "other"
 KINDS = (DENSE, SKIP_ONLY, PRUNE_ONLY, BOTH)
-"""What a plan does: every exhibit shows all four."""
+"""What a plan does: every table shows all four."""
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Configuration:
     """One configuration.
 
     Attributes:
         name: Unique.
         pruning: What the pipeline is given; None is dense.
-        rank: One of `RANKS`.
+        tier: One of `TIERS`.
         drafted: Scales that the model draws before a second one goes on; 0 where it draws all.
     """
 
     name: str
     pruning: PruningMethod | None
-    rank: str = ABLATION
+    tier: str = ABLATION
     drafted: int = 0
 
     @property
@@ -113,18 +114,25 @@ class Contestant:
         return BOTH if prunes and method.skip else SKIP_ONLY if method.skip else PRUNE_ONLY
 
 
-Entry = tuple[str, Contestant]
-"""A contestant and what an exhibit calls it."""
+Entry = tuple[str, Configuration]
+"""A configuration with its label in a table."""
 
 
-class Field:
-    """The contestants of one report, without duplicates.
+class Configurations:
+    """The configurations of one report, without duplicates.
 
     Args:
-        schedule: The model's scales: stage pairs depend on how many there are.
-        depth: Its layers; variants that need more are left out.
-        cascade: Whether there is a second model that goes on where the first one stops.
-        own: Plans that were found for this very model, by name: `BEST`, `FAITHFUL`.
+        schedule: The model's scales: the pairs of scales depend on how many there are.
+        depth: Its layers; modifications that need more are left out.
+        cascade: Whether there is a second model that continues where the first one stops.
+        searched: Plans that were found for this very model, by name: `BEST`, `FAITHFUL`.
+        rules: Methods with a score or a recovery of the user's, without scales, by the name they are shown
+            under.
+        refusal: Why the model cannot run a method, None where it can; of the tables of ablations and other
+            accelerators such methods are left out.
+
+    Attributes:
+        left_out: (table, label, reason) of what the model cannot run.
     """
 
     def __init__(
@@ -132,118 +140,142 @@ class Field:
         schedule: ScaleSchedule,
         depth: int,
         cascade: bool = False,
-        own: Mapping[str, StepVAR] | None = None,
+        searched: Mapping[str, StepVAR] | None = None,
+        rules: Mapping[str, StepVAR] | None = None,
+        refusal: Callable[[PruningMethod | None], str | None] = lambda method: None,
     ) -> None:
         self.schedule, self.depth = schedule, depth
-        self.own = dict(own or {})
-        self.members: list[Contestant] = []
-        self.exhibits: dict[str, list[Entry]] = {}
-        self.families: dict[str, list[Contestant]] = {}
-        self._enter_main()
-        self._enter_ablations()
+        self.searched, self.rules = dict(searched or {}), dict(rules or {})
+        self.refusal = refusal
+        self.configs: list[Configuration] = []
+        self.tables: dict[str, list[Entry]] = {}
+        self.families: dict[str, list[Configuration]] = {}
+        self.left_out: list[tuple[str, str, str]] = []
+        self._add_main()
+        self._add_ablations()
         if cascade:
-            self._enter_cascades()
+            self._add_cascades()
 
-    def __iter__(self) -> Iterator[Contestant]:
-        return iter(self.members)
+    def __iter__(self) -> Iterator[Configuration]:
+        return iter(self.configs)
 
     def __len__(self) -> int:
-        return len(self.members)
+        return len(self.configs)
 
-    def __getitem__(self, name: str) -> Contestant:
-        return next(member for member in self.members if member.name == name)
+    def __getitem__(self, name: str) -> Configuration:
+        return next(config for config in self.configs if config.name == name)
 
-    def exhibit(self, name: str) -> list[Entry]:
-        """Label and contestant of everything that an exhibit compares, in its order."""
-        return self.exhibits[name]
+    def table(self, name: str) -> list[Entry]:
+        """Label and configuration of everything that a table compares, in its order."""
+        return self.tables.get(name, [])
 
-    def frame(self, name: str) -> list[Entry]:
-        """What an exhibit is seen against: a plan of each kind that it has none of."""
-        shown = {member.kind for _, member in self.exhibits[name]}
-        known = {member.kind: (label, member) for label, member in self.exhibits["decomposition"][:4]}
+    def references(self, name: str) -> list[Entry]:
+        """A plan of each kind that a table has none of, shown beside it for comparison."""
+        shown = {config.kind for _, config in self.table(name)}
+        known = {config.kind: (label, config) for label, config in self.tables["decomposition"][:4]}
         return [known[kind] for kind in KINDS if kind not in shown]
 
     def add(
         self,
-        exhibit: str,
+        table: str,
         label: str,
         pruning: PruningMethod | None,
-        rank: str = ABLATION,
+        tier: str = ABLATION,
         drafted: int = 0,
-    ) -> Contestant:
-        """Enters a configuration, or lets one that is equal take part in a further exhibit."""
-        same = (entry for entry in self.members if (entry.pruning, entry.drafted) == (pruning, drafted))
-        member = next(same, None)
-        if member is None:
-            name = f"{exhibit}: {label}" if rank == ABLATION else label
-            member = Contestant(name, pruning, rank, drafted)
-            self.members.append(member)
-        self.exhibits.setdefault(exhibit, []).append((label, member))
-        return member
+    ) -> Configuration:
+        """Adds a configuration to a table; one that is equal to an earlier one is not measured twice."""
+        same = (entry for entry in self.configs if (entry.pruning, entry.drafted) == (pruning, drafted))
+        config = next(same, None)
+        if config is None:
+            name = f"{table}: {label}" if tier == ABLATION else label
+            config = Configuration(name, pruning, tier, drafted)
+            self.configs.append(config)
+        self.tables.setdefault(table, []).append((label, config))
+        return config
 
     def digest(self) -> str:
         """Changes when any configuration does."""
         from stepvar.models.pipeline import describe
 
-        told: list[Any] = [
-            [member.name, describe(member.pruning), member.rank, member.drafted] for member in self
+        content: list[Any] = [
+            [config.name, describe(config.pruning), config.tier, config.drafted] for config in self
         ]
-        told += [[name, label, entry.name] for name, shown in self.exhibits.items() for label, entry in shown]
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+        content += [
+            [name, label, entry.name] for name, shown in self.tables.items() for label, entry in shown
+        ]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
-    def _enter_main(self) -> None:
+    def _add_main(self) -> None:
         self.add("decomposition", DENSE, None, CENTRAL)
         self.add("decomposition", SKIP_ONLY, StepVAR(skip=WITH_SKIPS[1]), CENTRAL)
         self.add("decomposition", PRUNE_ONLY, StepVAR(ratios=WITH_SKIPS[0]), CENTRAL)
         for table, plan, note in (("table 1", WITHOUT_SKIPS, ""), ("table 2", WITH_SKIPS, " and skips")):
             self.add(table, DENSE, None)
             self.add(table, SKIP_ONLY, StepVAR(skip=WITH_SKIPS[1]))
-            for name, build in whole_methods().items():
+            for name, build in self.methods().items():
                 self.add(table, f"{name}{note}", build(*plan), CENTRAL if name == OURS else MAIN)
         self.add("decomposition", "prune and skip", StepVAR(*WITH_SKIPS))
         self.add("decomposition", "prune the last two instead", StepVAR(*WITHOUT_SKIPS))
-        for name, plan in self.own.items():
+        for name, plan in self.searched.items():
             self.add("decomposition", name, plan, CENTRAL)
-        self._enter_equal_time()
+        self._add_equal_time()
 
-    def _enter_equal_time(self) -> None:
+    def _add_equal_time(self) -> None:
         """Ours at several strengths, and the rivals, each in its own time."""
         bases = {OURS: StepVAR(*WITHOUT_SKIPS)}
-        if FAITHFUL in self.own:
-            bases[FAITHFUL] = self.own[FAITHFUL]
+        if FAITHFUL in self.searched:
+            bases[FAITHFUL] = self.searched[FAITHFUL]
         for family, base in bases.items():
             for stretch in STRETCHES:
                 ratios = {scale: round(min(stretch * ratio, 0.95), 4) for scale, ratio in base.ratios.items()}
                 label = family if stretch == 1.0 else f"{family}, {stretch:g} of the ratios"
-                member = self.add("equal time", label, replace(base, ratios=ratios), MAIN)
-                self.families.setdefault(family, []).append(member)
-        for name, build in whole_methods().items():
+                config = self.add("equal time", label, replace(base, ratios=ratios), MAIN)
+                self.families.setdefault(family, []).append(config)
+        for name, build in self.methods().items():
             if name != OURS:
                 self.add("equal time", name, build(*WITHOUT_SKIPS))
 
-    def _enter_ablations(self) -> None:
-        last = -len(self.schedule) + 1
+    def _add_ablations(self) -> None:
+        ratios = WITHOUT_SKIPS[0]
         for score in SCORERS:
-            self.add("selection", score, StepVAR(ratios=WITHOUT_SKIPS[0], score=score))
+            self.add("selection", score, StepVAR(ratios=ratios, score=score))
         for recovery in RECOVERIES:
-            self.add("recovery", recovery, StepVAR(ratios=WITHOUT_SKIPS[0], recovery=recovery))
+            self.add("recovery", recovery, StepVAR(ratios=ratios, recovery=recovery))
+        for name, rule in self.rules.items():
+            # Registered rules have a row already.
+            if not isinstance(rule.score, str):
+                self.add("selection", name, replace(rule, ratios=ratios))
+            if not isinstance(rule.recovery, str):
+                self.add("recovery", name, replace(rule, ratios=ratios))
         for name, variant in VARIANTS.items():
             if variant.stages + variant.dense_end < self.depth:
-                self.add("variants", name, variant)
+                self._add_possible("variants", name, variant)
         self.add("others", OURS, StepVAR(*WITHOUT_SKIPS))
         for name, other in OTHERS.items():
-            self.add("others", name, other)
+            self._add_possible("others", name, other)
         self.add("ratio", "0", None)
         for ratio in RATIOS:
             self.add("ratio", f"{ratio:g}", StepVAR(ratios={-2: ratio, -1: ratio}))
-        for first in range(last, -1):
+        self._add_scales()
+
+    def _add_scales(self) -> None:
+        """Pairs of adjacent scales, and the last scales left out."""
+        for first in range(1 - len(self.schedule), -1):
             pair = {first: PAIR_RATIO, first + 1: PAIR_RATIO}
-            self.add("pairs", pair_label(self.schedule, first), StepVAR(ratios=pair))
+            self._add_possible("pairs", pair_label(self.schedule, first), StepVAR(ratios=pair))
         for count in range(1, min(LONGEST_SKIP, len(self.schedule) - 2) + 1):
             label = "last scale" if count == 1 else f"last {count} scales"
-            self.add("skips", label, StepVAR(skip=tuple(range(-count, 0))))
+            self._add_possible("skips", label, StepVAR(skip=tuple(range(-count, 0))))
 
-    def _enter_cascades(self) -> None:
+    def _add_possible(self, table: str, label: str, method: PruningMethod) -> None:
+        """Adds a configuration unless the model cannot run it."""
+        reason = self.refusal(method)
+        if reason is None:
+            self.add(table, label, method)
+        else:
+            self.left_out.append((table, label, reason))
+
+    def _add_cascades(self) -> None:
         """CoDe: the second model draws the last scale, or the last two, or those with pruning."""
         scales = len(self.schedule)
         for left in (1, 2):
@@ -252,15 +284,15 @@ class Field:
         pruned = StepVAR(ratios=WITHOUT_SKIPS[0])
         self.add("others", "CoDe, the last 2 scales, pruned", pruned, drafted=scales - 2)
 
+    def methods(self) -> dict[str, Build]:
+        """Every method of the main tables by its label, ours first."""
+        known = {LABELS.get(name, name): partial(with_scales, name) for name in METHODS}
+        rules = {name: partial(_with_scales, rule) for name, rule in self.rules.items()}
+        return {**known, **BASELINES, **rules}
 
-def whole_methods() -> dict[str, Build]:
-    """Every method of the main tables by its label, ours first."""
-    known = {LABELS.get(name, name): _builder(name) for name in METHODS}
-    return {**known, **BASELINES}
 
-
-def _builder(name: str) -> Build:
-    return lambda ratios, skip: with_scales(name, ratios, skip)
+def _with_scales(rule: StepVAR, ratios: Ratios, skip: Skip) -> StepVAR:
+    return replace(rule, ratios=ratios, skip=skip)
 
 
 def pair_label(schedule: ScaleSchedule, first: int) -> str:
@@ -268,6 +300,6 @@ def pair_label(schedule: ScaleSchedule, first: int) -> str:
     return f"{schedule[len(schedule) + first]}, {schedule[len(schedule) + first + 1]}"
 
 
-def rivals(members: list[Entry], ours: str) -> list[Entry]:
+def rivals(configs: list[Entry], ours: str) -> list[Entry]:
     """The other methods of a table: neither ours, nor dense, nor skip only."""
-    return [(label, entry) for label, entry in members if label not in (ours, DENSE, SKIP_ONLY)]
+    return [(label, entry) for label, entry in configs if label not in (ours, DENSE, SKIP_ONLY)]

@@ -1,13 +1,19 @@
-"""What is claimed beside the paper's tables: at equal time, of other accelerators, of plans of our own."""
+"""Claims beside the paper's tables: at equal time, about other accelerators, about searched plans."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from stepvar.report.contestants import BEST, FAITHFUL, Contestant
+from stepvar.report.claims.claim import (
+    LEAST_ROUNDS,
+    OPEN,
+    TOLERATED_POINTS,
+    Claim,
+    verdict_of,
+)
+from stepvar.report.configurations import BEST, FAITHFUL, Configuration
 from stepvar.report.records import Row
 from stepvar.report.results import Results
-from stepvar.report.verdicts import LEAST_ROUNDS, OPEN, TOLERATED_POINTS, Claim, tell, verdict_of
 
 WANTED_OF_BEST = 3.0
 
@@ -16,11 +22,11 @@ SCALEKV_SHARE = 0.15
 """Of the dense cache: a tenth is remembered, and a scale sees all of its own tokens besides."""
 
 
-def beats(family: str, rival: str) -> Callable[[Results], Claim | None]:
+def nearer_at_equal_time(family: str, rival: str) -> Callable[[Results], Claim | None]:
     """The claim that ours is nearer to the dense run than a rival of table 1 that takes as long."""
 
-    def judge_one(results: Results) -> Claim | None:
-        if family not in results.field.families:
+    def check(results: Results) -> Claim | None:
+        if family not in results.configurations.families:
             return None
         source = "our aim" if family == FAITHFUL else "tables 1 and 2, ablation of selection"
         name = f"the plan {family!r}" if family == FAITHFUL else family
@@ -28,29 +34,30 @@ def beats(family: str, rival: str) -> Callable[[Results], Claim | None]:
             f"Without skips and at the same measured time, {name} is nearer to the dense run than {rival}, "
             "and no worse on scenes."
         )
-        member = dict(results.field.exhibit("equal time"))[rival]
-        equal = results.at_equal_time(family, member)
+        config = dict(results.configurations.table("equal time"))[rival]
+        equal = results.at_equal_time(family, config)
         if equal is None:
-            told = (
-                f"{rival} takes {results.seconds(member.name):.3f} s, less than any of our plans: no answer."
+            evidence = (
+                f"{rival} takes {results.seconds(config.name):.3f} s, less than any of our plans: no answer."
             )
-            return Claim(text, source, OPEN, told)
+            return Claim(text, source, OPEN, evidence)
+        scene = "" if equal.scene is None else f"; scene score {equal.scene.format(1)} points"
         return Claim(
             text,
             source,
             verdict_of(equal.better, equal.not_better, equal.psnr.n),
-            f"At {1e3 * equal.seconds:.0f} ms: PSNR {tell(equal.psnr, 2, ' dB')}, Fréchet distance "
-            f"{tell(equal.frechet, 4)}, scene score {tell(equal.scene, 1)} points, ours minus theirs.",
+            f"At {1e3 * equal.seconds:.0f} ms: PSNR {equal.psnr.format(2, ' dB')}, Fréchet distance "
+            f"{equal.frechet.format(4)}, ours minus theirs{scene}.",
         )
 
-    return judge_one
+    return check
 
 
 def best_is_fast_and_good(results: Results) -> Claim | None:
     row = _row(results, "decomposition", BEST)
-    if row is None:
+    if row is None or row.prompt is None:
         return None
-    speedup, change = row.speedup, row.scene_change
+    speedup, change = row.speedup, row.prompt.scene_change
     return Claim(
         f"A plan of our own (preset {BEST!r}) is {WANTED_OF_BEST:g} times as fast as dense and loses "
         f"{TOLERATED_POINTS:g} points of scene score or less.",
@@ -60,11 +67,11 @@ def best_is_fast_and_good(results: Results) -> Claim | None:
             speedup.high < WANTED_OF_BEST or change.high < -TOLERATED_POINTS,
             change.n if speedup.n >= LEAST_ROUNDS else 0,
         ),
-        f"It is {tell(speedup, 2, ' x')} as fast, and the scene score changes by {tell(change, 1)} points.",
+        f"It is {speedup.format(2, ' x')} as fast, and the scene score changes by {change.format(1)} points.",
     )
 
 
-def skipvar_keeps_its_word(results: Results) -> Claim | None:
+def skipvar_is_fast_and_close(results: Results) -> Claim | None:
     row = _row(results, "others", "SkipVAR")
     if row is None:
         return None
@@ -77,15 +84,15 @@ def skipvar_keeps_its_word(results: Results) -> Claim | None:
             row.speedup.n,
             LEAST_ROUNDS,
         ),
-        f"{tell(row.speedup, 2, ' x')}, SSIM {tell(row.ssim, 3)}, with decisions fitted to Infinity-2B.",
+        f"{row.speedup.format(2, ' x')}, SSIM {row.ssim.format(3)}, with decisions fitted to Infinity-2B.",
     )
 
 
-def scalekv_keeps_its_word(results: Results) -> Claim | None:
+def scalekv_saves_memory(results: Results) -> Claim | None:
     row, dense = _row(results, "others", "ScaleKV, 6 %"), _row(results, "decomposition", "dense")
-    if row is None or dense is None:
+    if row is None or dense is None or row.prompt is None:
         return None
-    share, change = row.cache_bytes / dense.cache_bytes, row.scene_change
+    share, change = row.cache_bytes / dense.cache_bytes, row.prompt.scene_change
     return Claim(
         "ScaleKV remembers a tenth of the keys and values and hardly changes what the pictures show.",
         "ScaleKV, on Infinity-8B",
@@ -95,13 +102,13 @@ def scalekv_keeps_its_word(results: Results) -> Claim | None:
             change.n,
         ),
         f"The cache is {share:.0%} of the dense one, the workspace of one layer included; the scene score "
-        f"changes by {tell(change, 1)} points, PSNR {tell(row.psnr, 1, ' dB')}, speed-up "
-        f"{tell(row.speedup, 2, ' x')}.",
+        f"changes by {change.format(1)} points, PSNR {row.psnr.format(1, ' dB')}, speed-up "
+        f"{row.speedup.format(2, ' x')}.",
     )
 
 
-def _row(results: Results, exhibit: str, label: str) -> Row | None:
-    members: dict[str, Contestant] = dict(results.field.exhibit(exhibit))
-    if label not in members:
+def _row(results: Results, table: str, label: str) -> Row | None:
+    configs: dict[str, Configuration] = dict(results.configurations.table(table))
+    if label not in configs:
         return None
-    return next(row for row in results.rows(exhibit) if row.label == label)
+    return next(row for row in results.rows(table) if row.label == label)

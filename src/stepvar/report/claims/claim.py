@@ -1,11 +1,9 @@
-"""A claim of the paper, what became of it here, and how sure that is."""
+"""A claim of the paper with its verdict, and the rules by which verdicts are reached."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
-
-from stepvar.metrics.statistics import Interval
 
 HELD, FAILED, OPEN = "held", "did not hold", "undecided"
 
@@ -16,19 +14,19 @@ more pictures than there are features: 32 with the embedded model's tokenizer.""
 TOLERATED_POINTS = 2.0
 """Of scene score that a plan may lose."""
 
-LEAST_PHENOMENA = 8
-"""The same for why pruning works: effects many times as large as their spread from picture to picture."""
+LEAST_ANALYSED = 8
+"""Pictures that decide a claim about why pruning works: effects many times as large as their spread."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim and what became of it.
+    """One claim and its verdict.
 
     Attributes:
-        text: What the paper says.
-        source: Where.
+        text: The paper's statement.
+        source: Its place in the paper.
         verdict: "held", "did not hold" or "undecided".
-        evidence: Our numbers, in a sentence.
+        evidence: The measured numbers, in a sentence.
     """
 
     text: str
@@ -45,14 +43,3 @@ def verdict_of(yes: bool, no: bool, n: int, least: int = LEAST_PICTURES) -> str:
     if n < least:
         return OPEN
     return HELD if yes else FAILED if no else OPEN
-
-
-def tell(interval: Interval, digits: int = 2, unit: str = "") -> str:
-    """An interval in words: "1.52 (1.48 to 1.57)"."""
-    numbers = [f"{value:.{digits}f}" for value in (interval.value, interval.low, interval.high)]
-    return f"{numbers[0]}{unit} ({numbers[1]} to {numbers[2]})"
-
-
-def scaled(interval: Interval, factor: float) -> Interval:
-    """An interval in another unit."""
-    return Interval(factor * interval.value, factor * interval.low, factor * interval.high, interval.n)

@@ -1,4 +1,4 @@
-"""Instruments that look into a dense run, or disturb it, through the contract of a pruning method.
+"""Probes that measure a dense run, or disturb it, through the contract of a pruning method.
 
 They narrow nothing. A pipeline refuses a method that names no scale, so each names the scales it touches,
 with a ratio of zero.
@@ -64,20 +64,20 @@ class _Perturber(Pruner):
         return hidden + self.strength * deviation * noise
 
 
-Witness = Callable[[int, Scale, Tensor, Tensor], None]
-"""Told layer, scale, residual energy [B, N] and |projection| [B, N] of the conditional copies."""
+ResidualCallback = Callable[[int, Scale, Tensor, Tensor], None]
+"""Receives layer, scale, residual energy [B, N] and |projection| [B, N] of the conditional copies."""
 
 
 @dataclass(frozen=True)
-class ResidualWitness:
-    """Watches what every layer adds, and where the principal component of its input lies (figure 3).
+class ResidualProbe:
+    """Measures what every layer adds, and the projection of its input on the principal component (figure 3).
 
     Attributes:
-        told: Hears of every layer of every scale.
+        callback: Called for every layer of every scale.
         seed: Of the power iteration.
     """
 
-    told: Witness
+    callback: ResidualCallback
     seed: int = 0
 
     @property
@@ -88,13 +88,13 @@ class ResidualWitness:
         return GenerationPlan.dense(schedule, depth)
 
     def start(self, plan: GenerationPlan, device: torch.device) -> Pruner:
-        return _Watcher(self, plan, device)
+        return _ResidualProber(self, plan, device)
 
 
-class _Watcher(Pruner):
-    def __init__(self, config: ResidualWitness, plan: GenerationPlan, device: torch.device) -> None:
+class _ResidualProber(Pruner):
+    def __init__(self, config: ResidualProbe, plan: GenerationPlan, device: torch.device) -> None:
         super().__init__(plan)
-        self.told = config.told
+        self.callback = config.callback
         self.generator = torch.Generator(device).manual_seed(config.seed)
         self.images = 0
         self.before: Tensor | None = None
@@ -103,17 +103,17 @@ class _Watcher(Pruner):
         self.images, self.before = images, None
 
     def enter(self, layer: int, tokens: Tokens, hidden: Tensor) -> tuple[Tokens, Tensor]:
-        self._tell(layer - 1, tokens, hidden)
+        self._report(layer - 1, tokens, hidden)
         return tokens, hidden
 
     def leave(self, tokens: Tokens, hidden: Tensor) -> Tensor:
-        self._tell(self.plan.depth - 1, tokens, hidden)
+        self._report(self.plan.depth - 1, tokens, hidden)
         return hidden
 
-    def _tell(self, layer: int, tokens: Tokens, after: Tensor) -> None:
+    def _report(self, layer: int, tokens: Tokens, after: Tensor) -> None:
         conditional = after[: self.images].float()
         if self.before is not None:
             energy = (conditional - self.before).square().mean(dim=-1)
             projection = structure_scores(self.before, iterations=5, generator=self.generator)
-            self.told(layer, tokens.scale, energy, projection)
+            self.callback(layer, tokens.scale, energy, projection)
         self.before = conditional
