@@ -37,7 +37,7 @@ bench: $(STAMP)
 	$(BIN)/stepvar bench
 
 train: $(STAMP)
-	$(BIN)/python -m stepvar.training.pictures.train
+	$(BIN)/python -m stepvar.training pictures
 
 clean:
 	rm -rf $(VENV) build dist outputs .pytest_cache .ruff_cache

@@ -98,16 +98,12 @@ def _train_scene_network(settings: SceneNetworkTraining) -> None:
     logger.info("scene network saved to %s", SceneNetworkTrainer(settings).run())
 
 
-def _add(name: str, summary: str, command: object) -> None:
-    app.command(name, short_help=summary)(command)  # type: ignore[type-var]
-
-
-_add("picture-vae", "Trains the picture VAE alone.", settings_command(PictureVAETraining, _train_picture_vae))
-_add("video-vae", "Trains the video VAE alone.", settings_command(VideoVAETraining, _train_video_vae))
-_add(
-    "scene-network",
-    "Trains the network that scores scenes.",
-    settings_command(SceneNetworkTraining, _train_scene_network),
+app.command("picture-vae")(
+    settings_command(PictureVAETraining, _train_picture_vae, "Trains the picture VAE alone.")
+)
+app.command("video-vae")(settings_command(VideoVAETraining, _train_video_vae, "Trains the video VAE alone."))
+app.command("scene-network")(
+    settings_command(SceneNetworkTraining, _train_scene_network, "Trains the network that scores scenes.")
 )
 
 

@@ -32,7 +32,7 @@ class PromptedModel(nn.Module, ABC, Generic[Transformer]):
         super().__init__()
         self.words = build_word_tokenizer(vocabulary)
         self.text_encoder = build_text_encoder(len(self.words))
-        self.transformer = transformer
+        self.transformer: Transformer = transformer
 
     def load_packaged(self, folder: Path) -> None:
         """Loads the weights of a finished model, so that training continues from it.

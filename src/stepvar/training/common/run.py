@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.pt"
 
 Settings = TypeVar("Settings", bound="DataclassInstance")
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class Stateful(Protocol):
@@ -86,6 +87,11 @@ class TrainingRun(Generic[Settings]):
             part.load_state_dict(state[name])
         self.step, self.spent = state["step"], state["spent"]
         logger.info("resumed at step %d, %.1f minutes in", self.step, self.spent / 60.0)
+
+
+def to_device(module: Module, device: torch.device | str) -> Module:
+    """A module on a device, of its own type (diffusers' `to` hides it)."""
+    return module.to(device)
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from stepvar.models.infinity.vae import InfinityVAE
 from stepvar.models.infinitystar.vae import InfinityStarVAE
 from stepvar.training.common.crops import to_signed
 from stepvar.training.common.precision import mixed_precision
-from stepvar.training.common.run import Stateful, TrainingRun, update_ema
+from stepvar.training.common.run import Stateful, TrainingRun, to_device, update_ema
 from stepvar.training.common.vae_losses import (
     bit_entropy,
     commitment_loss,
@@ -123,7 +123,7 @@ class VAETrainer(TrainingRun[Settings], Generic[Settings, VAE]):
         torch.set_num_threads(settings.threads)
         torch.manual_seed(settings.seed)
         self.canvas = canvas
-        self.model, self.average = (self.build().to(self.device) for _ in range(2))
+        self.model, self.average = (to_device(self.build(), self.device) for _ in range(2))
         self.average.load_state_dict(self.model.state_dict())
         self.average.eval().requires_grad_(False)
         self.optimiser = torch.optim.AdamW(

@@ -15,6 +15,7 @@ from stepvar.scenes import VOCABULARY
 from stepvar.training.common.curriculum import BatchSpec, Phase
 from stepvar.training.common.features import FeatureDataset
 from stepvar.training.common.prompted_model import PromptedModel
+from stepvar.training.common.run import to_device
 from stepvar.training.common.stages import ModelTraining, cores
 from stepvar.training.common.text_pretraining import pretrained_text_encoder
 from stepvar.training.common.transformer_trainer import TransformerTraining
@@ -63,7 +64,7 @@ class PictureTraining(ModelTraining):
         return PictureVAETrainer(settings).run()
 
     def encode(self, vae: Path, folder: Path, shards: int) -> Iterator[int]:
-        return encode_pictures(_load_vae(vae).to(self.place), folder, shards, SIZES[self.size].canvas)
+        return encode_pictures(to_device(_load_vae(vae), self.place), folder, shards, SIZES[self.size].canvas)
 
     def load_features(self, folder: Path) -> FeatureDataset:
         return PictureFeatures.load(folder)

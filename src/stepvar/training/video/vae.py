@@ -72,7 +72,8 @@ def build_vae() -> InfinityStarVAE:
             # The latent's influence on a norm begins small.
             module.conv_y.conv.weight.data.mul_(0.1)
             module.conv_b.conv.weight.data.mul_(0.1)
-            module.conv_y.conv.bias.data.fill_(1.0)
+            if module.conv_y.conv.bias is not None:
+                nn.init.ones_(module.conv_y.conv.bias)
     for layer in (vae.proj_down, vae.proj_up):
         nn.init.eye_(layer.weight)
         nn.init.zeros_(layer.bias)

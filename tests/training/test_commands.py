@@ -1,0 +1,62 @@
+"""Command line of the trainings."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from stepvar.training.__main__ import app
+from stepvar.training.common.options import attribute_texts, settings_command
+
+
+@dataclass(frozen=True)
+class Base:
+    """Settings.
+
+    Attributes:
+        output: Folder of the run.
+        first, second: Weights of
+            two terms.
+    """
+
+    output: Path = Path("runs")
+    first: float = 1.0
+    second: float = 2.0
+
+
+@dataclass(frozen=True)
+class Special(Base):
+    """Settings of a special run.
+
+    Attributes:
+        start: Where to begin.
+    """
+
+    start: Path | None = None
+
+
+def test_every_field_of_the_settings_is_an_option(capsys):
+    assert attribute_texts(Special) == {
+        "output": "Folder of the run.",
+        "first": "Weights of two terms.",
+        "second": "Weights of two terms.",
+        "start": "Where to begin.",
+    }
+    runs = []
+    program = typer.Typer()
+    program.command()(settings_command(Special, runs.append, "Runs."))
+    assert CliRunner().invoke(program, ["--second", "0.5", "--start", "there"]).exit_code == 0
+    assert runs == [Special(second=0.5, start=Path("there"))]
+
+
+@pytest.mark.parametrize("name", ["pictures", "video", "picture-vae", "video-vae", "scene-network"])
+def test_commands_describe_all_their_options(name):
+    result = CliRunner().invoke(app, [name, "--help"])
+    assert result.exit_code == 0 and "--output" in result.stdout
+
+
+def test_an_unknown_size_is_refused():
+    result = CliRunner().invoke(app, ["pictures", "--size", "7"])
+    assert result.exit_code == 2 and "192, 256, 384" in result.output
