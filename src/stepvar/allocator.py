@@ -1,4 +1,4 @@
-"""How the C library treats the memory that a process frees."""
+"""Setting of the C library's allocator for freed memory."""
 
 from __future__ import annotations
 

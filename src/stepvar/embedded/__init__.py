@@ -1,4 +1,4 @@
-"""The models that ship inside the package: small ones that draw simple scenes, still and moving."""
+"""Embedded models: small ones inside the package that draw simple scenes, still and moving."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def load_embedded(
     kind = InfinityStarPipeline if name == "video" else InfinityPipeline
     with _without_progress_bars():
         pipeline = kind.from_pretrained(MODELS[name], torch_dtype=dtype or torch.float32)
-    # Where an installation lies is nothing that pictures should tell.
+    # The path of the installation must not appear in the settings that pictures carry.
     pipeline.register_to_config(_name_or_path="embedded" if name == "pictures" else f"embedded {name}")
     if name == "video":
         pipeline.example_prompt = "a red star moves to the left on grass"
@@ -66,7 +66,7 @@ def load_embedded(
 
 @contextmanager
 def _without_progress_bars() -> Iterator[None]:
-    """A model that loads in a blink needs no bars; they are switched back on if they were."""
+    """Hides the progress bars of loading, which takes no time; they are shown again if they were."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

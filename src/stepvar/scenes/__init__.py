@@ -1,4 +1,4 @@
-"""Procedural scenes of the embedded model: rendering, prompts and a checker that looks at pixels only."""
+"""Procedural scenes of the embedded models: prompts, rendering and a checker of pixels."""
 
 from stepvar.scenes.checker import CheckResult, DetectedObject, check, detect, judge
 from stepvar.scenes.grammar import (

@@ -27,9 +27,8 @@ _LEAST_OFFSET = 0.08
 class CheckResult:
     """Verdict on one picture, aspect by aspect.
 
-    An aspect is true when every object asked for has it, and also when the prompt leaves it open. With a
-    wrong number of objects, the ones that fit best are judged, and a missing object fails every aspect asked
-    of it.
+    An aspect is true when every specified object has it, and also when the prompt leaves it open. With a
+    wrong number of objects, the best matching ones are judged, and a missing object fails all of its aspects.
     """
 
     count: bool
@@ -114,7 +113,7 @@ def judge(
 
 
 def _assignments(objects: list[DetectedObject], groups: tuple[Group, ...]) -> Iterator[_Assignment]:
-    """Yield every way to give objects to the groups; a group gets fewer than it wants if they run out."""
+    """Yield every assignment of objects to the groups; a group gets fewer than its count if they run out."""
     if not groups:
         yield ()
         return
@@ -139,11 +138,11 @@ def _judge(assignment: _Assignment, spec: SceneSpec, side: int) -> tuple[tuple[b
             score += weight * right
             all_right = all_right and right == group.count
         aspects.append(all_right)
-    position = spec.relation is None or _stands(assignment[0], assignment[1], spec.relation, side)
+    position = spec.relation is None or _satisfies_relation(assignment[0], assignment[1], spec.relation, side)
     return (*aspects, position), score + position
 
 
-def _stands(
+def _satisfies_relation(
     first: tuple[DetectedObject, ...], second: tuple[DetectedObject, ...], relation: str, side: int
 ) -> bool:
     """Whether every object of the first group is on the right side of every one of the second.

@@ -79,7 +79,7 @@ _HELD_OUT_COMBINATIONS: tuple[Combination, ...] = tuple(sorted(HELD_OUT))
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text, the category it belongs to and what it asks for."""
+    """A text, its category and its specification."""
 
     text: str
     category: str
@@ -134,7 +134,7 @@ def evaluation_prompts(count: int, seed: int = 0) -> list[Prompt]:
     """Return `count` prompts, balanced over the categories; the same arguments give the same prompts.
 
     In each category, one prompt in four names a held-out combination (`Prompt.held_out`). All texts differ,
-    unless so many are asked for that the short ones run out.
+    unless `count` exceeds the number of short ones.
     """
     rng = np.random.default_rng(seed)
     prompts: list[Prompt] = []
@@ -183,7 +183,7 @@ def scene_for(
 
 
 def _open_size(rng: np.random.Generator, spec: SceneSpec, group: Group) -> str:
-    """The size of a group that names none: any for a single object, else one that fits and can be told."""
+    """The size of a group that names none: any for a single object, else a recognisable one that fits."""
     if sum(each.count for each in spec.groups) == 1:
         return pick(rng, SIZES)
     # Three medium objects do not fit beside, above or below another one.
@@ -215,7 +215,7 @@ def _maybe(rng: np.random.Generator, share: float, values: tuple[str, ...]) -> s
 
 
 def _draw_spec(rng: np.random.Generator, category: str, split: Split) -> SceneSpec:
-    """Draw what to ask for; with split "heldout", one group names a held-out combination."""
+    """Draw a specification; with split "heldout", one group names a held-out combination."""
     counts = _draw_counts(rng, category)
     relation = pick(rng, RELATIONS) if category == "position" else None
     forced = int(rng.integers(len(counts))) if split == "heldout" else -1
@@ -248,7 +248,7 @@ def _draw_counts(rng: np.random.Generator, category: str) -> list[int]:
 
 
 def _are_distinct(first: Group, second: Group, category: str) -> bool:
-    """Whether two groups cannot be taken for each other."""
+    """Whether two groups are distinguishable."""
     colours_differ = None not in (first.colour, second.colour) and first.colour != second.colour
     if category == "colour attribution":
         return colours_differ

@@ -20,7 +20,7 @@ _JITTER_FRACTION = 0.15
 
 
 class LayoutError(ValueError):
-    """The objects asked for do not fit the canvas."""
+    """The objects do not fit the canvas."""
 
 
 def whole_canvas(canvas: int) -> Rectangle:
@@ -104,12 +104,12 @@ def _place_on_grid(
 def arrange(
     rng: np.random.Generator, first: list[float], second: list[float], relation: str | None, canvas: int
 ) -> Points:
-    """Draw centres for the objects that a prompt names, in reading order or as their relation says.
+    """Draw centres for the objects that a prompt names, in reading order or as their relation requires.
 
     Every object stands somewhere about the middle of a cell of its own: two side by side, three as two above
     one, four two by two; of two related groups each has a half of the canvas, stacked across the relation.
-    A prompt thus tells where its objects are but for some jitter. The tokens of one scale are drawn
-    independently of each other, so they could not agree on one of many possible layouts. A single object may
+    A prompt thus fixes where its objects are but for some jitter. The tokens of one scale are drawn
+    independently of each other, so that with many possible layouts they would mix several. A single object may
     stand anywhere.
 
     Args:

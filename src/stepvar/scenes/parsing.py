@@ -195,6 +195,6 @@ class Reader:
         return BACKGROUND_WORDS[word]
 
     def end(self, expected: str) -> None:
-        """Make sure that no word is left; `expected` says what could have come next."""
+        """Make sure that no word is left; `expected` names what could have come next."""
         if self._peek() is not None:
             raise self.fail(f"{expected} or the end")

@@ -17,7 +17,7 @@ Mask = NDArray[np.bool_]
 
 DIFFERENT: float = 45.0
 """A pixel this far (RGB levels) from every tone of the background belongs to an object; cream on sand, the
-closest pair that has to be told apart, is 67 levels away."""
+closest pair to distinguish, is 67 levels away."""
 
 # A pixel so many levels darker than the darkest tone belongs to an outline; noise raises the limit.
 _LEAST_DARKNESS = 15.0
@@ -27,7 +27,7 @@ _LARGEST_SHIFT = 40.0
 _FRAME_WIDTH = 4
 # Gaps up to twice this many pixels are bridged; two objects are further apart.
 _BRIDGE = 2
-# Soft edges around objects say nothing about the background.
+# Soft edges around objects do not belong to the background.
 _EDGE_WIDTH = 2
 _LEAST_BACKGROUND = 0.1
 _LARGEST_REMAINDER = 0.3
@@ -57,7 +57,7 @@ class Blob:
 
 @dataclass(frozen=True)
 class Segmentation:
-    """A picture taken apart.
+    """Background and foreground of a picture.
 
     `background` is None if it looks like none of the known ones; `distance` is how far each pixel is from the
     colours of the background (RGB levels, float32 [height, width]); `blobs` are the pieces of the rest that
@@ -187,7 +187,7 @@ def _distance_to_tones(pixels: Floats, name: str) -> Floats:
 
 
 def _fill_holes(mask: Mask) -> Mask:
-    """Add to a mask whatever it encloses: everything that is not connected to the border."""
+    """Add to a mask the pixels it encloses: everything that is not connected to the border."""
     from scipy import ndimage
 
     labels, _ = ndimage.label(~mask)

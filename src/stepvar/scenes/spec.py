@@ -52,7 +52,7 @@ class SceneObject:
 
     @property
     def combination(self) -> Combination:
-        """Shape, colour and texture: what the held-out split is defined on."""
+        """Shape, colour and texture, on which the held-out split is defined."""
         return (self.shape, self.colour, self.texture)
 
 
@@ -113,7 +113,7 @@ class SceneSpec:
         _require("relation", self.relation, (None, *RELATIONS))
         _require("background", self.background, (None, *BACKGROUNDS))
         if not self.groups:
-            raise ValueError("A spec asks for at least one group of objects.")
+            raise ValueError("A spec needs at least one group of objects; it has none.")
         if self.relation is not None and len(self.groups) != 2:
             raise ValueError(f"The relation '{self.relation}' needs two groups, not {len(self.groups)}.")
 

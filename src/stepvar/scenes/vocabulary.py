@@ -1,4 +1,4 @@
-"""The words of the prompt grammar and what they mean."""
+"""Words of the prompt grammar and their meanings."""
 
 from __future__ import annotations
 

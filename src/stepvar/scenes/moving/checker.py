@@ -18,22 +18,22 @@ _CHECKED_FRAMES = 5
 """Frames that are checked: the last one and others evenly before it."""
 
 _LEAST_TRAVEL = 0.09
-"""In sides of the frame: what moves goes at least so far; rendered objects go nearly twice as far."""
+"""Least displacement of a moving object, in sides of the frame; rendered ones move nearly twice as far."""
 
 _MOST_SLANT = 0.5
-"""Way across the direction of a motion, in ways along it."""
+"""Largest displacement across the direction of a motion, relative to that along it."""
 
 _MOST_DRIFT = 0.06
-"""In sides of the frame: how far something may drift that stays in its place."""
+"""Largest displacement of an object that stays in its place, in sides of the frame."""
 
 _LEAST_GROWTH = math.log(1.17)
-"""Logarithm of the ratio of extents: what grows or shrinks changes at least so much."""
+"""Least change of a growing or shrinking object, as the logarithm of the ratio of extents."""
 
 _MOST_SIZE_CHANGE = math.log(1.13)
-"""What keeps its size changes at most so much."""
+"""Largest change of an object that keeps its size, as such a logarithm."""
 
 _LEAST_RIGHT = 0.75
-"""Share of the checked frames that must show an object as it is asked for."""
+"""Share of the checked frames that must show an object as specified."""
 
 _Track = list[DetectedObject | None]
 
@@ -43,11 +43,11 @@ class VideoCheckResult:
     """Verdict on one video, aspect by aspect; an aspect that the prompt leaves open is right.
 
     Attributes:
-        count: Whether every frame looked at shows as many objects as are asked for.
+        count: Whether every checked frame shows the specified number of objects.
         shapes, colours, textures: Whether every object has them, in most checked frames.
-        motion: Whether every object moves as asked for.
+        motion: Whether every object moves as specified.
         background: Whether the last frame has it.
-        motions: What the objects that fit best seem to do; None where it is nothing known.
+        motions: Motions of the best matching objects; None where it is no known one.
     """
 
     count: bool
@@ -66,7 +66,7 @@ class VideoCheckResult:
 
 
 def check(frames: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], spec: VideoSpec) -> VideoCheckResult:
-    """Tells whether a video shows exactly what a spec asks for.
+    """Checks whether a video shows exactly what a spec asks for.
 
     Args:
         frames: The frames, each uint8 [height, width, 3], two or more.
@@ -77,7 +77,7 @@ def check(frames: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], spec: VideoSp
     """
     if len(frames) < 2:
         raise ValueError(f"A video has two frames or more, not {len(frames)}.")
-    # The first frame of a decoded video may be a copy of the second, so it tells less than the last.
+    # The first frame of a decoded video may be a copy of the second, so the last one is more informative.
     places = np.unique(np.linspace(0, len(frames) - 1, _CHECKED_FRAMES).round().astype(int))
     seen = [detect(np.asarray(frames[place])) for place in places]
     side = frames[0].shape[1]
@@ -96,7 +96,7 @@ def check(frames: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], spec: VideoSp
 
 
 def motion_of(track: Sequence[DetectedObject | None], side: int) -> str | None:
-    """What an object does, of `MOTIONS`; None when that is none of them, or it cannot be followed.
+    """Motion of an object, of `MOTIONS`; None when it is none of them, or the object cannot be tracked.
 
     Args:
         track: The object in some frames, in order; None where it was not found.
@@ -122,18 +122,18 @@ def motion_of(track: Sequence[DetectedObject | None], side: int) -> str | None:
 
 
 def _extent(item: DetectedObject) -> float:
-    """Width and height of an object: they say how it grows whether or not its shape is known."""
+    """Sum of width and height of an object; it measures growth without knowledge of the shape."""
     left, top, right, bottom = item.box
     return float(right - left + bottom - top)
 
 
 def _tracks(crowds: Sequence[Sequence[DetectedObject]], wanted: int) -> Iterator[list[_Track]]:
-    """Every way to name the objects of the last frame, each followed back to the first by nearness."""
+    """Every order of the objects of the last frame, each tracked back to the first by nearness."""
     last = _largest(crowds[-1], wanted)
     for order in permutations(range(wanted)):
         tracks: list[_Track] = [[last[index] if index < len(last) else None] for index in order]
         for crowd in reversed(crowds[:-1]):
-            _follow(tracks, _largest(crowd, wanted))
+            _extend(tracks, _largest(crowd, wanted))
         yield [list(reversed(track)) for track in tracks]
 
 
@@ -141,7 +141,7 @@ def _largest(objects: Sequence[DetectedObject], count: int) -> list[DetectedObje
     return sorted(objects, key=lambda item: -item.radius)[:count]
 
 
-def _follow(tracks: list[_Track], candidates: list[DetectedObject]) -> None:
+def _extend(tracks: list[_Track], candidates: list[DetectedObject]) -> None:
     """Lengthens all tracks by the candidates that are nearest to them, all in all."""
     padded: list[DetectedObject | None] = [*candidates, *[None] * (len(tracks) - len(candidates))]
     best = min(

@@ -66,7 +66,7 @@ _HELD_OUT_COMBINATIONS: tuple[Combination, ...] = tuple(sorted(HELD_OUT))
 
 @dataclass(frozen=True)
 class VideoPrompt:
-    """A text, the category it belongs to and what it asks for."""
+    """A text, its category and its specification."""
 
     text: str
     category: str
@@ -173,7 +173,7 @@ def evaluation_prompts(count: int, seed: int = 0) -> list[VideoPrompt]:
 
 
 def _draw_spec(rng: np.random.Generator, category: str, split: Split) -> VideoSpec:
-    """Draws what to ask for; with split "heldout", one object is of a held-out combination."""
+    """Draws a specification; with split "heldout", one object is of a held-out combination."""
     count = 2 if category == "two objects" else 1
     motions = {"direction": tuple(DIRECTIONS), "scaling": tuple(SCALINGS)}.get(category, MOTIONS)
     every = category == "attributes"
@@ -197,6 +197,6 @@ def _draw_spec(rng: np.random.Generator, category: str, split: Split) -> VideoSp
 
 
 def _are_distinct(first: Group, second: Group) -> bool:
-    """Whether two objects cannot be taken for each other on their ways."""
+    """Whether two objects are distinguishable in every frame."""
     colours_differ = None not in (first.colour, second.colour) and first.colour != second.colour
     return first.shape != second.shape or colours_differ

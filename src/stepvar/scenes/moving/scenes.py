@@ -1,4 +1,4 @@
-"""Moving scenes: drawn at random, or to show what a spec asks for, and rendered frame by frame."""
+"""Moving scenes that show what a spec asks for, and their rendering frame by frame."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FRAMES = 9
 
 _SMALLEST, _LARGEST = 0.158, 0.172
 """Radius of an object that neither grows nor shrinks, in sides of the canvas: the smallest one whose colour
-and texture can still be told at 112 pixels."""
+and texture are still recognisable at 112 pixels."""
 
 _LEAST_GROWTH, _MOST_GROWTH = 1.35, 1.45
 _LEAST_TRAVEL, _MOST_TRAVEL = 0.15, 0.2
@@ -46,15 +46,15 @@ def scene_for(
         canvas: Side of the frames in pixels.
 
     Raises:
-        LayoutError: The objects do not fit, or would meet on their ways.
+        LayoutError: The objects do not fit, or their paths would collide.
     """
     looks = [complete(rng, item.group, avoid_held_out=split == "train") for item in spec.objects]
     background = spec.background or pick(rng, BACKGROUNDS)
     motions = [item.motion for item in spec.objects]
     middles = _middles(motions)
     for _ in range(_ROUNDS):
-        ways = zip(motions, middles, strict=True)
-        paths = np.stack([_paths(rng, motion, middle, canvas) for motion, middle in ways])
+        pairs = zip(motions, middles, strict=True)
+        paths = np.stack([_paths(rng, motion, middle, canvas) for motion, middle in pairs])
         apart = (
             np.ones(_ATTEMPTS, dtype=bool)
             if len(paths) == 1
@@ -91,25 +91,25 @@ def render_video(
 
 
 def _middles(motions: list[str]) -> list[tuple[float, float]]:
-    """Where the middles of the ways are, in sides of the canvas: x and y of each.
+    """Middles of the paths, in sides of the canvas: x and y of each.
 
-    A prompt thus tells where its objects are but for some jitter, as in pictures: two stand in reading order,
-    one above the other where their ways are level, else side by side.
+    A prompt thus determines where its objects are but for some jitter, as in pictures: two stand in reading
+    order, one above the other where their paths are horizontal, else side by side.
     """
     if len(motions) == 1:
         return [(0.5, 0.5)]
-    level, upright = (
+    horizontal, vertical = (
         [motion in DIRECTIONS and DIRECTIONS[motion][axis] != 0 for motion in motions] for axis in (0, 1)
     )
-    if any(level) and not any(upright):
+    if any(horizontal) and not any(vertical):
         return [(0.5, _SIDE), (0.5, 1.0 - _SIDE)]
-    # A level way beside an upright one needs more than half of the width.
-    sides = [_SIDE if not any(level) else _WIDE_SIDE if wide else _NARROW_SIDE for wide in level]
+    # A horizontal path beside a vertical one needs more than half of the width.
+    sides = [_SIDE if not any(horizontal) else _WIDE_SIDE if wide else _NARROW_SIDE for wide in horizontal]
     return [(sides[0], 0.5), (1.0 - sides[1], 0.5)]
 
 
 def _paths(rng: np.random.Generator, motion: str, middle: tuple[float, float], canvas: int) -> Floats:
-    """Random ways of one object that stay inside of the canvas: [attempts, 2 ends, x, y and radius]."""
+    """Random paths of one object that stay inside of the canvas: [attempts, 2 ends, x, y and radius]."""
 
     def draw(least: float, most: float) -> Floats:
         return rng.uniform(least, most, (_ATTEMPTS, 1))
@@ -128,10 +128,10 @@ def _paths(rng: np.random.Generator, motion: str, middle: tuple[float, float], c
 def _keep_apart(first: Floats, second: Floats, distance: float) -> NDArray[np.bool_]:
     """In which attempts [attempts] the bounding squares of two objects always stay some pixels apart."""
     times = np.linspace(0.0, 1.0, 2 * FRAMES)
-    offset = np.abs(_on_the_way(first - second, times)[..., :2]).max(axis=-1)
-    return (offset >= _on_the_way(first + second, times)[..., 2] + distance).all(axis=1)
+    offset = np.abs(_interpolate(first - second, times)[..., :2]).max(axis=-1)
+    return (offset >= _interpolate(first + second, times)[..., 2] + distance).all(axis=1)
 
 
-def _on_the_way(ends: Floats, times: Floats) -> Floats:
+def _interpolate(ends: Floats, times: Floats) -> Floats:
     """Numbers between two ends [attempts, 2, n] at some times [T], [attempts, T, n]."""
     return ends[:, :1] + times[None, :, None] * (ends[:, 1:] - ends[:, :1])

@@ -23,7 +23,7 @@ STRIDE = 16
 """Side in pixels of a cell of the map."""
 
 MAXIMUM_PEAKS = 6
-"""Objects looked for: two more than scenes have, since a generated picture may show too many."""
+"""Most proposals of a picture: two more than scenes have objects, for pictures that show too many."""
 
 OBJECT_ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "shape": SHAPES,

@@ -109,7 +109,7 @@ def encode_shards(
         encode: Pixels [B, 3, ...] in -1..1 -> features [B, d, ...].
         render: Renders the scenes of a shard; runs in other processes.
         folder: Where the shards go.
-        shards: How many the folder shall have.
+        shards: Number of shards in the finished folder.
         batch: Scenes encoded at once.
         device: Where encoding runs.
 

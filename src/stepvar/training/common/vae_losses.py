@@ -27,7 +27,7 @@ def frequency_loss(picture: Tensor, target: Tensor, offset: tuple[int, int] = (0
     """Difference of the log magnitudes of the spectra of 16 x 16 patches, per colour channel.
 
     A mean absolute error learns fine texture last, because a flat tone is a good guess for a texture of
-    unknown phase. The magnitudes of a patch's spectrum ask for the right amount of each frequency instead.
+    unknown phase. The magnitudes of a patch's spectrum compare the amount of each frequency instead.
 
     Args:
         picture, target: the pictures to compare.

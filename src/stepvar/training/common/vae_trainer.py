@@ -109,9 +109,9 @@ VAE = TypeVar("VAE", InfinityVAE, InfinityStarVAE)
 
 
 class VAETrainer(TrainingRun[Settings], Generic[Settings, VAE]):
-    """One run: the model, its moving average, the optimiser and what was reached so far.
+    """One run: the model, its moving average, the optimiser and the progress so far.
 
-    A subclass builds the model and the batches, and says how a batch is reconstructed and measured.
+    A subclass builds the model and the batches, and implements reconstruction and evaluation.
 
     Args:
         settings: Of the run.
@@ -175,7 +175,7 @@ class VAETrainer(TrainingRun[Settings], Generic[Settings, VAE]):
     def truncated(self, batch: int) -> int:
         """How many of a batch are decoded from their first scales."""
         share = self.settings.truncated_share * batch
-        # A batch of few pictures truncates one of them every so often.
+        # In small batches one picture is truncated in some steps only.
         whole = int(share)
         return whole + int((self.step * (share - whole)) % 1.0 + (share - whole) >= 1.0)
 
@@ -209,8 +209,8 @@ class VAETrainer(TrainingRun[Settings], Generic[Settings, VAE]):
         self.optimiser.step()
         self.step += 1
         update_ema(self.average, self.model, self.step, _EMA_DECAY)
-        seen, wanted = result.pictures[: result.whole], result.targets[: result.whole]
-        parts["squared_error"] = (seen.clamp(-1, 1) - wanted).square().mean()
+        complete, target = result.pictures[: result.whole], result.targets[: result.whole]
+        parts["squared_error"] = (complete.clamp(-1, 1) - target).square().mean()
         parts["entropy"] = scale_entropies(result.bits)
         return {name: value.detach() for name, value in parts.items()}
 

@@ -44,7 +44,7 @@ def encode_pictures(
     Args:
         vae: On the device to run on.
         folder: Where the shards go.
-        shards: How many the folder shall have.
+        shards: Number of shards in the finished folder.
         canvas: Side of the pictures in pixels.
         batch: Pictures encoded at once.
 

@@ -158,15 +158,15 @@ class PromptBatches(IterableDataset[PromptBatch]):
             scenes = [self.scenes[index] for index in chosen]
             specs = [spec for scene in scenes for spec in self._specs(random, scene)]
             rows = [self._ids(write_prompt(random, spec)) for spec in specs]
-            seen, _ = _stack_targets([scene.spec for scene in scenes])
-            asked, known = _stack_targets(specs)
+            scene_targets, _ = _stack_targets([scene.spec for scene in scenes])
+            prompt_targets, known = _stack_targets(specs)
             yield PromptBatch(
                 torch.from_numpy(chosen),
                 torch.nn.utils.rnn.pad_sequence(rows, batch_first=True),
                 torch.tensor([len(row) for row in rows]),
                 torch.from_numpy(truth_table(scenes, specs)),
-                seen,
-                asked,
+                scene_targets,
+                prompt_targets,
                 known,
             )
 

@@ -100,9 +100,9 @@ def _matching(
                 owners.append(index)
                 kinds.append(kind)
                 texts.append(write_prompt(random, found[0]))
-    seen = network.picture_features(renders)
-    own = (seen * network.text_features([prompt.text for prompt in prompts])).sum(axis=1)
-    swapped = (seen[owners] * network.text_features(texts)).sum(axis=1)
+    features = network.picture_features(renders)
+    own = (features * network.text_features([prompt.text for prompt in prompts])).sum(axis=1)
+    swapped = (features[owners] * network.text_features(texts)).sum(axis=1)
     wins = own[owners] > swapped
     first = np.ones(len(scenes), dtype=bool)
     np.logical_and.at(first, owners, wins)

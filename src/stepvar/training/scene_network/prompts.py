@@ -53,8 +53,8 @@ class AnnotatedScene:
     side: int
 
     @classmethod
-    def from_scene(cls, scene: Scene, asked: SceneSpec) -> AnnotatedScene:
-        """A scene that was drawn for what was asked."""
+    def from_scene(cls, scene: Scene, requested: SceneSpec) -> AnnotatedScene:
+        """A scene that was drawn for a requested spec."""
         objects = tuple(
             DetectedObject(
                 item.shape,
@@ -71,7 +71,7 @@ class AnnotatedScene:
             )
             for item in scene.objects
         )
-        spec = replace(full_spec(scene, asked), relation=None)
+        spec = replace(full_spec(scene, requested), relation=None)
         known = cls(spec, objects, scene.canvas)
         if len(spec.groups) == 2:
             related = (replace(spec, relation=relation) for relation in RELATIONS)
@@ -95,17 +95,17 @@ def shape_counts(spec: SceneSpec) -> NDArray[np.int64]:
 
 def truth_table(scenes: Sequence[AnnotatedScene], specs: Sequence[SceneSpec]) -> NDArray[np.bool_]:
     """Which specs are true of which scenes, [scenes, specs]."""
-    shown = np.stack([shape_counts(scene.spec) for scene in scenes])
-    asked = np.stack([shape_counts(spec) for spec in specs])
+    present = np.stack([shape_counts(scene.spec) for scene in scenes])
+    wanted = np.stack([shape_counts(spec) for spec in specs])
     # Few pairs agree in the shapes, and only these are worth a closer look.
-    table = (shown[:, None] == asked[None]).all(-1)
+    table = (present[:, None] == wanted[None]).all(-1)
     for row, column in np.argwhere(table):
         table[row, column] = scenes[row].satisfies(specs[column])
     return table
 
 
 def describe(random: np.random.Generator, scene: AnnotatedScene) -> SceneSpec:
-    """Names some of what a scene shows, in either order of its groups."""
+    """A spec with some of the attributes of a scene, in either order of its groups."""
     spec = scene.spec
     groups, relation = spec.groups, spec.relation
     if len(groups) == 2 and random.random() < 0.5:

@@ -68,7 +68,7 @@ SPEC_TARGETS = (
 
 
 def spec_targets(spec: SceneSpec) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Whether a picture shows each attribute and each pair of attributes, as far as a spec says so.
+    """Whether a picture shows each attribute and each pair of attributes, as far as a spec determines it.
 
     Returns:
         The targets, 0 or 1, float32 [SPEC_TARGETS], and which of them the spec decides.

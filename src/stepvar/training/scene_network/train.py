@@ -99,7 +99,7 @@ class SceneNetworkTraining:
 
 
 class SceneNetworkTrainer(TrainingRun[SceneNetworkTraining]):
-    """One run: the network, its optimisers and what was reached so far."""
+    """One run: the network, its optimisers and the progress so far."""
 
     def __init__(self, config: SceneNetworkTraining) -> None:
         super().__init__(config.output, config, config.minutes, torch.device(config.device))
@@ -225,9 +225,9 @@ class SceneNetworkTrainer(TrainingRun[SceneNetworkTraining]):
             prompts = self.network.word_encoder(batch.ids, batch.lengths)
             scale = self.scale.exp().clamp(max=_LARGEST_SCALE)
             parts = alignment_losses(pictures, prompts, scale, batch)
-            seen, read = (self.reader(_TARGET_SCALE * vectors) for vectors in (pictures, prompts))
-            parts["picture_targets"] = target_loss(seen, batch.scene_targets)
-            parts["prompt_targets"] = target_loss(read, batch.prompt_targets, batch.prompt_known)
+            shown, asked = (self.reader(_TARGET_SCALE * vectors) for vectors in (pictures, prompts))
+            parts["picture_targets"] = target_loss(shown, batch.scene_targets)
+            parts["prompt_targets"] = target_loss(asked, batch.prompt_targets, batch.prompt_known)
         parts["loss"] = parts["loss"] + _TARGET_WEIGHT * (parts["picture_targets"] + parts["prompt_targets"])
         parts["scale"] = scale
         return parts
