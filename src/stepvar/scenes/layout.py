@@ -109,8 +109,8 @@ def arrange(
     Every object stands somewhere about the middle of a cell of its own: two side by side, three as two above
     one, four two by two; of two related groups each has a half of the canvas, stacked across the relation.
     A prompt thus fixes where its objects are but for some jitter. The tokens of one scale are drawn
-    independently of each other, so that with many possible layouts they would mix several. A single object may
-    stand anywhere.
+    independently of each other, so that with many possible layouts they would mix several. A single object
+    may stand anywhere.
 
     Args:
         rng: the only source of randomness.
