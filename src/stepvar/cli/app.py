@@ -1,4 +1,4 @@
-"""The commands of `stepvar`, put together."""
+"""The `stepvar` program: every command in one application."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ for _command in (geneval, dpg, mjhq, vbench, fidelity, fid, clip, score):
 app.add_typer(evaluate, name="evaluate")
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(asked: bool) -> None:
+    if asked:
         import stepvar
 
         typer.echo(stepvar.__version__)
@@ -48,7 +48,7 @@ def _stepvar(
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
-    """What comes before a command."""
+    """Options that come before a command."""
 
 
 __all__ = ["app"]

@@ -1,4 +1,4 @@
-"""What people see: progress on stderr, tables and JSON on stdout."""
+"""Terminal output: progress bars on stderr, tables and JSON on stdout."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def format_table(header: Row, rows: Sequence[Row]) -> str:
 
 
 def format_seconds(value: float) -> str:
-    """A time for people: "12.3 ms", "1.23 s", "2 min 5 s"."""
+    """A time in readable units: "12.3 ms", "1.23 s", "2 min 5 s"."""
     if value < 1.0:
         return f"{1000 * value:.1f} ms"
     if value < 120.0:
@@ -62,7 +62,7 @@ def format_seconds(value: float) -> str:
 
 
 def format_bytes(value: float) -> str:
-    """A number of bytes for people: "12.3 MiB"."""
+    """A number of bytes in readable units: "12.3 MiB"."""
     for unit in ("B", "KiB", "MiB"):
         if value < 1024:
             return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
@@ -83,7 +83,7 @@ def progress_bar(
 
     Args:
         label: Stands before the bar.
-        total: What full is.
+        total: Amount at which the bar is full.
         estimate: Whether the time that is left is shown, for long runs.
     """
     if not sys.stderr.isatty():
