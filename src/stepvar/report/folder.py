@@ -13,7 +13,7 @@ RAW = "raw"
 PAGE = "index.html"
 NUMBERS = "numbers.json"
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 class ReportFolder:
