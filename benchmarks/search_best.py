@@ -413,7 +413,6 @@ def main() -> None:
     folder = ReportFolder(options.output, identity)
     if folder.run is None:
         folder.start({})
-    folder.sweep()
     document = Search(pipeline, folder, candidates, options).run()
     folder.write_text("results.json", json.dumps(document, indent=1, allow_nan=False))
     _tell(document)

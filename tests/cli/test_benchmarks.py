@@ -16,8 +16,10 @@ import pytest
 from PIL import Image
 
 from stepvar.cli.options import ModelOptions
-from stepvar.evaluation.benchmarks import BENCHMARKS, Run
-from stepvar.evaluation.run_folder import Shard, read_manifest
+from stepvar.evaluation.benchmark_run import BenchmarkRun, Task
+from stepvar.evaluation.benchmarks import BENCHMARKS
+from stepvar.evaluation.manifest import read_manifest
+from stepvar.evaluation.run_folder import Shard
 from stepvar.evaluation.scoring import compare_runs, frechet_of_folders, official_score
 from tiny_pipeline import PIXELS
 
@@ -205,16 +207,14 @@ def test_vbench_names_videos_as_its_scorer_wants_them(tmp_path):
     records = [{"prompt_en": prompt, "dimension": ["color"]} for prompt in ("a cat.", "a dog")]
     (tmp_path / "info.json").write_text(json.dumps(records))
     painter = VideoPainter()
-    painted = Run(
-        painter, BENCHMARKS["vbench"], tmp_path / "info.json", tmp_path / "run", samples=2, video_format="gif"
-    )
-    assert painted.draw(Shard(), batch=3).missing == 0
+    task = Task.load(BENCHMARKS["vbench"], tmp_path / "info.json", samples=2, video_format="gif")
+    assert BenchmarkRun(painter, task, tmp_path / "run").generate(Shard(), batch=3).missing == 0
     names = sorted(path.name for path in (tmp_path / "run" / "images").iterdir())
     assert names == ["a cat.-0.gif", "a cat.-1.gif", "a dog-0.gif", "a dog-1.gif"]
     with Image.open(tmp_path / "run" / "images" / "a dog-1.gif") as video:
         assert video.n_frames == 2 and video.size == (16, 8)
     with pytest.raises(ValueError, match="Unknown video format 'avi'"):
-        Run(painter, BENCHMARKS["vbench"], tmp_path / "info.json", tmp_path / "x", video_format="avi")
+        Task.load(BENCHMARKS["vbench"], tmp_path / "info.json", video_format="avi")
 
 
 def means(batch):

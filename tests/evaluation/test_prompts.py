@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 from huggingface_hub import utils
 
-from stepvar.evaluation.prompts import (
-    OWN_FILES,
-    find_prompts,
-    load_dpg,
-    load_geneval,
-    load_lines,
-    load_mjhq,
-    load_vbench,
+from stepvar.evaluation.benchmarks import BENCHMARKS
+from stepvar.evaluation.prompts import find_prompts, load_lines
+
+load_geneval, load_dpg, load_mjhq, load_vbench = (
+    BENCHMARKS[name].load_items for name in ("geneval", "dpg", "mjhq", "vbench")
 )
+OWN_FILES = {benchmark.name: benchmark.own_file for benchmark in BENCHMARKS.values()}
 
 
 def write(path, text):
@@ -66,6 +65,29 @@ def test_mjhq_and_vbench(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"])
+def test_only_line_feeds_end_a_line(tmp_path, separator):
+    """Python's own splitlines would break a JSON string at other separators of Unicode."""
+    prompt = f"a red{separator}star"
+    line = json.dumps({"tag": "x", "prompt": prompt}, ensure_ascii=False)
+    if separator < " ":
+        line = json.dumps({"tag": "x", "prompt": prompt})
+    items = load_geneval(write(tmp_path / "prompts", f"{line}\r\n{line}\n"))
+    assert [item.prompt for item in items] == [prompt, prompt]
+    assert load_lines(write(tmp_path / "lines", f"{prompt}\na ring")) == [prompt, "a ring"]
+
+
+def test_names_that_are_not_utf8_are_refused(tmp_path):
+    folder = tmp_path / "prompts"
+    folder.mkdir()
+    try:
+        (folder / os.fsdecode(b"\xff.txt")).write_text("a cup")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    with pytest.raises(ValueError, match="cannot be a file name"):
+        load_dpg(folder)
+
+
 GOOD = '{"tag": "x", "prompt": "a cup"}\n'
 
 
@@ -89,6 +111,25 @@ GOOD = '{"tag": "x", "prompt": "a cup"}\n'
         (load_vbench, '[{"prompt_en": "a/b", "dimension": []}]', "Entry 1 of .* cannot be a file name"),
         (load_vbench, f'[{{"prompt_en": "{"x" * 250}", "dimension": []}}]', "cannot be a file name"),
         (load_lines, "a star\n\na ring\n", "Line 2 of .* is empty"),
+        (load_mjhq, "{}", "holds no prompts: give MJHQ-30K's meta_data.json"),
+        (load_vbench, "[]", "holds no prompts"),
+        (load_dpg, "item_id,text\n", "holds no prompts"),
+        (load_dpg, f"item_id,text\n1,a\n2,{'x' * 131_073}\n", "Line 3 of .* is no CSV .field larger than"),
+        (load_dpg, "item_id,text\n1,a\n2,b\n1,other\n", "Line 4 of .* has another text for the item_id '1'"),
+        (load_dpg, "item_id,text\n..,a\n", "Line 2 of .* cannot be a file name"),
+        (load_mjhq, '{"a": {"category": "x", "prompt": "y"}, "a": {"category": "x", "prompt": "z"}}',
+         "no JSON .the key 'a' is there twice"),
+        (load_geneval, GOOD + '{"tag": "x", "prompt": "a", "prompt": "b"}', "'prompt' is there twice"),
+        *((load_mjhq, json.dumps({"a": {"category": name, "prompt": "x"}}), "cannot be a file name")
+          for name in (".", "..", "a/b", "a\\b", "a\tb", "\x7f", "星" * 81)),
+        *((load_mjhq, json.dumps({name: {"category": "x", "prompt": "x"}}), "cannot be a file name")
+          for name in ("", ".", "..", "\ud800", "x" * 241)),
+        (load_mjhq, '{"a": {"category": "\\ud800", "prompt": "x"}}', "'category' that is not valid Unicode"),
+        (load_geneval, '{"tag": "x", "prompt": "half a \\udc00"}', "'prompt' that is not valid Unicode"),
+        (load_vbench, json.dumps([{"prompt_en": "星" * 81, "dimension": []}]), "243 bytes, more than 240"),
+        (load_geneval, '{"prompt": ' + "[" * 100_000, "Line 1 of .* nested too deeply"),
+        (load_mjhq, '{"a": ' * 100_000, "nested too deeply"),
+        (load_vbench, "[" * 100_000, "nested too deeply"),
     ],
 )  # fmt: skip
 def test_broken_prompts_are_named(tmp_path, load, text, words):
@@ -122,11 +163,11 @@ def test_prompts_of_a_data_set_on_the_hub(tmp_path, monkeypatch):
         return str(write(tmp_path / "kept", GOOD))
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    assert [item.prompt for item in load_geneval(find_prompts(Path("org/name:in/it.jsonl"), "geneval"))] == [
-        "a cup"
-    ]
-    for benchmark in OWN_FILES:
-        assert find_prompts(Path("org/na.me-2"), benchmark) == tmp_path / "kept"
+    assert [
+        item.prompt for item in load_geneval(find_prompts(Path("org/name:in/it.jsonl"), "absent.jsonl"))
+    ] == ["a cup"]
+    for own_file in OWN_FILES.values():
+        assert find_prompts(Path("org/na.me-2"), own_file) == tmp_path / "kept"
     assert asked == [
         ("org/name", "in/it.jsonl", "dataset"),
         *(("org/na.me-2", file, "dataset") for file in OWN_FILES.values()),
@@ -145,7 +186,7 @@ def test_prompts_of_a_data_set_on_the_hub(tmp_path, monkeypatch):
         "a/b/c",
         "org/other:",
     ):
-        assert find_prompts(Path(path), "dpg") == Path(path)
+        assert find_prompts(Path(path), "dpg_bench.csv") == Path(path)
     assert len(asked) == 1 + len(OWN_FILES)
 
 
@@ -173,4 +214,4 @@ def test_data_sets_that_cannot_be_read_are_named(monkeypatch, error, words):
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     with pytest.raises(ValueError, match=f"the data set 'org/name' cannot be read: {words}"):
-        find_prompts(Path("org/name:x.json"), "geneval")
+        find_prompts(Path("org/name:x.json"), "y.json")

@@ -122,7 +122,10 @@ def test_numbers_are_whole_or_absent(tmp_path):
     assert folder.load("bad") is None
     (tmp_path / "report" / "raw" / "torn.json").write_text('{"psnr": [1.0, ')
     assert folder.load("torn") is None
-    (tmp_path / "report" / "raw" / "x.json.77.partial").write_text("{")
-    folder.sweep()
+    stale = tmp_path / "report" / "raw" / ".stepvar-killed.partial"
+    stale.mkdir()
+    (stale / "x.json").write_text("{")
+    folder.save("good", {"psnr": 1.0})
+    (tmp_path / "report" / "raw" / "good.json").unlink()
     assert sorted(file.name for file in (tmp_path / "report" / "raw").iterdir()) == ["torn.json"]
     assert json.loads((tmp_path / "report" / "run.json").read_text())["identity"] == IDENTITY

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from stepvar.cli.bench import bench
-from stepvar.cli.benchmarks import dpg, geneval, mjhq, vbench
+from stepvar.cli.benchmarks import benchmark_command
 from stepvar.cli.calibrate import calibrate
 from stepvar.cli.compare import compare
 from stepvar.cli.convert import conformance, convert
@@ -15,6 +15,7 @@ from stepvar.cli.evaluate import evaluate
 from stepvar.cli.generate import generate, summary
 from stepvar.cli.reproduce import reproduce
 from stepvar.cli.scores import clip, fid, fidelity, score
+from stepvar.evaluation.benchmarks import BENCHMARKS
 
 app = typer.Typer(
     name="stepvar",
@@ -28,7 +29,9 @@ app = typer.Typer(
 
 for _command in (generate, compare, summary, bench, calibrate, reproduce, convert, conformance):
     app.command()(_command)
-for _command in (geneval, dpg, mjhq, vbench, fidelity, fid, clip, score):
+for _benchmark in BENCHMARKS.values():
+    evaluate.command(_benchmark.name)(benchmark_command(_benchmark))
+for _command in (fidelity, fid, clip, score):
     evaluate.command()(_command)
 app.add_typer(evaluate, name="evaluate")
 

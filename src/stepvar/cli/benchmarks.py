@@ -1,8 +1,9 @@
-"""`stepvar evaluate geneval | dpg | mjhq | vbench`: pictures in the layout that official scorers read."""
+"""`stepvar evaluate BENCHMARK`: pictures in the layout that a benchmark's official scorer reads."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,7 +24,8 @@ from stepvar.cli.models import (
 from stepvar.cli.options import FixedSeed, Json, ModelOptions, PlanOptions, SamplingOptions, SizeOptions
 
 if TYPE_CHECKING:
-    from stepvar.evaluation.benchmarks import Drawing, Run
+    from stepvar.evaluation.benchmark_run import BenchmarkRun, RunStatus
+    from stepvar.evaluation.benchmarks import Benchmark
     from stepvar.evaluation.run_folder import Shard
 
 Prompts = Annotated[
@@ -34,25 +36,25 @@ Prompts = Annotated[
     ),
 ]
 Folder = Annotated[
-    Path, typer.Option("--output", "-o", metavar="DIR", help="The run's folder: new, or to go on with.")
+    Path, typer.Option("--output", "-o", metavar="DIR", help="The run's folder: new, or to continue.")
 ]
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How much of a benchmark is drawn, and by whom."""
+    """How much of a benchmark is generated, and by which process."""
 
     samples: Annotated[
         int | None, typer.Option(min=1, max=1000, help="Pictures of each prompt. Default: the protocol's.")
     ] = None
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first prompts, for a trial.")] = None
-    batch: Annotated[int, typer.Option(min=1, max=4096, help="Pictures drawn at a time.")] = 4
+    batch: Annotated[int, typer.Option(min=1, max=4096, help="Pictures generated at a time.")] = 4
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="Part I of N, for processes that share the folder.")
     ] = None
 
     def part(self) -> Shard:
-        """Which part of the prompts is drawn here.
+        """Which part of the prompts this process takes.
 
         Raises:
             InputError: When the value is not understood.
@@ -67,99 +69,47 @@ class RunOptions:
         return Shard(int(match[1]), int(match[2]))
 
 
-@report_errors
-@with_option_groups
-def geneval(
-    prompts: Prompts,
-    model: ModelOptions,
-    plan: PlanOptions,
-    size: SizeOptions,
-    sampling: SamplingOptions,
-    run: RunOptions,
-    output: Folder,
-    seed: FixedSeed = 0,
-    json: Json = False,
-) -> None:
-    """Draw GenEval's prompts.
+@dataclass(frozen=True)
+class VideoRunOptions(RunOptions):
+    """The same, of a benchmark of videos."""
 
-    PROMPTS is evaluation_metadata.jsonl; four pictures of each prompt.
-    """
-    _draw("geneval", prompts, model, plan, size, sampling, run, output, seed, json)
+    video_format: Annotated[str, typer.Option(metavar="FORMAT", help="mp4, or gif.")] = "mp4"
 
 
-@report_errors
-@with_option_groups
-def dpg(
-    prompts: Prompts,
-    model: ModelOptions,
-    plan: PlanOptions,
-    size: SizeOptions,
-    sampling: SamplingOptions,
-    run: RunOptions,
-    output: Folder,
-    seed: FixedSeed = 0,
-    json: Json = False,
-) -> None:
-    """Draw DPG-Bench's prompts.
+def benchmark_command(benchmark: Benchmark) -> Callable[..., None]:
+    """The command that generates the pictures of a benchmark."""
 
-    PROMPTS is the folder of .txt files or dpg_bench.csv; four pictures of each prompt in one grid.
-    """
-    _draw("dpg", prompts, model, plan, size, sampling, run, output, seed, json)
+    def command(
+        prompts: Prompts,
+        model: ModelOptions,
+        plan: PlanOptions,
+        size: SizeOptions,
+        sampling: SamplingOptions,
+        run: RunOptions,
+        output: Folder,
+        seed: FixedSeed = 0,
+        json: Json = False,
+    ) -> None:
+        _generate(benchmark, prompts, model, plan, size, sampling, run, output, seed, json)
 
-
-@report_errors
-@with_option_groups
-def mjhq(
-    prompts: Prompts,
-    model: ModelOptions,
-    plan: PlanOptions,
-    size: SizeOptions,
-    sampling: SamplingOptions,
-    run: RunOptions,
-    output: Folder,
-    seed: FixedSeed = 0,
-    json: Json = False,
-) -> None:
-    """Draw MJHQ-30K's prompts.
-
-    PROMPTS is meta_data.json; one picture of each, in a folder per category.
-    """
-    _draw("mjhq", prompts, model, plan, size, sampling, run, output, seed, json)
+    command.__name__ = benchmark.name
+    command.__doc__ = f"Generate pictures of {benchmark.title}'s prompts.\n\n{benchmark.description}"
+    if benchmark.video:
+        command.__annotations__["run"] = "VideoRunOptions"
+    return report_errors(with_option_groups(command))
 
 
-@report_errors
-@with_option_groups
-def vbench(
-    prompts: Prompts,
-    model: ModelOptions,
-    plan: PlanOptions,
-    size: SizeOptions,
-    sampling: SamplingOptions,
-    run: RunOptions,
-    output: Folder,
-    seed: FixedSeed = 0,
-    video_format: Annotated[str, typer.Option(metavar="FORMAT", help="mp4, or gif.")] = "mp4",
-    json: Json = False,
-) -> None:
-    """Draw VBench's prompts with a video model.
-
-    PROMPTS is VBench_full_info.json; five videos of each prompt, 25 for temporal flickering.
-    """
-    _draw("vbench", prompts, model, plan, size, sampling, run, output, seed, json, video_format)
-
-
-def _draw(
-    name: str,
+def _generate(
+    benchmark: Benchmark,
     prompts: Path,
     model: ModelOptions,
     plan: PlanOptions,
     size: SizeOptions,
     sampling: SamplingOptions,
-    choice: RunOptions,
+    options: RunOptions,
     output: Path,
     seed: int,
     json: bool,
-    video_format: str = "mp4",
 ) -> None:
     dimensions, settings, pruning = size.arguments(), sampling.arguments(), plan.method()
     if seed < 0:
@@ -167,61 +117,51 @@ def _draw(
     from stepvar.evaluation.prompts import find_prompts
 
     # Before the libraries are kept from asking a hub.
-    prompts = find_prompts(prompts, name)
+    prompts = find_prompts(prompts, benchmark.own_file)
     with quiet_libraries():
-        from stepvar.evaluation.benchmarks import BENCHMARKS, Run
+        from stepvar.evaluation.benchmark_run import BenchmarkRun, Task
+        from stepvar.evaluation.run_folder import check_run_folder
 
-        benchmark, shard = BENCHMARKS[name], choice.part()
-        # Broken prompts are told before a model is loaded.
-        benchmark.load(prompts)
+        # What is wrong with prompts or folder is said before a model is loaded.
+        shard = options.part()
+        check_run_folder(output)
+        video_format = options.video_format if isinstance(options, VideoRunOptions) else "mp4"
+        task = Task.load(benchmark, prompts, seed, options.samples, options.limit, video_format)
         pipeline = open_pipeline(model)
         everything = {**dimensions, **settings}
         check_options(pipeline, everything)
-        if pipeline.draws_videos and not benchmark.video:
-            everything["seconds"] = 0
-        run = Run(
-            pipeline,
-            benchmark,
-            prompts,
-            output,
-            pruning,
-            seed,
-            choice.samples,
-            choice.limit,
-            everything,
-            video_format,
-        )
+        run = BenchmarkRun(pipeline, task, output, pruning, everything)
         if not benchmark.video:
             note_other_aspect(pipeline, dimensions)
-            check_prompts(pipeline, sampling.texts([item.prompt for item in run.items]))
-        drawn = _advance(run, shard, choice.batch)
+            check_prompts(pipeline, sampling.texts([item.prompt for item in task.items]))
+        status = _run_with_progress(run, shard, options.batch)
     if json:
         display.print_json(
             {
-                "folder": str(drawn.folder),
-                "drawn": drawn.drawn,
-                "found": drawn.found,
-                "missing": drawn.missing,
-                "pictures": run.pictures,
+                "folder": str(status.folder),
+                "drawn": status.generated,
+                "found": status.found,
+                "missing": status.missing,
+                "pictures": task.pictures,
                 **run.identity,
             }
         )
     else:
-        typer.echo(_describe(drawn, shard))
+        typer.echo(_format_status(status, shard))
 
 
-def _advance(run: Run, shard: Shard, batch: int) -> Drawing:
-    mine = -(-run.pictures // shard.count)
-    with CleanupOnInterrupt(), display.progress_bar("drawing", float(mine), estimate=True) as move:
-        return run.draw(shard, batch, None if move is None else lambda done: move(float(done), ""))
+def _run_with_progress(run: BenchmarkRun, shard: Shard, batch: int) -> RunStatus:
+    mine = -(-run.task.pictures // shard.count)
+    with CleanupOnInterrupt(), display.progress_bar("generating", float(mine), estimate=True) as move:
+        return run.generate(shard, batch, None if move is None else lambda done: move(float(done), ""))
 
 
-def _describe(drawn: Drawing, shard: Shard) -> str:
-    told = f"{drawn.drawn} drawn, {drawn.found} found"
-    if drawn.missing:
+def _format_status(status: RunStatus, shard: Shard) -> str:
+    counts = f"{status.generated} drawn, {status.found} found"
+    if status.missing:
         others = "other shards are" if shard.count > 1 else "the run is"
-        return f"{told}; {drawn.missing} are missing, {others} not finished\n{drawn.folder}"
-    return f"{told}; complete\n{drawn.folder / 'manifest.jsonl'}"
+        return f"{counts}; {status.missing} are missing, {others} not finished\n{status.folder}"
+    return f"{counts}; complete\n{status.folder / 'manifest.jsonl'}"
 
 
 def describe_interval(name: str, interval: dict[str, Any], digits: int = 3) -> tuple[str, str, str]:

@@ -1,19 +1,22 @@
-"""The folder of a benchmark's pictures: whose it is, and what of it is drawn.
+"""Folder of a benchmark's pictures: which run it holds, and which of its pictures are there.
 
-One folder holds one run: `settings.json` tells which, `images/` is what the scorer gets, `manifest.jsonl` has
-one line a picture.
+One folder holds one run: `settings.json` names it, `images/` is for the scorer, `manifest.jsonl` has one line
+a picture. Files are staged outside `images/`, which holds nothing but whole pictures at any moment.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SETTINGS, MANIFEST, IMAGES = "settings.json", "manifest.jsonl", "images"
+from stepvar.evaluation.manifest import MANIFEST, Entry, format_entries, read_valid
+from stepvar.evaluation.text_files import parse_object, read_text
+from stepvar.files import is_staging, sweep, write_atomically
+
+SETTINGS, IMAGES = "settings.json", "images"
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,28 @@ class Shard:
         return MANIFEST if self.count == 1 else f"manifest-{self.index}-of-{self.count}.jsonl"
 
 
+def check_run_folder(path: Path) -> None:
+    """Refuses a place where no run can be, before a model is loaded.
+
+    Raises:
+        ValueError: When it is a file, its parent is missing, or it holds other files.
+    """
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"'{path}' is a file: name a folder.")
+    if not path.exists() and not path.parent.is_dir():
+        raise ValueError(f"There is no folder '{path.parent}': create it first.")
+    if path.exists() and not (path / SETTINGS).exists():
+        strangers = sorted(entry.name for entry in path.iterdir() if not is_staging(entry))
+        if strangers:
+            raise ValueError(f"'{path}' holds other files ({strangers[0]}): name a new folder.")
+
+
 class RunFolder:
     """The folder of one run.
 
     Args:
         path: New, empty, or holding this very run.
-        identity: What two processes must share to draw into one folder.
+        identity: What two processes must share to fill one folder.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
@@ -55,24 +74,18 @@ class RunFolder:
         Raises:
             ValueError: When it holds another run, or other files.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"'{self.path}' is a file: name a folder.")
-        if not self.path.exists() and not self.path.parent.is_dir():
-            raise ValueError(f"There is no folder '{self.path.parent}': create it first.")
+        check_run_folder(self.path)
         file = self.path / SETTINGS
         fresh = not file.exists()
         if fresh:
-            strangers = sorted(entry.name for entry in self.path.glob("*")) if self.path.exists() else []
-            if [name for name in strangers if not name.endswith(".partial")]:
-                raise ValueError(f"'{self.path}' holds other files ({strangers[0]}): name a new folder.")
             self.path.mkdir(exist_ok=True)
             write_atomically(file, json.dumps(self.identity, indent=1).encode())
         try:
-            stored = json.loads(file.read_text("utf-8"))
+            stored = parse_object(read_text(file, "file of settings"), f"'{file}'")
         except ValueError as error:
             raise ValueError(f"'{file}' is damaged: name a new folder.") from error
         mine = json.loads(json.dumps(self.identity))
-        different = [key for key in mine if not isinstance(stored, dict) or stored.get(key) != mine[key]]
+        different = [key for key in mine if stored.get(key) != mine[key]]
         if different:
             raise ValueError(
                 f"'{self.path}' holds another run (its {different[0]} differs): name a new folder, or ask "
@@ -80,75 +93,35 @@ class RunFolder:
             )
         return fresh
 
-    def leave(self, manifest: Path) -> None:
-        """Makes the folder as it was before a run that drew nothing."""
-        manifest.unlink()
+    def release(self, manifest: Path) -> None:
+        """Makes the folder as it was before a run without a single picture."""
+        manifest.unlink(missing_ok=True)
         (self.path / SETTINGS).unlink()
+        sweep(self.path)
         for place in sorted(self.path.rglob("*"), reverse=True):
             if place.is_dir() and not any(place.iterdir()):
                 place.rmdir()
         if not any(self.path.iterdir()):
             self.path.rmdir()
 
-    def tidy(self, manifest: Path) -> dict[str, dict[str, Any]]:
-        """Drops lines of a manifest whose file is missing; returns the others by file."""
-        entries = _read_manifest(manifest, self.path)
-        write_atomically(manifest, "".join(json.dumps(entry) + "\n" for entry in entries.values()).encode())
+    def check_pictures(self, manifest: Path) -> dict[str, Entry]:
+        """Entries by file of the pictures that are whole; the manifest loses the others' lines."""
+        entries = read_valid(manifest, self.path)
+        write_atomically(manifest, format_entries(entries.values()))
         return entries
 
-    def merge(self, wanted: Sequence[str]) -> int:
-        """Writes the whole manifest once all shards are done; returns how many files are missing."""
-        entries: dict[str, dict[str, Any]] = {}
-        for manifest in sorted(self.path.glob("manifest*.jsonl")):
-            entries.update(_read_manifest(manifest, self.path))
+    def merge(self, wanted: Sequence[str], own: Mapping[str, Entry]) -> int:
+        """Writes the whole manifest once all shards are done; returns how many files are missing.
+
+        Args:
+            wanted: Files of the whole run, in order.
+            own: Entries of this process's shard.
+        """
+        entries = dict(own)
+        if not entries.keys() >= set(wanted):
+            for manifest in sorted(self.path.glob("manifest*.jsonl")):
+                entries = {**read_valid(manifest, self.path, checksums=False), **entries}
         missing = [name for name in wanted if name not in entries]
         if not missing:
-            lines = "".join(json.dumps(entries[name]) + "\n" for name in wanted)
-            write_atomically(self.path / MANIFEST, lines.encode())
+            write_atomically(self.path / MANIFEST, format_entries(entries[name] for name in wanted))
         return len(missing)
-
-
-def read_manifest(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a complete run.
-
-    Raises:
-        ValueError: When there is none, or it is not complete.
-    """
-    file = folder / MANIFEST
-    if not file.is_file():
-        shards = list(folder.glob("manifest-*.jsonl"))
-        state = "some shards are not finished" if shards else "no run of 'stepvar evaluate' is there"
-        raise ValueError(f"'{folder}' has no {MANIFEST}: {state}.")
-    entries = list(_read_manifest(file, folder).values())
-    lines = len(file.read_text("utf-8").splitlines())
-    if len(entries) < lines or not entries:
-        raise ValueError(f"'{folder}' lacks {lines - len(entries)} of its {lines} pictures: run it again.")
-    return entries
-
-
-def _read_manifest(file: Path, folder: Path) -> dict[str, dict[str, Any]]:
-    """Lines by file, of files that are there; a line that was cut off by an interruption is dropped."""
-    if not file.is_file():
-        return {}
-    entries = {}
-    for line in file.read_text("utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-            name = entry["file"]
-        except (ValueError, KeyError, TypeError):
-            continue
-        if (folder / name).is_file():
-            entries[name] = entry
-    return entries
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file that gets its name only when it is whole."""
-    partial = path.with_name(f".{os.getpid()}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from stepvar.evaluation.run_folder import IMAGES, MANIFEST, read_manifest
+from stepvar.evaluation.manifest import MANIFEST, read_manifest
+from stepvar.evaluation.run_folder import IMAGES
+from stepvar.files import write_atomically
 from stepvar.metrics.features import ClipFeatures, Extractor, alignment
 from stepvar.metrics.fidelity import bounded_psnr, high_frequency_energy, ssim
 from stepvar.metrics.frechet import frechet_distance, frechet_interval, require_enough
@@ -173,9 +175,8 @@ def official_score(folder: Path, command: str) -> Any:
         raise ValueError(
             f"The scorer {words[0]!r} printed no JSON document on its standard output."
         ) from error
-    partial = folder / ".scores.partial"
-    partial.write_text(json.dumps({"command": command, "scores": scores}, indent=1), "utf-8")
-    partial.replace(folder / "scores.json")
+    document = {"command": command, "scores": scores}
+    write_atomically(folder / "scores.json", json.dumps(document, indent=1).encode())
     return scores
 
 

@@ -1,4 +1,4 @@
-"""A report's folder: which run it holds, and the raw numbers of every step, written whole or not at all."""
+"""Folder of a report: which run it holds, and the raw numbers of every step, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from stepvar.files import is_staging, write_atomically
 
 RUN = "run.json"
 RAW = "raw"
@@ -41,7 +43,7 @@ class ReportFolder:
         try:
             run = json.loads(file.read_text("utf-8"))
             stored, known = run["identity"], run["format"] == _FORMAT and isinstance(run["protocol"], dict)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"'{file}' is damaged ({type(error).__name__}): name a new folder.") from error
         if not known:
             raise ValueError(f"'{self.path}' was written by another version: name a new folder.")
@@ -61,17 +63,13 @@ class ReportFolder:
         self.run = {"format": _FORMAT, "identity": self.identity, "protocol": dict(protocol)}
         self.write_text(RUN, json.dumps(self.run, indent=1))
 
-    def sweep(self) -> None:
-        """Removes what an interrupted run was just writing."""
-        for partial in [*self.path.glob("*.partial"), *(self.path / RAW).glob("*.partial")]:
-            partial.unlink(missing_ok=True)
-
     def load(self, step: str) -> Any:
         """Raw numbers of a step; None when they are not there, or not whole."""
         try:
-            return json.loads(self._raw(step).read_text("utf-8"))
-        except (OSError, ValueError):
+            numbers = json.loads(self._raw(step).read_text("utf-8"))
+        except (OSError, ValueError, RecursionError):
             return None
+        return numbers if isinstance(numbers, dict) else None
 
     def save(self, step: str, numbers: Any) -> None:
         """Writes the raw numbers of a step.
@@ -84,14 +82,7 @@ class ReportFolder:
     def write_text(self, name: str, text: str) -> Path:
         """Writes a file that gets its name only when it is whole."""
         path = self.path / name
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        try:
-            partial.write_text(text, "utf-8")
-            partial.replace(path)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        finally:
-            partial.unlink(missing_ok=True)
+        write_atomically(path, text.encode())
         return path
 
     def _raw(self, step: str) -> Path:
@@ -116,7 +107,7 @@ def check_place(path: Path) -> None:
         strangers = sorted(
             entry.name
             for entry in path.iterdir()
-            if not entry.name.endswith(".partial") and not (entry.name == RAW and not any(entry.iterdir()))
+            if not is_staging(entry) and not (entry.name == RAW and not any(entry.iterdir()))
         )
         if strangers:
             raise ValueError(f"'{path}' holds other files ({strangers[0]}) and no report: name a new folder.")
