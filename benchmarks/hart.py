@@ -133,10 +133,10 @@ class Contest:
     Args:
         transformer: The weights, on their device and in their number format.
         images: Pictures in the batch.
-        guidance_scale: 0 draws without guidance.
+        guidance_scale: 1 draws without guidance.
     """
 
-    def __init__(self, transformer: HARTTransformer, images: int = 1, guidance_scale: float = 4.5) -> None:
+    def __init__(self, transformer: HARTTransformer, images: int = 1, guidance_scale: float = 5.5) -> None:
         self.transformer, self.images = transformer, images
         config, self.device = transformer.config, transformer.device
         self.schedule = scale_schedule([(side, side) for side in config.sides])
@@ -336,7 +336,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="toy sizes")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16")
     parser.add_argument("--images", type=int, default=1, help="pictures in the batch")
-    parser.add_argument("--guidance", type=float, default=4.5, help="0 is off")
+    parser.add_argument("--guidance", type=float, default=5.5, help="1 is off")
     parser.add_argument("--repeats", type=int, default=2, help="rounds; one more warms up")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, help="write the results to this file as well")

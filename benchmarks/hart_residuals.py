@@ -76,7 +76,7 @@ class Model:
         state = {key: value.float() for key, value in stored.items()}
         self.quantizer = build_quantizer(info["tokenizer_config"], state).requires_grad_(False)
         self.schedule = scale_schedule([(side, side) for side in settings["patch_nums"]])
-        self.guidance = make_guidance(4.5, self.schedule)
+        self.guidance = make_guidance(5.5, self.schedule)
         self.settings = make_sampling(self.schedule, 1.0, None, 0.0, smooth)
         self.seeds = range(seeds)
 

@@ -114,7 +114,7 @@ def draw(
     """Generates with the real loop; contexts default to prompts of 5 tokens."""
     context = make_context(*[5] * len(seeds)) if context is None else context
     schedule: ScaleSchedule = scale_schedule(grids, parts)
-    guide = make_guidance(guidance, schedule)
+    guide = make_guidance(1.0 + guidance, schedule)
     condition = context
     if guide.active:
         blank = ContextFeatures.empty(*context.features.shape, context.features.device)

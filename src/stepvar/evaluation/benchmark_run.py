@@ -158,7 +158,7 @@ class BenchmarkRun:
 
     def _identity(self) -> dict[str, Any]:
         """What two processes must share to fill one folder."""
-        from stepvar.models.pipeline import describe
+        from stepvar.models.output import as_json_value
 
         method = self.pipeline.resolve_pruning(self.pruning)
         self.pipeline.summary(method, **self._planned_settings())
@@ -172,8 +172,8 @@ class BenchmarkRun:
             "model": self.pipeline.origin,
             "revision": fingerprint(self.pipeline),
             "dtype": str(self.pipeline.transformer.compute_dtype).removeprefix("torch."),
-            "plan": describe(method),
-            "settings": describe(self.settings),
+            "plan": as_json_value(method),
+            "settings": as_json_value(self.settings),
             "files": task.suffix,
             "versions": versions(),
         }

@@ -219,7 +219,7 @@ def _picture_round_trip(tokenizer: Any, pictures: Sequence[Pixels], schedule: An
     """Pictures -> bits of every scale -> pictures."""
     import torch
 
-    from stepvar.models.pipeline import to_output
+    from stepvar.models.output import to_output
 
     grids = [(scale.height, scale.width) for scale in schedule]
     with torch.inference_mode():

@@ -1,25 +1,33 @@
-"""What a call asks for, checked before anything is computed: what the calls of all models share."""
+"""Requests: what a call asks for, checked before anything is computed; what the calls of all models share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import torch
 
 from stepvar.generation.cascade import Cascade
-from stepvar.generation.guidance import Guidance
+from stepvar.generation.guidance import Guidance, per_scale
 from stepvar.generation.plan import GenerationPlan
 from stepvar.generation.pruner import PruningMethod
-from stepvar.generation.sampling import CodebookSettings, SamplingSettings
 from stepvar.generation.schedule import ScaleSchedule
+from stepvar.models.output import CallOptions, StageTimer
+from stepvar.pruning.presets import ChangedPreset, Preset
 
 MAXIMUM_SEED = 2**63 - 1
 
+SMALLEST_TEMPERATURE = 1e-6
+"""Logits divided by less could overflow float32 before guidance mixes them."""
+
 PerScale = float | Sequence[float]
 Seeds = int | Sequence[int] | None
+Pruning = PruningMethod | Preset | ChangedPreset | str | None
+"""A method, a preset or its name; None and "none" run everything."""
+
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
@@ -28,16 +36,17 @@ class Inputs:
     """What to draw and with which random numbers; nothing is encoded yet.
 
     Attributes:
-        prompts: Texts, or numbers of classes; empty texts where features were given.
+        prompts: Texts, or numbers of classes; empty texts where embeddings were given.
         negatives: Texts to steer away from, one a prompt; None where none were given.
-        features: Encoded prompts and encoded negatives, each None where texts are to be encoded.
+        embeds: Encoded prompts and encoded negatives, each None where texts are to be encoded.
         repeats: Pictures of each prompt.
-        generators, seeds: One a picture; the seed is None where a generator was passed.
+        generators: One a picture; where one generator was given for several, each entry is that one.
+        seeds: One a picture, None where a generator was given.
     """
 
     prompts: list[Any]
     negatives: list[str] | None
-    features: tuple[Any, Any]
+    embeds: tuple[Any, Any]
     repeats: int
     generators: list[torch.Generator]
     seeds: list[int | None]
@@ -50,71 +59,73 @@ class Inputs:
         generator: Generators,
         repeats: int = 1,
         negatives: list[str] | None = None,
-        features: tuple[Any, Any] = (None, None),
-        counted: str = "num_images_per_prompt",
+        embeds: tuple[Any, Any] = (None, None),
     ) -> Inputs:
         """Of checked prompts.
 
         Raises:
-            ValueError: When the numbers of pictures and seeds do not fit; `counted` is what the caller calls
-                `repeats`.
+            ValueError: When the numbers of pictures and seeds do not fit.
         """
-        if repeats < 1:
-            raise ValueError(f"{counted} is {repeats}; it must be 1 or more.")
+        if not isinstance(repeats, Integral) or repeats < 1:
+            raise ValueError(f"num_images_per_prompt is {repeats}; it must be 1 or more.")
         generators, seeds = make_generators(len(prompts) * repeats, seed, generator)
-        return cls(prompts, negatives, features, repeats, generators, seeds)
+        return cls(prompts, negatives, embeds, repeats, generators, seeds)
 
     @classmethod
     def of_texts(
         cls,
         prompt: str | Sequence[str] | None,
         negative: str | Sequence[str] | None,
-        features: tuple[Any, Any],
+        embeds: tuple[Any, Any],
         seed: Seeds,
         generator: Generators,
         repeats: int = 1,
     ) -> Inputs:
-        """Of a prompt or several, or of their features.
+        """Of a prompt or several, or of their embeddings.
 
         Raises:
             ValueError: When a prompt is missing or empty, or the numbers do not fit.
         """
-        for text, given, name in (
-            (prompt, features[0], "prompt"),
-            (negative, features[1], "negative_prompt"),
-        ):
+        for text, given, name in ((prompt, embeds[0], "prompt"), (negative, embeds[1], "negative_prompt")):
             if text and given is not None:
                 raise ValueError(f"{name} and {name}_embeds were both given: give one of them.")
-        prompts = as_prompts(prompt or "") if features[0] is None else [""] * len(features[0])
+        if embeds[0] is None:
+            prompts = as_prompts("" if prompt is None else prompt)
+        else:
+            prompts = [""] * len(embeds[0])
         if not prompts:
             raise ValueError("prompt_embeds is empty: give one entry a prompt.")
         negatives = as_negatives(negative, len(prompts))
-        if features[1] is not None and len(features[1]) != len(prompts):
-            raise ValueError(f"{len(prompts)} prompts need as many negatives; got {len(features[1])}.")
-        return cls.of(prompts, seed, generator, repeats, negatives, features)
+        if embeds[1] is not None and len(embeds[1]) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts need as many negatives; got {len(embeds[1])}.")
+        return cls.of(prompts, seed, generator, repeats, negatives, embeds)
 
     @property
     def images(self) -> int:
+        """B."""
         return len(self.generators)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Request:
-    """A checked call, which `NextScalePipeline.run` carries out; models add what is their own.
+    """A checked call; models add what is their own.
 
     Attributes:
         inputs: What to draw.
         schedule: The scales.
-        guidance, sampling: How values are drawn.
+        guidance: Classifier-free guidance.
         method: Of pruning; None for none.
+        options: In which form the result is handed over, and what is called on the way.
+        timer: Measures the stages of the call.
         cascade: Another pipeline that draws the first scales.
     """
 
     inputs: Inputs
     schedule: ScaleSchedule
     guidance: Guidance
-    sampling: SamplingSettings | CodebookSettings
     method: PruningMethod | None
+    options: CallOptions
+    timer: StageTimer
     cascade: Cascade | None = None
 
 
@@ -124,12 +135,16 @@ def as_prompts(prompt: str | Sequence[str], name: str = "prompt") -> list[str]:
     Raises:
         ValueError: When there is none, or one is empty or no text.
     """
+    if not isinstance(prompt, Iterable) or isinstance(prompt, (bytes, bytearray)):
+        raise ValueError(f"{name} is of type {type(prompt).__name__}: give a text, or a list of texts.")
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
         raise ValueError(f"No {name} was given.")
     for index, entry in enumerate(prompts):
-        if not isinstance(entry, str) or not entry.strip():
-            which = f"{name} {index + 1}" if len(prompts) > 1 else f"The {name}"
+        which = f"{name} {index + 1}" if len(prompts) > 1 else f"The {name}"
+        if not isinstance(entry, str):
+            raise ValueError(f"{which} is of type {type(entry).__name__}: give a text.")
+        if not entry.strip():
             raise ValueError(f"{which} is empty: describe the picture in words.")
     return prompts
 
@@ -156,26 +171,20 @@ def make_generators(
     """One generator an image, and the seeds they were made from.
 
     A single seed s gives the images s, s + 1, ...; without seed or generator fresh seeds are drawn,
-    and reported, so that every picture can be made again.
+    and reported, so that every picture can be made again. A single generator serves all images in turn: an
+    image then depends on its place in the batch.
 
     Raises:
         ValueError: When the numbers do not fit, or a seed is out of range.
     """
     if generator is not None:
-        given = [generator] if isinstance(generator, torch.Generator) else list(generator)
-        if len(given) == 1 and images > 1:
-            raise ValueError(f"{images} images need {images} generators, so that each is its own; got one.")
+        if seed is not None:
+            raise ValueError("seed and generator were both given: give one of them.")
+        given = [generator] * images if isinstance(generator, torch.Generator) else list(generator)
         if len(given) != images:
             raise ValueError(f"{images} images need {images} generators; got {len(given)}.")
         return given, [None] * images
-    if seed is None:
-        # A generator of its own: the program's stays as it was.
-        first = torch.Generator().seed() % 2**31
-        seeds = [first + index for index in range(images)]
-    elif isinstance(seed, Integral):
-        seeds = [int(seed) + index for index in range(images)]
-    else:
-        seeds = [int(value) for value in seed]
+    seeds = _seeds(seed, images)
     if len(seeds) != images:
         raise ValueError(f"{images} images need {images} seeds; got {len(seeds)}.")
     for value in seeds:
@@ -184,17 +193,77 @@ def make_generators(
     return [torch.Generator().manual_seed(value) for value in seeds], list(seeds)
 
 
+def _seeds(seed: Seeds, images: int) -> list[int]:
+    if seed is None:
+        # A generator of its own: the program's stays as it was.
+        first = torch.Generator().seed() % 2**31
+        return [first + index for index in range(images)]
+    if isinstance(seed, Integral):
+        return [int(seed) + index for index in range(images)]
+    if isinstance(seed, (str, bytes, torch.Tensor)) or not isinstance(seed, Iterable):
+        raise ValueError(f"seed is of type {type(seed).__name__}: give a whole number, or one an image.")
+    values = list(seed)
+    for value in values:
+        if not isinstance(value, Integral):
+            raise ValueError(f"The seed {value!r} is no whole number: give one, or one an image.")
+    return [int(value) for value in values]
+
+
+def numbers_per_scale(value: PerScale, scales: int, name: str) -> tuple[float, ...]:
+    """One finite number a scale.
+
+    Args:
+        value: One number for all scales, or a sequence with at least one entry a scale.
+        scales: How many scales there are.
+        name: Of the argument, for messages.
+
+    Raises:
+        ValueError: When there are too few, or one is no finite number.
+    """
+    values = [value] if isinstance(value, Real) else value
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ValueError(f"{name} is of type {type(value).__name__}: give a number, or one a scale.")
+    checked = [require_number(entry, name) for entry in values]
+    return per_scale(checked[0] if isinstance(value, Real) else checked, scales, name)
+
+
+def require_number(value: Any, name: str) -> float:
+    """The value of an argument.
+
+    Raises:
+        ValueError: When it is no finite number.
+    """
+    if not isinstance(value, Real) or not math.isfinite(value):
+        shown = f"{value:g}" if isinstance(value, Real) else repr(value)
+        raise ValueError(f"{name} is {shown}; give a finite number.")
+    return float(value)
+
+
 def check_filters(top_k: int, top_p: float) -> None:
     """Raises ValueError when the filters of sampling are out of range."""
-    if top_k < 0 or not 0.0 <= top_p <= 1.0:
+    if not isinstance(top_k, Integral) or top_k < 0 or not 0.0 <= require_number(top_p, "top_p") <= 1.0:
         raise ValueError(f"top_k is {top_k} and top_p is {top_p:g}; use 0 or more, and 0 to 1.")
 
 
-def check_temperatures(values: Sequence[float]) -> None:
-    """Raises ValueError when a temperature is not positive."""
+def check_temperatures(values: Sequence[float], name: str = "temperature") -> None:
+    """Raises ValueError when a temperature is not positive, or so small that logits would overflow."""
     for value in values:
-        if not value > 0:
-            raise ValueError(f"temperature is {value:g}; it must be positive (top_k=1 takes the best).")
+        if not value >= SMALLEST_TEMPERATURE:
+            raise ValueError(
+                f"{name} is {value:g}; it must be positive, {SMALLEST_TEMPERATURE:g} or more "
+                "(top_k=1 takes the best)."
+            )
+
+
+def check_aspect_ratio(ratio: float) -> float:
+    """An aspect ratio.
+
+    Raises:
+        ValueError: When it is not positive and finite.
+    """
+    if not 0 < ratio < math.inf:
+        raise ValueError(f"aspect_ratio is {ratio:g}; it is width / height and must be positive.")
+    return ratio
 
 
 def check_plan(plan: GenerationPlan, method: PruningMethod | None) -> None:

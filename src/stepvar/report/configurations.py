@@ -195,10 +195,10 @@ class Configurations:
 
     def digest(self) -> str:
         """Changes when any configuration does."""
-        from stepvar.models.pipeline import describe
+        from stepvar.models.output import as_json_value
 
         content: list[Any] = [
-            [config.name, describe(config.pruning), config.tier, config.drafted] for config in self
+            [config.name, as_json_value(config.pruning), config.tier, config.drafted] for config in self
         ]
         content += [
             [name, label, entry.name] for name, shown in self.tables.items() for label, entry in shown

@@ -41,8 +41,8 @@ def test_a_prompt_becomes_a_picture_and_a_report(pipeline):
     settings = json.loads(json.dumps(report.as_json()))["settings"]
     assert settings["prompts"] == ["a red ring on sand"]
     assert (settings["width"], settings["height"]) == (32, 32)
-    assert settings["guidance_scale"][0] == 0.0
-    assert settings["guidance_scale"][-1] == pytest.approx(4.5 * 4 / 5)
+    assert settings["guidance_scale"][0] == 1.0
+    assert settings["guidance_scale"][-1] == pytest.approx(1.0 + 4.5 * 4 / 5)
     assert (settings["smooth"], settings["residual"], settings["parts"]) == (True, "all", 1)
 
 
@@ -63,7 +63,7 @@ def test_seeds_prompts_and_options_matter(pipeline):
     assert same(
         first,
         pipeline(
-            "a red ring", seed=1, guidance_scale=[4.5 * share for share in (0, 0.2, 0.4, 0.6, 0.8, 0.8)]
+            "a red ring", seed=1, guidance_scale=[1.0 + 4.5 * share for share in (0, 0.2, 0.4, 0.6, 0.8, 0.8)]
         ),
     )
     for changed in (
@@ -71,7 +71,7 @@ def test_seeds_prompts_and_options_matter(pipeline):
         {"smooth": False},
         {"residual": "none"},
         {"parts": 2},
-        {"guidance_scale": 1.5},
+        {"guidance_scale": 2.5},
         {"negative_prompt": "green sand"},
         {"top_k": 1},
         {"temperature": 3.0},
@@ -106,7 +106,7 @@ def test_a_long_prompt_is_cut_with_a_warning(pipeline, caplog):
 
 
 @pytest.mark.parametrize("pruning", [None, "paper", "skip", "fastvar", StepVAR(ratios={8: 0.9, 6: 0.3})])
-@pytest.mark.parametrize("options", [{}, {"guidance_scale": 0.0}, {"residual": "none"}])
+@pytest.mark.parametrize("options", [{}, {"guidance_scale": 1.0}, {"residual": "none"}])
 def test_the_summary_tells_what_will_run(pipeline, pruning, options):
     told = pipeline.summary(pruning, images=2, **options)
     report = pipeline(["a ring", "a star"], seed=1, pruning=pruning, **options).report
@@ -169,7 +169,7 @@ def test_half_precision_draws_a_picture(pipeline):
     image = half("a red ring", seed=1, output_type="pt", pruning="paper").images
     assert image.shape == (1, 3, 32, 32)
     assert image.isfinite().all()
-    full = pipeline("a red ring", seed=1, output_type="latent", guidance_scale=0.0, top_k=1, smooth=False)
-    rough = half("a red ring", seed=1, output_type="latent", guidance_scale=0.0, top_k=1, smooth=False)
+    full = pipeline("a red ring", seed=1, output_type="latent", guidance_scale=1.0, top_k=1, smooth=False)
+    rough = half("a red ring", seed=1, output_type="latent", guidance_scale=1.0, top_k=1, smooth=False)
     agree = full.report.choices[1] == rough.report.choices[1]
     assert agree.float().mean() >= 0.5

@@ -19,11 +19,11 @@ def test_the_published_schedule_and_its_official_settings():
     shares = progress(SCHEDULE)
     assert shares[:2] == [0.0, pytest.approx(1 / 13)]
     assert shares[12] == shares[13] == pytest.approx(12 / 13), "the last scale keeps the share before it"
-    weights = make_guidance(4.5, SCHEDULE).weights
+    weights = make_guidance(5.5, SCHEDULE).weights
     assert weights[0] == 1.0
     assert weights[-1] == pytest.approx(1 + 4.153846, abs=1e-6)
-    assert make_guidance([2.0] * 14, SCHEDULE).weights == (3.0,) * 14
-    assert not make_guidance(0.0, SCHEDULE).active
+    assert make_guidance([3.0] * 14, SCHEDULE).weights == (3.0,) * 14
+    assert not make_guidance(1.0, SCHEDULE).active
 
 
 def test_parts_share_what_belongs_to_their_map():

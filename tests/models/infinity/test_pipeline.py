@@ -260,8 +260,8 @@ def test_an_observer_may_stop_a_call_and_nothing_stays(pipeline):
         ({"prompt": "a ring", "negative_prompt": " "}, r"negative prompt is empty"),
         ({"prompt": "a ring", "output_type": "jpeg"}, r"Unknown output_type 'jpeg'"),
         (
-            {"prompt": ["a ring", "a star"], "generator": torch.Generator()},
-            r"2 images need 2 generators, so that each is its own; got one",
+            {"prompt": ["a ring", "a star"], "generator": [torch.Generator()]},
+            r"2 images need 2 generators; got 1",
         ),
     ],
 )

@@ -10,7 +10,7 @@ from PIL import ExifTags, Image
 
 from stepvar.models.infinitystar.conditioning import read_footage, read_picture
 from stepvar.models.infinitystar.interactive import Continuation
-from stepvar.models.infinitystar.request import VideoDefaults, plan_video
+from stepvar.models.infinitystar.planning import VideoDefaults, plan_video
 from stepvar.models.infinitystar.sizes import VideoSizes
 from stepvar.models.pipeline import NextScalePipeline
 from stepvar.pruning.stepvar import StepVAR

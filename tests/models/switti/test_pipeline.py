@@ -37,7 +37,7 @@ def test_a_prompt_becomes_a_picture_and_a_report(pipeline):
     settings = json.loads(json.dumps(output.report.as_json()))["settings"]
     assert settings["prompts"] == ["a red ring on sand"]
     assert settings["negative_prompts"] == [""]
-    assert settings["guidance_scale"] == pytest.approx([1.2 * index for index in range(6)])
+    assert settings["guidance_scale"] == pytest.approx([1.0 + 1.2 * index for index in range(6)])
     assert same(output, pipeline("a red ring on sand", seed=3))
     assert not same(output, pipeline("a blue star", seed=3))
 
@@ -53,7 +53,7 @@ def test_a_batch_draws_what_single_calls_draw(pipeline):
 def test_settings_reach_the_loop(pipeline):
     plain = pipeline("a ring", seed=1)
     changes = (
-        {"guidance_scale": 0.0},
+        {"guidance_scale": 1.0},
         {"guidance_start": 3},
         {"guidance_stop": 4},
         {"top_k": 1},
@@ -113,7 +113,7 @@ def test_features_stand_for_prompts(pipeline):
     features = encode_prompts(tokenizers, encoders, ["a ring"])
     lone = SwittiPipeline(pipeline.transformer, pipeline.vae)
     empty = encode_prompts(tokenizers, encoders, [""])
-    output = lone(prompt_features=features, negative_features=empty, seed=1)
+    output = lone(prompt_embeds=features, negative_prompt_embeds=empty, seed=1)
     assert same(output, pipeline("a ring", seed=1))
     with pytest.raises(ValueError, match="no text encoder: pass encoded prompts, or convert"):
         lone("a ring")

@@ -43,7 +43,7 @@ def test_a_class_becomes_a_picture_and_a_report(pipeline):
     settings = json.loads(json.dumps(report.as_json()))["settings"]
     assert settings["class_labels"] == [2]
     assert settings["prompts"] == ["goldfish"]
-    assert settings["guidance_scale"] == pytest.approx([0.8 * index for index in range(6)])
+    assert settings["guidance_scale"] == pytest.approx([1.0 + 0.8 * index for index in range(6)])
     assert report.choices[5].shape == (1, 64)
 
 
@@ -58,7 +58,7 @@ def test_no_class_in_particular(pipeline):
     output = pipeline(-1, seed=1)
     assert output.report.settings["class_labels"] == [-1]
     assert not same(output, pipeline(0, seed=1))
-    assert same(output, pipeline("-1", seed=1, guidance_scale=0.0)), "both copies are the same"
+    assert same(output, pipeline("-1", seed=1, guidance_scale=1.0)), "both copies are the same"
 
 
 def test_a_batch_draws_what_single_calls_draw(pipeline):
@@ -71,7 +71,7 @@ def test_a_batch_draws_what_single_calls_draw(pipeline):
 
 
 def test_seeds_and_generators(pipeline):
-    output = pipeline([0, 1], seed=7, num_images_per_label=2)
+    output = pipeline([0, 1], seed=7, num_images_per_prompt=2)
     assert output.report.seeds == [7, 8, 9, 10]
     assert same(output, pipeline([0, 0, 1, 1], seed=[7, 8, 9, 10]))
     generators = [torch.Generator().manual_seed(seed) for seed in (7, 8)]
@@ -92,7 +92,7 @@ def test_pruning_in_one_line(pipeline):
 
 
 @pytest.mark.parametrize("pruning", [None, "paper", "prune", "skip", PRUNING])
-@pytest.mark.parametrize("guidance", [0.0, 3.0, [3.0, 3.0, 3.0, 0.0, 0.0, 0.0]])
+@pytest.mark.parametrize("guidance", [1.0, 4.0, [4.0, 4.0, 4.0, 1.0, 1.0, 1.0]])
 def test_the_summary_tells_what_will_run(pipeline, pruning, guidance):
     told = pipeline.summary(pruning, guidance_scale=guidance, images=2)
     report = pipeline([0, 1], seed=1, pruning=pruning, guidance_scale=guidance).report
@@ -105,14 +105,14 @@ def test_the_summary_tells_what_will_run(pipeline, pruning, guidance):
 
 def test_settings_reach_the_loop(pipeline):
     plain = pipeline(0, seed=1)
-    changes = ({"guidance_scale": 0.0}, {"guidance_scale": [0, 1, 2, 3, 4, 5]}, {"top_k": 1})
+    changes = ({"guidance_scale": 1.0}, {"guidance_scale": [1, 2, 3, 4, 5, 6]}, {"top_k": 1})
     changes += ({"top_p": 0.3}, {"smooth": True})
     assert not any(same(plain, pipeline(0, seed=1, **change)) for change in changes)
     greedy = [pipeline(0, seed=seed, top_k=1) for seed in (1, 2)]
     assert same(*greedy), "the likeliest code needs no noise"
-    explicit = {"guidance_scale": 4.0, "top_k": 900, "top_p": 0.95, "smooth": False}
+    explicit = {"guidance_scale": 5.0, "top_k": 900, "top_p": 0.95, "smooth": False}
     assert same(plain, pipeline(0, seed=1, **explicit))
-    assert same(plain, pipeline(0, seed=1, guidance_scale=[0.8 * index for index in range(6)]))
+    assert same(plain, pipeline(0, seed=1, guidance_scale=[1.0 + 0.8 * index for index in range(6)]))
 
 
 def test_pictures_come_in_the_form_asked_for(pipeline):
@@ -145,7 +145,7 @@ def test_pictures_come_in_the_form_asked_for(pipeline):
         ({"class_labels": 0, "top_k": -1}, r"top_k is -1"),
         ({"class_labels": 0, "top_p": 1.5}, r"top_p is 1.5"),
         ({"class_labels": 0, "seed": [1, 2]}, r"1 images need 1 seeds; got 2"),
-        ({"class_labels": 0, "num_images_per_label": 0}, r"num_images_per_label is 0"),
+        ({"class_labels": 0, "num_images_per_prompt": 0}, r"num_images_per_prompt is 0"),
         ({"class_labels": 0, "output_type": "jpeg"}, r"Unknown output_type 'jpeg'"),
     ],
 )

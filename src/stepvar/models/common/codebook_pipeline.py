@@ -1,24 +1,74 @@
-"""What the pipelines share whose tokens are codes of a codebook: VAR, HART and Switti."""
+"""The base of the pipelines whose tokens are codes of a codebook: VAR, HART and Switti."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
-from stepvar.generation.guidance import per_scale
-from stepvar.generation.sampling import CodebookSampler
+from stepvar.generation.sampling import CodebookSampler, CodebookSettings
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.models.common.vector_quantizer import VectorQuantizer
-from stepvar.models.pipeline import NextScalePipeline
-from stepvar.models.request import PerScale, Request
+from stepvar.models.common.vq_vae import VectorQuantizedVAE
+from stepvar.models.pipeline import NextScalePipeline, Transformer
+from stepvar.models.request import PerScale, Request, numbers_per_scale
+
+_GUIDANCE_OFF = "_guidance_off"
+"""Entry of a saved configuration: the guidance_scale that is off. Folders without it count from 0."""
 
 
-class CodebookPipeline(NextScalePipeline):
-    """Base of the pipelines of codebook models: one sampler, one picture size, guidance that may be 0.
+class CodebookTransformer(Transformer, Protocol):
+    """A transformer of one scale schedule."""
 
-    Guidance of strength t is (1 + t) conditional - t unconditional, so a weight of 1 + t.
+    @property
+    def schedule(self) -> ScaleSchedule:
+        """The scales that its weights know."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodebookRequest(Request):
+    """A checked call.
+
+    Attributes:
+        sampling: How codes are drawn.
     """
+
+    sampling: CodebookSettings
+
+
+AskedCodes = TypeVar("AskedCodes", bound=CodebookRequest)
+
+
+class CodebookPipeline(NextScalePipeline[AskedCodes], Generic[AskedCodes]):
+    """Base of the pipelines of codebook models: one sampler, one picture size, guidance that grows.
+
+    The official code of these models mixes logits as (1 + t) conditional - t unconditional, and lets t grow
+    from 0 at the first scale. Here guidance_scale is 1 + t, as for all models: 1 is off.
+    """
+
+    transformer: CodebookTransformer
+    vae: VectorQuantizedVAE
+
+    @classmethod
+    def extract_init_dict(
+        cls, config_dict: Mapping[str, Any], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """As in diffusers; in folders of earlier versions guidance_scale is the official t."""
+        config = dict(config_dict)
+        if "guidance_scale" in config and _GUIDANCE_OFF not in config:
+            config["guidance_scale"] += 1.0
+        extracted: tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
+        extracted = super().extract_init_dict(config, **kwargs)
+        return extracted
+
+    def register_defaults(self, published: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+        """As for other models; a saved configuration says which guidance_scale is off."""
+        super().register_defaults(published, given)
+        self.register_to_config(**{_GUIDANCE_OFF: 1.0})
 
     def quantizer(self, device: torch.device) -> VectorQuantizer:
         """The tokenizer's quantiser where the loop runs.
@@ -27,9 +77,11 @@ class CodebookPipeline(NextScalePipeline):
         """
         return self.vae.quantizer.to(device)
 
-    def sampler(self, request: Request, device: torch.device) -> CodebookSampler:
-        codebook, generators = self.quantizer(device).codebook.weight, request.inputs.generators
-        return CodebookSampler(request.sampling, request.schedule, codebook, generators, device)
+    def sampler(self, request: AskedCodes) -> CodebookSampler:
+        device, generators = self._execution_device, request.inputs.generators
+        with request.timer.stage("scales"):
+            codebook = self.quantizer(device).codebook.weight
+            return CodebookSampler(request.sampling, request.schedule, codebook, generators, device)
 
     def schedule(self, height: int | None = None, width: int | None = None) -> ScaleSchedule:
         """The model's one scale schedule.
@@ -37,8 +89,8 @@ class CodebookPipeline(NextScalePipeline):
         Raises:
             ValueError: When another size is asked for.
         """
-        schedule, pixels = self.transformer.schedule, self.transformer.config.pixels_per_token
-        own = (schedule.final.height * pixels, schedule.final.width * pixels)
+        schedule = self.transformer.schedule
+        own = self.pixels(schedule)
         height, width = own[0] if height is None else height, own[1] if width is None else width
         if (height, width) != own:
             raise ValueError(
@@ -47,20 +99,22 @@ class CodebookPipeline(NextScalePipeline):
             )
         return schedule
 
-    def growing_strengths(self, scale: PerScale | None) -> tuple[float, ...]:
-        """Guidance of every scale: a number is reached at the last scale and grows to it evenly from 0."""
-        scales = len(self.transformer.schedule)
-        given = self.config.guidance_scale if scale is None else scale
-        strengths = per_scale(given, scales, "guidance_scale")
-        if isinstance(given, (int, float)):
-            return tuple(given * index / max(scales - 1, 1) for index in range(scales))
-        return strengths
+    def pixels(self, schedule: ScaleSchedule) -> tuple[int, int]:
+        side: int = self.transformer.config["pixels_per_token"]
+        return schedule.final.height * side, schedule.final.width * side
 
-    def own_settings(self, request: Request) -> dict[str, Any]:
-        return {
-            "guidance_scale": [weight - 1.0 for weight in request.guidance.weights],
-            "top_p": request.sampling.top_p,
-        }
+    def growing_weights(self, scale: PerScale | None) -> tuple[float, ...]:
+        """Guidance of every scale: a number is reached at the last scale and grows to it evenly from 1."""
+        scales = len(self.transformer.schedule)
+        given = self.config["guidance_scale"] if scale is None else scale
+        weights = numbers_per_scale(given, scales, "guidance_scale")
+        if isinstance(given, Real):
+            strength = weights[0] - 1.0
+            return tuple(1.0 + strength * index / max(scales - 1, 1) for index in range(scales))
+        return weights
+
+    def own_settings(self, request: AskedCodes) -> dict[str, Any]:
+        return {"top_p": request.sampling.top_p}
 
 
 def even_progress(scales: int) -> list[float]:

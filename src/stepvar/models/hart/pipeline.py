@@ -4,18 +4,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stepvar.generation.guidance import Guidance
+from stepvar.generation.plan import GenerationPlan
 from stepvar.generation.progress import Observer
-from stepvar.generation.pruner import PruningMethod
-from stepvar.generation.report import Summary
+from stepvar.generation.report import ScaleCost
 from stepvar.generation.schedule import ScaleSchedule
-from stepvar.models.common.codebook_pipeline import CodebookPipeline
+from stepvar.models.arguments import with_arguments_of
+from stepvar.models.common.codebook_pipeline import CodebookPipeline, CodebookRequest
+from stepvar.models.hart import SPEC
 from stepvar.models.hart.checkpoints import check_pair
 from stepvar.models.hart.costs import scale_costs
 from stepvar.models.hart.presets import PRESETS
@@ -25,15 +25,18 @@ from stepvar.models.hart.sizes import draw_orders, scale_schedule
 from stepvar.models.hart.text import ContextFeatures, encode_prompts
 from stepvar.models.hart.transformer import HARTTransformer
 from stepvar.models.hart.vae import HARTVAE
-from stepvar.models.pipeline import ImageOutput
-from stepvar.models.request import Inputs, PerScale, Request
+from stepvar.models.output import CallOptions, ImageOutput, StageTimer
+from stepvar.models.request import Inputs, PerScale, Pruning
 
 RESIDUALS = ("all", "kept", "none")
 """Where the diffusion head draws residuals: everywhere, where the transformer ran, or nowhere."""
 
+PUBLISHED = {"guidance_scale": 5.5, "top_k": None, "top_p": 0.0, "smooth": True}
+"""Defaults of a call; mit-han-lab/hart, sample.py, where guidance is counted from 0."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class HARTRequest(Request):
+class HARTRequest(CodebookRequest):
     """A checked call.
 
     Attributes:
@@ -43,7 +46,7 @@ class HARTRequest(Request):
     residual: str
 
 
-class HARTPipeline(CodebookPipeline):
+class HARTPipeline(CodebookPipeline[HARTRequest]):
     """Draws pictures from prompts.
 
     Args:
@@ -51,17 +54,20 @@ class HARTPipeline(CodebookPipeline):
         vae: The visual tokenizer the transformer was trained with.
         text_encoder, tokenizer: The Qwen2 language model and its tokenizer; may be left out when prompts
             come as embeddings.
-        guidance_scale, top_k, top_p, smooth: Defaults of `__call__`.
+        guidance_scale, top_k, top_p, smooth: Defaults of `__call__`; None is what the transformer was first
+            used with, or the published value.
 
     Raises:
         ValueError: When transformer and tokenizer do not belong together.
-
-    Source of the defaults: mit-han-lab/hart, sample.py.
     """
 
+    spec = SPEC
     presets = PRESETS
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012
+
+    transformer: HARTTransformer
+    vae: HARTVAE
 
     def __init__(
         self,
@@ -69,26 +75,26 @@ class HARTPipeline(CodebookPipeline):
         vae: HARTVAE,
         text_encoder: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
-        guidance_scale: float = 4.5,
+        guidance_scale: float | None = None,
         top_k: int | None = None,
-        top_p: float = 0.0,
-        smooth: bool = True,
+        top_p: float | None = None,
+        smooth: bool | None = None,
     ) -> None:
         super().__init__()
         check_pair(transformer, vae)
         self.register_modules(
             transformer=transformer, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer
         )
-        self.register_to_config(guidance_scale=guidance_scale, top_k=top_k, top_p=top_p, smooth=smooth)
+        given = {"guidance_scale": guidance_scale, "top_k": top_k, "top_p": top_p, "smooth": smooth}
+        self.register_defaults(PUBLISHED, given)
 
-    @torch.no_grad()
-    def __call__(
+    def check(
         self,
         prompt: str | Sequence[str] | None = None,
-        *,
-        negative_prompt: str | Sequence[str] | None = None,
         height: int | None = None,
         width: int | None = None,
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
         guidance_scale: PerScale | None = None,
         temperature: PerScale | None = None,
         top_k: int | None = None,
@@ -99,21 +105,22 @@ class HARTPipeline(CodebookPipeline):
         num_images_per_prompt: int = 1,
         seed: int | Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        pruning: PruningMethod | str | None = None,
+        pruning: Pruning = None,
         prompt_embeds: ContextFeatures | None = None,
         negative_prompt_embeds: ContextFeatures | None = None,
         output_type: str = "pil",
+        return_dict: bool = True,
         observer: Observer | None = None,
-    ) -> ImageOutput:
-        """Draws pictures.
+    ) -> HARTRequest:
+        """Checks the arguments of a call, and computes nothing yet.
 
         Args:
             prompt: One prompt, or several of any length.
+            height, width: Pixels; every model draws one size.
             negative_prompt: What to steer away from: one for all, or one a prompt; by default nothing, which
                 the model knows as zeros.
-            height, width: Pixels; every model draws one size.
-            guidance_scale: Classifier-free guidance g of (1 + g) x conditional - g x unconditional; one
-                number, which is reached along the scales from 0 on, or one a scale. 0 is off.
+            guidance_scale: Classifier-free guidance, 1 is off; the official number plus 1. One number grows
+                along the scales from 1 on, as published; a list has one entry a scale.
             temperature: Divides the logits, one number or one a scale; 1 by default.
             top_k: Draws from so many codes; by default 600, and 300 from the eighth scale on. 1 takes the
                 likeliest, 0 is off.
@@ -124,12 +131,13 @@ class HARTPipeline(CodebookPipeline):
             parts: Steps in which the last map is drawn; later ones see the codes' places of earlier ones.
             num_images_per_prompt: Pictures of each prompt.
             seed: One an image, or one number s for s, s + 1, ...
-            generator: One an image, instead of seeds.
+            generator: Instead of seeds, one an image; a single one serves all images in turn.
             pruning: `StepVAR(...)` or another method, a preset's name, or None for a dense run.
             prompt_embeds: Encoded prompts, instead of prompts; see `encode_prompts`.
             negative_prompt_embeds: Likewise.
             output_type: "pil", "np", "pt", or "latent" for the accumulated codes.
-            observer: Hears of every scale.
+            return_dict: False returns the fields of the output as a tuple.
+            observer: Called after every scale with its report.
 
         Returns:
             The pictures, and a report of what ran.
@@ -137,50 +145,49 @@ class HARTPipeline(CodebookPipeline):
         Raises:
             ValueError: When an input is wrong; nothing has been computed then.
         """
-        _require_known(residual)
-        features = (prompt_embeds, negative_prompt_embeds)
-        inputs = Inputs.of_texts(prompt, negative_prompt, features, seed, generator, num_images_per_prompt)
+        if residual not in RESIDUALS:
+            raise ValueError(f"Unknown residual {residual!r}; known are {', '.join(RESIDUALS)}.")
+        embeds = (prompt_embeds, negative_prompt_embeds)
+        inputs = Inputs.of_texts(prompt, negative_prompt, embeds, seed, generator, num_images_per_prompt)
+        for given in embeds:
+            self._require_shape(given)
         config, schedule = self.config, self.schedule(height, width, parts)
-        guidance = self._guidance(guidance_scale, schedule)
+        guidance = make_guidance(
+            config["guidance_scale"] if guidance_scale is None else guidance_scale, schedule
+        )
         sampling = make_sampling(
             schedule,
             1.0 if temperature is None else temperature,
-            config.top_k if top_k is None else top_k,
-            config.top_p if top_p is None else top_p,
-            config.smooth if smooth is None else smooth,
+            config["top_k"] if top_k is None else top_k,
+            config["top_p"] if top_p is None else top_p,
+            config["smooth"] if smooth is None else smooth,
         )
-        method = self.plan_method(pruning, schedule, guidance)
-        request = HARTRequest(inputs, schedule, guidance, sampling, method, residual=residual)
-        return self.draw(request, output_type, observer)
-
-    def summary(
-        self,
-        pruning: PruningMethod | str | None = None,
-        *,
-        height: int | None = None,
-        width: int | None = None,
-        guidance_scale: PerScale | None = None,
-        residual: str = "all",
-        parts: int = 1,
-        images: int = 1,
-    ) -> Summary:
-        """What a call with these arguments will run: tokens kept, skips, FLOPs and KV bytes a scale.
-
-        Args:
-            images: Pictures in the batch.
-
-        Raises:
-            ValueError: As `__call__` would.
-        """
-        _require_known(residual)
-        schedule = self.schedule(height, width, parts)
-        guidance = self._guidance(guidance_scale, schedule)
-        method = self.plan_method(pruning, schedule, guidance)
-        copies = 1 if guidance.weights[-1] in (1.0, 2.0) else 2
-        costs = partial(
-            scale_costs, self.transformer, images=images, residual=residual, residual_copies=copies
+        return HARTRequest(
+            inputs=inputs,
+            schedule=schedule,
+            guidance=guidance,
+            sampling=sampling,
+            method=self.check_pruning(pruning, schedule, guidance),
+            options=CallOptions(output_type, observer, return_dict),
+            timer=StageTimer(self._execution_device),
+            residual=residual,
         )
-        return self.summarise(method, schedule, guidance, images, costs)
+
+    @with_arguments_of(check)
+    def __call__(self, *args: Any, **kwargs: Any) -> ImageOutput:
+        """Draws pictures."""
+        request = self.check(*args, **kwargs)
+        sampler = self.sampler(request)
+        session = self.prefill(request)
+        result = self.run_scales(session, sampler, request)
+        return self.decode(session, result, request)
+
+    def scale_costs(
+        self, request: HARTRequest, plan: GenerationPlan, rows: Sequence[int], images: int, text_tokens: int
+    ) -> tuple[ScaleCost, ...]:
+        # The diffusion head takes an official guidance of 1 for none, as it does 0.
+        copies = 1 if request.guidance.weights[-1] in (1.0, 2.0) else 2
+        return scale_costs(self.transformer, plan, rows, images, request.residual, copies)
 
     def schedule(self, height: int | None = None, width: int | None = None, parts: int = 1) -> ScaleSchedule:
         """The model's one scale schedule, with the last map in so many parts.
@@ -193,29 +200,27 @@ class HARTPipeline(CodebookPipeline):
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Refuses prompts when there is nothing that could encode them; long ones are cut, with a warning."""
-        self.require_text_encoder()
-
-    def _guidance(self, scale: PerScale | None, schedule: ScaleSchedule) -> Guidance:
-        return make_guidance(self.config.guidance_scale if scale is None else scale, schedule)
+        self.text_parts()
 
     def encode(self, prompts: Sequence[str]) -> ContextFeatures:
-        self.require_text_encoder()
-        length, device = self.transformer.config.context_tokens, self._execution_device
-        return encode_prompts(self.tokenizer, self.text_encoder, prompts, length, device)
+        tokenizer, text_encoder = self.text_parts()
+        length = self.transformer.config.context_tokens
+        return encode_prompts(tokenizer, text_encoder, prompts, length, self._execution_device)
 
-    def start(self, request: HARTRequest, device: torch.device) -> HARTSession:
-        inputs, final = request.inputs, request.schedule.final
-        condition = self._condition(request)
-        self.load_to_device(self.transformer)
-        return HARTSession(
-            self.transformer,
-            self.quantizer(device),
-            condition,
-            inputs.images,
-            request.schedule,
-            self._residual(request, device),
-            draw_orders(inputs.generators, final, device),
-        )
+    def prefill(self, request: HARTRequest) -> HARTSession:
+        device, inputs = self._execution_device, request.inputs
+        with request.timer.stage("text"):
+            condition = self._condition(request)
+            self.load_to_device(self.transformer)
+            return HARTSession(
+                self.transformer,
+                self.quantizer(device),
+                condition,
+                inputs.images,
+                request.schedule,
+                self._residual(request, device),
+                draw_orders(inputs.generators, request.schedule.final, device),
+            )
 
     def _residual(self, request: HARTRequest, device: torch.device) -> ResidualDraw | None:
         """How residuals are drawn; their noise is drawn in any case, so that it moves no other noise."""
@@ -229,8 +234,6 @@ class HARTPipeline(CodebookPipeline):
     def _condition(self, request: HARTRequest) -> ContextFeatures:
         """Context of every row, conditional rows first."""
         positive, negative = self.features(request)
-        for given in (positive, negative):
-            self._require_shape(given)
         positive = positive.repeat(request.inputs.repeats)
         if not request.guidance.active:
             return positive
@@ -257,8 +260,3 @@ class HARTPipeline(CodebookPipeline):
             "residual": request.residual,
             "parts": sum(scale.part is not None for scale in request.schedule) or 1,
         }
-
-
-def _require_known(residual: str) -> None:
-    if residual not in RESIDUALS:
-        raise ValueError(f"Unknown residual {residual!r}; known are {', '.join(RESIDUALS)}.")

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from stepvar.generation.guidance import Guidance, per_scale
+from numbers import Real
+
+from stepvar.generation.guidance import Guidance
 from stepvar.generation.sampling import CodebookSettings
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.models.hart.sizes import official_top_k, progress
-from stepvar.models.request import PerScale, check_filters, check_temperatures
+from stepvar.models.request import PerScale, check_filters, check_temperatures, numbers_per_scale
 
 
 def make_guidance(scale: PerScale, schedule: ScaleSchedule) -> Guidance:
     """Guidance at the logits.
 
     Args:
-        scale: g of (1 + g) x conditional - g x unconditional; one number, of which every scale has its share,
-            or one a scale.
+        scale: One number, to which guidance grows from 1 along the scales, or one a scale; 1 is off. The
+            official number g, of (1 + g) x conditional - g x unconditional, is one less.
         schedule: The scales.
     """
-    if isinstance(scale, (int, float)):
-        return Guidance(tuple(1.0 + scale * share for share in progress(schedule)))
-    return Guidance(tuple(1.0 + value for value in per_scale(scale, len(schedule), "guidance_scale")))
+    weights = numbers_per_scale(scale, len(schedule), "guidance_scale")
+    if isinstance(scale, Real):
+        strength = weights[0] - 1.0
+        return Guidance(tuple(1.0 + strength * share for share in progress(schedule)))
+    return Guidance(weights)
 
 
 def make_sampling(
@@ -38,7 +42,7 @@ def make_sampling(
         ValueError: When a number is out of range.
     """
     scales = len(schedule)
-    values = per_scale(temperature, scales, "temperature")
+    values = numbers_per_scale(temperature, scales, "temperature")
     check_temperatures(values)
     check_filters(top_k or 0, top_p)
     kept = official_top_k(schedule) if top_k is None else (top_k,) * scales

@@ -1,4 +1,4 @@
-"""What a call gives back."""
+"""Results of a call: decoded videos, and the records of several as one."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
+from stepvar.generation.loop import Generation
 from stepvar.generation.progress import ScaleReport
 from stepvar.generation.report import Report
 from stepvar.models.infinitystar.frames import collect
 from stepvar.models.infinitystar.interactive import Continuation
 from stepvar.models.infinitystar.vae import InfinityStarVAE
+from stepvar.models.output import describe_media, describe_run
 
 
-@dataclass
+@dataclass(repr=False)
 class VideoOutput(BaseOutput):
     """Result of a pipeline that draws videos.
 
@@ -41,6 +43,24 @@ class VideoOutput(BaseOutput):
         """First frame of each video: the picture itself, where a picture was asked for."""
         return [video[0] for video in self.frames]
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({describe_media(self.frames)}, {describe_run(self.report)})"
+
+
+@dataclass(frozen=True)
+class DrawnVideo:
+    """One video of a call.
+
+    Attributes:
+        frames: Bytes [F, H, W, 3], or its codes [1, C, T, H, W] where they were asked for.
+        generation: What the loop left.
+        after: What the next clip goes on from; None but for interactive continuation.
+    """
+
+    frames: Tensor
+    generation: Generation
+    after: Continuation | None
+
 
 @dataclass(frozen=True)
 class Decoding:
@@ -49,7 +69,6 @@ class Decoding:
     Attributes:
         chunk: Latent frames decoded at a time.
         tile: Side of the tiles decoded at a time, in latent cells; None decodes whole frames.
-        output_type: "pil", "np", "pt", or "latent" for no decoding.
 
     Raises:
         ValueError: When chunk or tile are too small.
@@ -57,7 +76,6 @@ class Decoding:
 
     chunk: int
     tile: int | None
-    output_type: str
 
     def __post_init__(self) -> None:
         if self.chunk < 1 or (self.tile is not None and self.tile < 2):
@@ -67,14 +85,12 @@ class Decoding:
 def decode_frames(
     tokenizer: InfinityStarVAE, latent: Tensor, before: Continuation | None, decoding: Decoding
 ) -> Tensor:
-    """Frames [F, H, W, 3] of a video as bytes, or its codes themselves.
+    """Frames [F, H, W, 3] of a video as bytes.
 
     Args:
         latent: [1, C, T, H, W].
         before: The clip that it goes on from, whose frames are decoded with it and not shown.
     """
-    if decoding.output_type == "latent":
-        return latent
     whole = latent if before is None else before.joined(latent)
     if decoding.tile is None:
         chunks = tokenizer.decode_stream(whole, decoding.chunk)
@@ -99,23 +115,21 @@ def join_videos(videos: Sequence[Tensor], output_type: str) -> list[list[Image.I
     return stacked.permute(0, 1, 4, 2, 3) if output_type == "pt" else stacked.numpy()
 
 
-def merge_reports(reports: Sequence[Report]) -> Report:
-    """The reports of videos that were drawn one after the other as one: times add up."""
-    first, *others = reports
+def join_generations(generations: Sequence[Generation]) -> Generation:
+    """Videos that were drawn one after the other as one generation: times add up."""
+    first, *others = generations
     if not others:
         return first
-    return Report(
-        [_merge_scales(entries) for entries in zip(*(report.scales for report in reports), strict=True)],
-        {name: sum(report.stages[name] for report in reports) for name in first.stages},
-        max(report.cache_bytes for report in reports),
-        max(report.peak_bytes for report in reports),
-        [seed for report in reports for seed in report.seeds],
-        first.settings,
-        {index: torch.cat([report.choices[index] for report in reports]) for index in first.choices},
+    choices = {index: torch.cat([entry.choices[index] for entry in generations]) for index in first.choices}
+    return Generation(
+        torch.cat([entry.latent for entry in generations]),
+        choices,
+        [_join_scales(entries) for entries in zip(*(entry.scales for entry in generations), strict=True)],
+        max(entry.cache_bytes for entry in generations),
     )
 
 
-def _merge_scales(entries: Sequence[ScaleReport]) -> ScaleReport:
+def _join_scales(entries: Sequence[ScaleReport]) -> ScaleReport:
     kept = [entry.kept_index for entry in entries if entry.kept_index is not None]
     return replace(
         entries[0],

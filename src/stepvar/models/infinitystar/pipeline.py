@@ -2,67 +2,57 @@
 
 # No postponed annotations here: diffusers reads the component types off the constructor.
 
-import math
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
-from stepvar.generation.loop import plan_generation
-from stepvar.generation.progress import Observer, Stopwatch
-from stepvar.generation.pruner import PruningMethod
-from stepvar.generation.report import Summary
+from stepvar.generation.guidance import Guidance
+from stepvar.generation.loop import Generation
+from stepvar.generation.plan import GenerationPlan
+from stepvar.generation.progress import Observer
+from stepvar.generation.pruner import PruningMethod, plan_generation
+from stepvar.generation.report import ScaleCost, Summary
 from stepvar.generation.sampling import BitSampler
+from stepvar.generation.schedule import Scale, ScaleSchedule
+from stepvar.models.arguments import with_arguments_of
 from stepvar.models.common.t5 import encode_prompts
+from stepvar.models.infinitystar import SPEC
 from stepvar.models.infinitystar.checkpoints import check_pair
 from stepvar.models.infinitystar.conditioning import Footage, Picture, begin_continuation, encode_known
 from stepvar.models.infinitystar.costs import memory_plan, scale_costs
 from stepvar.models.infinitystar.interactive import Continuation
 from stepvar.models.infinitystar.output import (
     Decoding,
+    DrawnVideo,
     VideoOutput,
     decode_frames,
+    join_generations,
     join_videos,
-    merge_reports,
 )
+from stepvar.models.infinitystar.planning import VideoDefaults, plan_video
 from stepvar.models.infinitystar.presets import PRESETS
-from stepvar.models.infinitystar.request import VideoDefaults, VideoPlan, check_clips, plan_video
-from stepvar.models.infinitystar.schedules import FRAMES_PER_LATENT, VideoScale, VideoSchedule
-from stepvar.models.infinitystar.session import InfinityStarSession, KnownClips, TextPrefix
+from stepvar.models.infinitystar.request import (
+    VideoRequest,
+    blank_beginning,
+    check_clips,
+    check_length,
+    seconds_of_frames,
+)
+from stepvar.models.infinitystar.schedules import FRAMES_PER_LATENT, VideoSchedule
+from stepvar.models.infinitystar.session import InfinityStarSession, TextPrefix
 from stepvar.models.infinitystar.text import format_prompt
 from stepvar.models.infinitystar.transformer import InfinityStarTransformer
 from stepvar.models.infinitystar.vae import DECODER_CHUNK, InfinityStarVAE
-from stepvar.models.pipeline import (
-    NextScalePipeline,
-    check_output_type,
-    peak_memory,
-    reset_peak_memory,
-)
-from stepvar.models.request import Inputs, PerScale, Request
+from stepvar.models.output import CallOptions, StageTimer
+from stepvar.models.pipeline import NextScalePipeline
+from stepvar.models.request import Inputs, PerScale, Pruning
 
 
-@dataclass(frozen=True, kw_only=True)
-class VideoRequest(Request):
-    """A checked call, and in its course each video of it.
-
-    Attributes:
-        plan: What every video is like.
-        text: The video's prompt.
-        known: Clips that are given.
-        before: What an interactive continuation goes on from.
-    """
-
-    plan: VideoPlan
-    text: TextPrefix | None = None
-    known: KnownClips | None = None
-    before: Continuation | None = None
-
-
-class InfinityStarPipeline(NextScalePipeline):
+class InfinityStarPipeline(NextScalePipeline[VideoRequest]):
     """Draws videos and pictures from prompts.
 
     Args:
@@ -71,21 +61,25 @@ class InfinityStarPipeline(NextScalePipeline):
         text_encoder, tokenizer: T5's encoder and its tokenizer; may be left out when prompts come as
             embeddings.
         guidance_scale, guidance_threshold, temperature, picture_temperature, prompt_suffix, marks_duration:
-            See `VideoDefaults`; None is what the published scripts use for the transformer's resolution.
+            See `VideoDefaults`; None is what the transformer was first used with, or what the published
+            scripts use for its resolution.
 
     Raises:
         ValueError: When transformer and tokenizer do not belong together.
-
-    Source of the defaults: FoundationVision/InfinityStar, tools/infer_*.py.
     """
 
+    spec = SPEC
+    presets = PRESETS
     draws_videos = True
     draws_previews = False
     remembers = False
     streams_layers = True
-    presets = PRESETS
+    usual_text_tokens = 128
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012
+
+    transformer: InfinityStarTransformer
+    vae: InfinityStarVAE
 
     def __init__(
         self,
@@ -105,32 +99,37 @@ class InfinityStarPipeline(NextScalePipeline):
         self.register_modules(
             transformer=transformer, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer
         )
-        self.register_to_config(
-            guidance_scale=guidance_scale,
-            guidance_threshold=guidance_threshold,
-            temperature=temperature,
-            picture_temperature=picture_temperature,
-            prompt_suffix=prompt_suffix,
-            marks_duration=marks_duration,
-        )
+        given = {
+            "guidance_scale": guidance_scale,
+            "guidance_threshold": guidance_threshold,
+            "temperature": temperature,
+            "picture_temperature": picture_temperature,
+            "prompt_suffix": prompt_suffix,
+            "marks_duration": marks_duration,
+        }
+        self.register_defaults(dict.fromkeys(given), given)
 
     @property
     def defaults(self) -> VideoDefaults:
         """What a call uses where it says nothing."""
         return VideoDefaults.of(self.transformer.config.resolution, self.config)
 
-    @torch.no_grad()
-    def __call__(
+    @property
+    def text_length(self) -> int:
+        return self.transformer.config.text_length
+
+    def check(
         self,
         prompt: str | Sequence[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
         *,
         seconds: float | None = None,
         image: Picture | None = None,
         video: Footage | None = None,
         continuation: Continuation | None = None,
         negative_prompt: str | Sequence[str] | None = None,
-        height: int | None = None,
-        width: int | None = None,
         aspect_ratio: float | None = None,
         pixel_budget: str | None = None,
         guidance_scale: PerScale | None = None,
@@ -139,27 +138,30 @@ class InfinityStarPipeline(NextScalePipeline):
         top_k: int = 0,
         top_p: float = 0.0,
         posterior: str = "sample",
+        num_images_per_prompt: int = 1,
         seed: int | Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        pruning: PruningMethod | str | None = None,
+        pruning: Pruning = None,
         prompt_embeds: Sequence[Tensor] | None = None,
         negative_prompt_embeds: Sequence[Tensor] | None = None,
         decode_chunk: int = DECODER_CHUNK,
         decode_tile: int | None = None,
         output_type: str = "pil",
+        return_dict: bool = True,
         observer: Observer | None = None,
-    ) -> VideoOutput:
-        """Draws videos, one after the other.
+    ) -> VideoRequest:
+        """Checks the arguments of a call, and computes nothing yet.
 
         Args:
-            prompt: One prompt, or several; put into the template of the published weights.
+            prompt: One prompt, or several; completed to what the published weights read.
+            height, width: Pixels; must be a size of the model's scale schedules.
+            num_frames: Length of the whole video in frames, instead of seconds; 1 is a picture.
             seconds: Length of the whole video, what it begins with included; 0 is a picture. By default 5, or
                 the longest where a video goes on.
             image: A picture to begin with: the first frame of every video.
             video: A video to go on from: its first seconds, which fill a clip.
             continuation: Of an earlier result, to go on interactively.
             negative_prompt: What to steer away from: one for all, or one a prompt.
-            height, width: Pixels; must be a size of the model's scale schedules.
             aspect_ratio: Width / height, instead of a size; the nearest schedule is taken. By default that of
                 the picture or video to begin with, or else 16:9.
             pixel_budget: The name of the model's resolution; no other can be asked for.
@@ -169,8 +171,9 @@ class InfinityStarPipeline(NextScalePipeline):
             top_k: 1 takes the likelier bit; 0 and 2 or more change nothing.
             top_p: Drops the rarer value of a bit at probability <= 1 - top_p; 0 is off.
             posterior: How what a video begins with is encoded: a seeded "sample", or the "mean".
+            num_images_per_prompt: Videos of each prompt.
             seed: One a video, or one number s for s, s + 1, ...
-            generator: One a video, instead of seeds.
+            generator: Instead of seeds, one a video; a single one serves all videos in turn.
             pruning: `StepVAR(...)` or another method, a preset's name, or None for a dense run.
             prompt_embeds: One [T_i, E] a prompt, instead of prompts.
             negative_prompt_embeds: One [T_i, E] a prompt, instead of negative prompts.
@@ -178,7 +181,8 @@ class InfinityStarPipeline(NextScalePipeline):
             decode_tile: Side in latent cells of the tiles that are decoded at a time, for devices short of
                 memory; a quarter is shared with the neighbours. None decodes whole frames.
             output_type: "pil", "np", "pt", or "latent" for the accumulated codes.
-            observer: Hears of every step.
+            return_dict: False returns the fields of the output as a tuple.
+            observer: Called after every step with its report.
 
         Returns:
             The videos, and a report of what ran.
@@ -186,14 +190,13 @@ class InfinityStarPipeline(NextScalePipeline):
         Raises:
             ValueError: When an input is wrong; nothing has been computed then.
         """
-        check_output_type(output_type)
-        decoding = Decoding(decode_chunk, decode_tile, output_type)
-        features = (prompt_embeds, negative_prompt_embeds)
-        inputs = Inputs.of_texts(prompt, negative_prompt, features, seed, generator)
+        options = CallOptions(output_type, observer, return_dict)
+        embeds = (prompt_embeds, negative_prompt_embeds)
+        inputs = Inputs.of_texts(prompt, negative_prompt, embeds, seed, generator, num_images_per_prompt)
         plan = plan_video(
             self.transformer.sizes,
             self.defaults,
-            seconds=seconds,
+            seconds=seconds_of_frames(num_frames, seconds, self.transformer.sizes.frames_per_second),
             image=image,
             video=video,
             continuation=continuation,
@@ -205,67 +208,160 @@ class InfinityStarPipeline(NextScalePipeline):
             posterior=posterior,
         )
         plan.require_beginning()
-        method = self._method(pruning, plan)
-        request = VideoRequest(inputs, plan.schedule, plan.guidance, plan.sampling, method, plan=plan)
-        return self._draw_all(request, decoding, observer)
+        return VideoRequest(
+            inputs=inputs,
+            schedule=plan.schedule,
+            guidance=plan.guidance,
+            method=self._method(pruning, plan.schedule, plan.guidance),
+            options=options,
+            timer=StageTimer(self._execution_device),
+            plan=plan,
+            decoding=Decoding(decode_chunk, decode_tile),
+        )
+
+    @with_arguments_of(check)
+    def __call__(self, *args: Any, **kwargs: Any) -> VideoOutput:
+        """Draws videos, one after the other."""
+        request = self.check(*args, **kwargs)
+        videos = [self.draw_video(one) for one in self.encode_texts(request)]
+        return self.join(videos, request)
+
+    def draw_video(self, request: VideoRequest) -> DrawnVideo:
+        """Draws one video, whose text is encoded."""
+        begun = self.encode_beginning(request)
+        sampler = self.sampler(begun)
+        session = self.prefill(begun)
+        result = self.run_scales(session, sampler, begun)
+        return self.decode_video(session, result, begun)
+
+    def encode_texts(self, request: VideoRequest) -> list[VideoRequest]:
+        """The requests of each video, with its text as the published weights read it."""
+        inputs, prompts = request.inputs, self._completed(request.inputs.prompts, request.plan.seconds)
+        with request.timer.stage("text"):
+            positive, negative = self.features(replace(request, inputs=replace(inputs, prompts=prompts)))
+            if negative is None and request.guidance.active:
+                self.load_to_device(self.transformer)
+                blank, device = self.transformer.unconditional, self._execution_device
+                negative = [blank(len(text), device) for text in positive]
+        sides = [positive] if negative is None else [positive, negative]
+        texts = [TextPrefix(*pair) for pair in zip(*sides, strict=True) for _ in range(inputs.repeats)]
+        return [
+            replace(request, inputs=replace(inputs, generators=[generator], seeds=[seed]), text=text)
+            for text, generator, seed in zip(texts, inputs.generators, inputs.seeds, strict=True)
+        ]
+
+    def encode_beginning(self, request: VideoRequest) -> VideoRequest:
+        """The request with what its video begins with, or goes on from, encoded."""
+        plan, (generator,), device = request.plan, request.inputs.generators, self._execution_device
+        if plan.beginning is None:
+            return replace(request, before=plan.continuation)
+        source = generator if plan.posterior == "sample" else None
+        with request.timer.stage("text"):
+            self.load_to_device(self.vae)
+            pixels = plan.beginning.pixels(*self.pixels(plan.schedule))
+            if plan.known_schedule is None:
+                return replace(request, before=begin_continuation(self.vae, pixels, source, device))
+            return replace(request, known=encode_known(self.vae, pixels, plan.known_schedule, source, device))
+
+    def sampler(self, request: VideoRequest) -> BitSampler:
+        plan, device = request.plan, self._execution_device
+        bits = [scale.bits for scale in plan.schedule]
+        with request.timer.stage("scales"):
+            return BitSampler(plan.sampling, plan.schedule, bits, request.inputs.generators, device)
+
+    def prefill(self, request: VideoRequest) -> InfinityStarSession:
+        if request.text is None:
+            raise ValueError("The request has no encoded text: take one of `encode_texts`.")
+        with request.timer.stage("text"):
+            self.load_to_device(self.transformer)
+            plan = request.plan
+            conditions = (
+                ()
+                if request.before is None
+                else request.before.conditions(plan.semantic_grid, plan.first_position, plan.detail_frames)
+            )
+            return InfinityStarSession(
+                self.transformer,
+                request.text,
+                plan.schedule,
+                request.known,
+                conditions,
+                self._execution_device,
+            )
+
+    def decode_video(
+        self, session: InfinityStarSession, result: Generation, request: VideoRequest
+    ) -> DrawnVideo:
+        """Frames of the finished codes, or the codes where they were asked for."""
+        latent, before = session.video(), request.before
+        with request.timer.stage("decode"):
+            frames = latent
+            if request.options.output_type != "latent":
+                self.load_to_device(self.vae)
+                frames = decode_frames(self.vae, latent, before, request.decoding)
+        return DrawnVideo(frames, result, None if before is None else before.after(latent))
+
+    def join(self, videos: Sequence[DrawnVideo], request: VideoRequest) -> VideoOutput:
+        """All videos of a request in the form asked for, and one report of them."""
+        output = VideoOutput(
+            frames=join_videos([video.frames for video in videos], request.options.output_type),
+            frames_per_second=self.transformer.sizes.frames_per_second,
+            report=self.report(join_generations([video.generation for video in videos]), request),
+            continuations=[video.after for video in videos if video.after is not None],
+        )
+        self.maybe_free_model_hooks()
+        return request.options.packed(output)
 
     def summary(
         self,
-        pruning: PruningMethod | str | None = None,
+        pruning: Pruning = None,
         *,
-        seconds: float | None = None,
-        image: Picture | None = None,
-        video: Footage | None = None,
+        images: int | None = None,
+        text_tokens: int | None = None,
         known_seconds: float | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        aspect_ratio: float | None = None,
-        pixel_budget: str | None = None,
-        guidance_scale: PerScale | None = None,
-        guidance_threshold: float | None = None,
-        posterior: str = "sample",
-        decode_chunk: int = DECODER_CHUNK,
-        decode_tile: int | None = None,
-        images: int = 1,
-        text_tokens: int = 128,
+        **call: Any,
     ) -> Summary:
         """What a call with these arguments will run: tokens, FLOPs and KV bytes a step, and the memory.
 
         Args:
-            known_seconds: How much the video begins with, where it is not at hand: 0 for a picture; None for
-                nothing.
+            pruning: As in a call.
             images: Videos; they are drawn one after the other, so only one of them is in memory.
-            text_tokens: Length of a prompt in tokens.
-            Others: As for `__call__`.
+            text_tokens: Tokens of a prompt; by default `usual_text_tokens`.
+            known_seconds: How much the video begins with, where it is not at hand: 0 for a picture.
+            call: Further arguments of a call. Those that only change what is sampled change nothing here.
 
         Raises:
-            ValueError: As `__call__` would.
+            ValueError: As the call would.
         """
-        decoding = Decoding(decode_chunk, decode_tile, "pil")
-        plan = plan_video(
-            self.transformer.sizes,
-            self.defaults,
-            seconds=seconds,
-            image=image,
-            video=video,
-            known_seconds=known_seconds,
-            size=(height, width, aspect_ratio, pixel_budget),
-            guidance_scale=guidance_scale,
-            guidance_threshold=guidance_threshold,
-            posterior=posterior,
+        sizes = self.transformer.sizes
+        begins = any(call.get(name) is not None for name in ("image", "video", "continuation"))
+        if known_seconds is None and sizes.name == "interact" and not begins:
+            known_seconds = sizes.clip_seconds
+        if known_seconds is not None and not begins:
+            call |= blank_beginning(sizes, known_seconds)
+        return super().summary(pruning, images=images, text_tokens=text_tokens, **call)
+
+    def summarise(self, request: VideoRequest, images: int, text_tokens: int) -> Summary:
+        """As for other models, one video after the other; with the memory that one needs."""
+        whole = super().summarise(replace(request, videos=images), 1, text_tokens)
+        memory = memory_plan(
+            self.transformer,
+            self.vae,
+            self.text_encoder,
+            request.plan.schedule,
+            whole.plan,
+            2 if request.guidance.active else 1,
+            [text_tokens, *request.plan.condition_tokens],
+            request.decoding.chunk,
+            request.decoding.tile,
         )
-        schedule, guidance, method = plan.schedule, plan.guidance, self._method(pruning, plan)
-        prefix = [text_tokens, *plan.condition_tokens]
-        told = self.summarise(
-            method,
-            schedule,
-            guidance,
-            1,
-            lambda planned, rows: scale_costs(self.transformer, schedule, planned, rows, prefix, images),
-        )
-        parts, copies = (self.transformer, self.vae, self.text_encoder), 2 if guidance.active else 1
-        tiling = (decoding.chunk, decoding.tile)
-        return replace(told, memory=memory_plan(*parts, schedule, told.plan, copies, prefix, *tiling))
+        return replace(whole, memory=memory)
+
+    def scale_costs(
+        self, request: VideoRequest, plan: GenerationPlan, rows: Sequence[int], images: int, text_tokens: int
+    ) -> tuple[ScaleCost, ...]:
+        prefix = [text_tokens, *request.plan.condition_tokens]
+        return scale_costs(self.transformer, request.plan.schedule, plan, rows, prefix, request.videos)
 
     def schedule(
         self,
@@ -279,21 +375,27 @@ class InfinityStarPipeline(NextScalePipeline):
         size = (height, width, aspect_ratio, pixel_budget)
         return plan_video(self.transformer.sizes, self.defaults, seconds=seconds, size=size).schedule
 
-    def frames_of(self, scale: VideoScale) -> tuple[int, ...]:
+    def pixels(self, schedule: ScaleSchedule) -> tuple[int, int]:
+        return self.transformer.sizes.pixels(schedule)
+
+    def frames_of(self, scale: Scale) -> tuple[int, ...]:
         """The frames of a video that a step's maps stand for, the last one of each latent frame."""
         latents = range(scale.first_frame, scale.first_frame + scale.frames)
         return tuple(FRAMES_PER_LATENT * latent for latent in latents)
 
-    def known_seconds(self, image: object | None, video: object | None) -> float | None:
-        """What `summary` calls the beginning of a call with these arguments."""
-        clip = self.transformer.sizes.clip_seconds
-        return 0.0 if image is not None else clip if video is not None else None
-
-    def _method(self, pruning: PruningMethod | str | None, plan: VideoPlan) -> PruningMethod | None:
-        _check_length(pruning, plan.schedule, self.transformer.sizes.clip_seconds)
-        method = self.plan_method(pruning, plan.schedule, plan.guidance)
-        check_clips(plan.schedule, plan_generation(method, plan.schedule, len(self.transformer.blocks)))
+    def _method(self, pruning: Pruning, schedule: VideoSchedule, guidance: Guidance) -> PruningMethod | None:
+        check_length(pruning, schedule, self.transformer.sizes.clip_seconds)
+        method = self.check_pruning(pruning, schedule, guidance)
+        check_clips(schedule, plan_generation(method, schedule, self.depth))
         return method
+
+    def _completed(self, prompts: Sequence[str], seconds: float) -> list[str]:
+        """Prompts as the weights read them."""
+        defaults = self.defaults
+        return [
+            format_prompt(prompt, seconds, defaults.prompt_suffix, defaults.marks_duration)
+            for prompt in prompts
+        ]
 
     def check_prompts(
         self, prompts: Sequence[str], negatives: Sequence[str] = (), seconds: float | None = None
@@ -301,124 +403,16 @@ class InfinityStarPipeline(NextScalePipeline):
         """As for other models; what is added to a prompt counts too, and nothing is added to negative ones.
 
         Args:
-            seconds: Of the video, which a prompt may tell; None counts the longest one.
+            prompts: Prompts of a call.
+            negatives: Its negative prompts.
+            seconds: Of the video, which a prompt may name; None counts the longest one.
         """
         seconds = self.transformer.sizes.longest if seconds is None else seconds
-        style = (seconds, self.defaults.prompt_suffix, self.defaults.marks_duration)
-        super().check_prompts([*(format_prompt(prompt, *style) for prompt in prompts), *negatives])
+        super().check_prompts([*self._completed(prompts, seconds), *negatives])
 
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
-        self.require_text_encoder()
-        length, device = self.transformer.config.text_length, self._execution_device
-        return encode_prompts(self.tokenizer, self.text_encoder, prompts, length, device)
-
-    def _texts(self, request: VideoRequest) -> list[TextPrefix]:
-        """Text of every video, encoded as the published weights read it."""
-        defaults, seconds = self.defaults, request.plan.seconds
-        style = (seconds, defaults.prompt_suffix, defaults.marks_duration)
-        prompts = [format_prompt(prompt, *style) for prompt in request.inputs.prompts]
-        worded_request = replace(request, inputs=replace(request.inputs, prompts=prompts))
-        positive, negative = self.features(worded_request)
-        if not request.guidance.active:
-            return [TextPrefix(text) for text in positive]
-        if negative is None:
-            self.load_to_device(self.transformer)
-            blank, device = self.transformer.unconditional, self._execution_device
-            negative = [blank(len(text), device) for text in positive]
-        return [TextPrefix(*pair) for pair in zip(positive, negative, strict=True)]
-
-    def _draw_all(self, request: VideoRequest, decoding: Decoding, observer: Observer | None) -> VideoOutput:
-        """One video after the other, and one report of them all."""
-        watch = Stopwatch(self._execution_device)
-        watch.mark()
-        texts, inputs = self._texts(request), request.inputs
-        watch.mark()
-        drawn = []
-        for text, generator, seed in zip(texts, inputs.generators, inputs.seeds, strict=True):
-            one = replace(inputs, generators=[generator], seeds=[seed])
-            drawn.append(self._draw_one(replace(request, inputs=one, text=text), decoding, observer))
-        self.maybe_free_model_hooks()
-        report = merge_reports([one.report for one in drawn])
-        report.stages["text"] += watch.seconds(0)
-        report.settings = self.settings(request)
-        return VideoOutput(
-            frames=join_videos([one.frames for one in drawn], decoding.output_type),
-            frames_per_second=self.transformer.sizes.frames_per_second,
-            report=report,
-            continuations=[after for one in drawn for after in one.continuations],
-        )
-
-    def _draw_one(self, request: VideoRequest, decoding: Decoding, observer: Observer | None) -> VideoOutput:
-        device = self._execution_device
-        reset_peak_memory(device)
-        watch = Stopwatch(device)
-        watch.mark()
-        known, before = self._begin(request, device)
-        watch.mark()
-        session, report = self.run(replace(request, known=known, before=before), observer)
-        watch.mark()
-        latent = session.video()
-        if decoding.output_type != "latent":
-            self.load_to_device(self.vae)
-        frames = decode_frames(self.vae, latent, before, decoding)
-        watch.mark()
-        report.stages["text"] += watch.seconds(0)
-        report.stages["decode"] = watch.seconds(2)
-        report.peak_bytes = peak_memory(device)
-        after = [] if before is None else [before.after(latent)]
-        return VideoOutput(frames, self.transformer.sizes.frames_per_second, report, after)
-
-    def _begin(
-        self, request: VideoRequest, device: torch.device
-    ) -> tuple[KnownClips | None, Continuation | None]:
-        """Encodes what the video begins with, or goes on from."""
-        plan, (generator,) = request.plan, request.inputs.generators
-        source = generator if plan.posterior == "sample" else None
-        if plan.beginning is None:
-            return None, plan.continuation
-        self.load_to_device(self.vae)
-        pixels = plan.beginning.pixels(*self.transformer.sizes.pixels(plan.schedule))
-        if plan.known_schedule is None:
-            return None, begin_continuation(self.vae, pixels, source, device)
-        return encode_known(self.vae, pixels, plan.known_schedule, source, device), None
-
-    def sampler(self, request: VideoRequest, device: torch.device) -> BitSampler:
-        bits = [scale.bits for scale in request.schedule]
-        return BitSampler(request.sampling, request.schedule, bits, request.inputs.generators, device)
-
-    def start(self, request: VideoRequest, device: torch.device) -> InfinityStarSession:
-        self.load_to_device(self.transformer)
-        plan, conditions = request.plan, ()
-        if request.before is not None:
-            conditions = request.before.conditions(
-                plan.semantic_grid, plan.first_position, plan.detail_frames
-            )
-        return InfinityStarSession(
-            self.transformer, request.text, request.schedule, request.known, conditions, device
-        )
-
-    def pixels(self, schedule: VideoSchedule) -> tuple[int, int]:
-        return self.transformer.sizes.pixels(schedule)
+        tokenizer, text_encoder = self.text_parts()
+        return encode_prompts(tokenizer, text_encoder, prompts, self.text_length, self._execution_device)
 
     def own_settings(self, request: VideoRequest) -> dict[str, Any]:
         return request.plan.settings
-
-
-def _check_length(pruning: PruningMethod | str | None, schedule: VideoSchedule, clip_seconds: float) -> None:
-    """Refuses a plan named after a length, such as "10s-1.4x", where fewer clips are drawn than it means.
-
-    Its steps are counted from the end, so it would prune others, those of the first frame perhaps.
-
-    Raises:
-        ValueError: Saying what it is for.
-    """
-    named = re.match(r"(\d+)s-", pruning) if isinstance(pruning, str) else None
-    if named is None:
-        return
-    drawn = len({scale.clip for scale in schedule if scale.clip and not scale.given})
-    meant = math.ceil(int(named[1]) / clip_seconds)
-    if drawn < meant:
-        raise ValueError(
-            f"The plan {pruning!r} prunes the {meant} clips of {named[1]} seconds, but {drawn} would run: "
-            f"ask for {named[1]} seconds and no video to begin with, or for another plan such as 'paper'."
-        )

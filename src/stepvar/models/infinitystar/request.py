@@ -1,328 +1,75 @@
-"""What a call asks for, checked and turned into a schedule before anything is computed."""
+"""Requests of videos, and checks of what only videos have: frames, clips, a beginning."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import math
+import re
+from dataclasses import dataclass
 from typing import Any
 
-from stepvar.generation.guidance import Guidance, ProjectedGuidance, per_scale
+from PIL import Image
+
 from stepvar.generation.plan import GenerationPlan
-from stepvar.generation.sampling import SamplingSettings
-from stepvar.models.infinitystar.conditioning import Beginning, Footage, Picture, read_footage, read_picture
 from stepvar.models.infinitystar.interactive import Continuation
-from stepvar.models.infinitystar.schedules import (
-    FRAMES_PER_LATENT,
-    PUBLISHED,
-    Sides,
-    VideoSchedule,
-)
+from stepvar.models.infinitystar.output import Decoding
+from stepvar.models.infinitystar.planning import USUAL_RATIO, VideoPlan
+from stepvar.models.infinitystar.schedules import VideoSchedule
+from stepvar.models.infinitystar.session import KnownClips, TextPrefix
 from stepvar.models.infinitystar.sizes import VideoSizes
-from stepvar.models.infinitystar.text import SUFFIX
-from stepvar.models.request import PerScale, check_filters, check_temperatures
-
-Size = tuple[int | None, int | None, float | None, str | None]
-"""Height, width, aspect ratio (width / height) and pixel budget, each as it was given."""
-
-USUAL_SECONDS = 5.0
-USUAL_RATIO = 9 / 16
-POSTERIORS = ("sample", "mean")
+from stepvar.models.request import Pruning, Request, require_number
 
 
-@dataclass(frozen=True)
-class VideoDefaults:
-    """What the published scripts use.
+@dataclass(frozen=True, kw_only=True)
+class VideoRequest(Request):
+    """A checked call, and in its course each video of it.
 
     Attributes:
-        guidance_scale: Weight of guidance.
-        guidance_threshold: Of projected guidance; 0 is plain classifier-free guidance.
-        temperature, picture_temperature: Of the clips, and of the first frame.
-        prompt_suffix: Added to every prompt.
-        marks_duration: Whether a prompt says how long the video lasts.
-
-    Source: FoundationVision/InfinityStar (MIT), tools/infer_video_480p.py and infer_interact_480p.py.
+        plan: What every video is like.
+        decoding: How codes become frames.
+        text: The video's prompt, once it is encoded.
+        known: Clips that are given, once they are encoded.
+        before: What an interactive continuation goes on from.
+        videos: How many are drawn, one after the other, where only costs are asked for.
     """
 
-    guidance_scale: float
-    guidance_threshold: float
-    temperature: float
-    picture_temperature: float
-    prompt_suffix: str
-    marks_duration: bool
-
-    @classmethod
-    def of(cls, resolution: str, own: Mapping[str, Any]) -> VideoDefaults:
-        """The defaults of a resolution, but for what a pipeline has of its own."""
-        published = resolution in PUBLISHED
-        usual = cls(34.0, 0.05, 0.4, 1.0, SUFFIX if published else "", published)
-        if resolution == "interact":
-            usual = cls(3.0, 0.0, 0.5, 0.5, "", published)
-        given = {name: own[name] for name in cls.__dataclass_fields__ if own.get(name) is not None}
-        return replace(usual, **given)
+    plan: VideoPlan
+    decoding: Decoding
+    text: TextPrefix | None = None
+    known: KnownClips | None = None
+    before: Continuation | None = None
+    videos: int = 1
 
 
-@dataclass(frozen=True)
-class VideoPlan:
-    """What a checked call draws; nothing has been computed yet.
-
-    Attributes:
-        schedule: The steps to run.
-        seconds: Length of the whole video; 0 is a picture.
-        guidance, sampling: How values are drawn.
-        posterior: "sample" or "mean".
-        beginning: What the video begins with, as pixels of any size.
-        known_schedule: The schedule of exactly that; None where nothing is known, or of an interactive one.
-        continuation: What an interactive continuation goes on from, when it is there already.
-        scale_grids: Rows and columns of a clip's scales.
-    """
-
-    schedule: VideoSchedule
-    seconds: float
-    guidance: Guidance
-    sampling: SamplingSettings
-    posterior: str
-    beginning: Beginning | None
-    known_schedule: VideoSchedule | None
-    continuation: Continuation | None
-    scale_grids: tuple[Sides, ...]
-
-    @property
-    def is_interactive(self) -> bool:
-        return not self.schedule.continues
-
-    @property
-    def semantic_grid(self) -> Sides:
-        """Rows and columns of the frames that an interactive step sees shrunk: the middle scale's."""
-        return self.scale_grids[len(self.scale_grids) // 2]
-
-    @property
-    def detail_frames(self) -> tuple[int, int]:
-        """Frames of the clip before that an interactive step sees in full: the last two."""
-        frames = self.schedule[0].frames
-        return frames - 2, frames - 1
-
-    @property
-    def first_position(self) -> int:
-        return self.schedule[0].position
-
-    @property
-    def condition_tokens(self) -> tuple[int, ...]:
-        """Tokens of what an interactive step sees."""
-        if not self.is_interactive:
-            return ()
-        (rows, columns), (height, width) = self.semantic_grid, self.schedule.position_grid
-        return self.schedule[0].frames * rows * columns, (1 + len(self.detail_frames)) * height * width
-
-    @property
-    def begins_with(self) -> str | None:
-        if self.continuation is not None:
-            return "continuation"
-        if self.beginning is None:
-            return None
-        return "video" if self.beginning.is_video else "picture"
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What the video depends on, besides what pictures of all models do."""
-        return {
-            "seconds": self.seconds,
-            "begins_with": self.begins_with,
-            "guidance_threshold": getattr(self.guidance, "threshold", 0.0),
-            "temperature": self.sampling.temperature,
-            "top_k": self.sampling.top_k,
-            "top_p": self.sampling.top_p,
-            "posterior": self.posterior,
-        }
-
-    def require_beginning(self) -> None:
-        """Raises ValueError when an interactive continuation has nothing to go on from."""
-        if self.is_interactive and self.begins_with is None:
-            raise ValueError(
-                "These weights continue videos: give a video to go on from, or the continuation of an "
-                "earlier result."
-            )
-
-
-def plan_video(
-    sizes: VideoSizes,
-    defaults: VideoDefaults,
-    *,
-    seconds: float | None = None,
-    image: Picture | None = None,
-    video: Footage | None = None,
-    continuation: Continuation | None = None,
-    known_seconds: float | None = None,
-    size: Size = (None, None, None, None),
-    guidance_scale: PerScale | None = None,
-    guidance_threshold: float | None = None,
-    temperature: PerScale | None = None,
-    filters: tuple[int, float] = (0, 0.0),
-    posterior: str = "sample",
-) -> VideoPlan:
-    """Checks a call's inputs against what a model draws.
-
-    Args:
-        known_seconds: Stands for a beginning that is not given: 0 for a picture.
-        Others: As for `InfinityStarPipeline.__call__`.
+def seconds_of_frames(frames: int | None, seconds: float | None, frames_per_second: int) -> float | None:
+    """The length that a call asks for, in seconds: a video has one frame more than its seconds have.
 
     Raises:
-        ValueError: When an input is wrong, with what would work.
+        ValueError: When frames and seconds are both given, or there is no frame.
     """
-    if sum(given is not None for given in (image, video, continuation)) > 1:
-        raise ValueError("Give one thing to begin with: an image, a video or a continuation.")
-    if posterior not in POSTERIORS:
-        raise ValueError(f"Unknown posterior {posterior!r}; known are {', '.join(POSTERIORS)}.")
-    interactive = sizes.name == "interact"
-    if continuation is not None and not interactive:
-        raise ValueError("Only weights for interactive continuation take a continuation; give a video.")
-    beginning = None
-    if image is not None:
-        beginning = read_picture(image)
-    elif video is not None:
-        beginning = read_footage(video, sizes.frames_per_second, sizes.clip_seconds, from_end=interactive)
-    template = _template(sizes, size, beginning, continuation)
-    if interactive:
-        steps = _interactive(sizes, template, seconds, beginning, continuation)
-    else:
-        steps = _clips(sizes, template, seconds, beginning, known_seconds)
-    schedule, known_schedule, length, beginning = steps
-    return VideoPlan(
-        schedule,
-        length,
-        _guidance(schedule, defaults, guidance_scale, guidance_threshold),
-        _sampling(schedule, defaults, temperature, filters),
-        posterior,
-        beginning,
-        known_schedule,
-        continuation,
-        tuple(sizes.templates[template]),
-    )
+    if frames is None:
+        return seconds
+    if seconds is not None:
+        raise ValueError("num_frames and seconds were both given: give one of them.")
+    if require_number(frames, "num_frames") < 1:
+        raise ValueError(f"num_frames is {frames}; it must be 1 (a picture) or more.")
+    return (frames - 1) / frames_per_second
 
 
-_Steps = tuple[VideoSchedule, VideoSchedule | None, float, Beginning | None]
+def blank_beginning(sizes: VideoSizes, seconds: float) -> dict[str, Any]:
+    """The argument of a call for a beginning of so many seconds that is not at hand: 0 is a picture.
 
-
-def _clips(
-    sizes: VideoSizes,
-    template: float,
-    seconds: float | None,
-    beginning: Beginning | None,
-    known_seconds: float | None,
-) -> _Steps:
-    """The steps of a video, or of what is left of it after its beginning."""
+    Raises:
+        ValueError: When no video can begin with that.
+    """
     clip = sizes.clip_seconds
-    if beginning is not None:
-        known_seconds = clip if beginning.is_video else 0
-    if known_seconds not in (None, 0, clip):
+    if seconds not in (0, clip):
         raise ValueError(
-            f"A video cannot begin with {known_seconds:g} known seconds: 0 is a picture, {clip:g} a clip."
+            f"A video cannot begin with {seconds:g} known seconds: 0 is a picture, {clip:g} a clip."
         )
-    if seconds is None:
-        seconds = sizes.longest if known_seconds else min(USUAL_SECONDS, sizes.longest)
-    latents = sizes.latents(seconds)
-    schedule = sizes.schedule(template, latents)
-    if known_seconds is None:
-        return schedule, None, seconds, None
-    known = sizes.latents(known_seconds)
-    if latents <= known:
-        what = f"the first {known_seconds:g} seconds" if known_seconds else "its first frame"
-        longest = f"up to {sizes.longest:g}" if sizes.longest > known_seconds else "which this model has not"
-        raise ValueError(
-            f"A video of {seconds:g} seconds whose beginning is given ({what}) leaves nothing to draw: "
-            f"ask for more seconds, {longest}."
-        )
-    if beginning is not None and beginning.is_video:
-        beginning = beginning.spread(known_seconds, 1 + FRAMES_PER_LATENT * (known - 1))
-    clips = 2 if known_seconds else 1
-    return schedule.without_known(clips), sizes.schedule(template, known), seconds, beginning
-
-
-def _interactive(
-    sizes: VideoSizes,
-    template: float,
-    seconds: float | None,
-    beginning: Beginning | None,
-    continuation: Continuation | None,
-) -> _Steps:
-    """The steps of one more clip."""
-    clip = sizes.clip_seconds
-    if seconds not in (None, clip):
-        raise ValueError(f"Interactive continuation draws {clip:g} seconds at a time, not {seconds:g}.")
-    if beginning is not None:
-        if not beginning.is_video:
-            raise ValueError("These weights continue videos: give a video, not an image.")
-        frames = 1 + FRAMES_PER_LATENT * sizes.settings.clip_frames
-        beginning = beginning.spread(clip, frames, from_end=True)
-    schedule = sizes.continuation(template)
-    if continuation is not None:
-        _require_fit(sizes, schedule, continuation)
-    return schedule, None, clip, beginning
-
-
-def _require_fit(sizes: VideoSizes, schedule: VideoSchedule, continuation: Continuation) -> None:
-    """Raises ValueError when a clip cannot follow the one before: latents are not resized as pictures are."""
-    latents, rows, columns = continuation.former.shape[-3:]
-    own = rows * sizes.pixels_per_cell, columns * sizes.pixels_per_cell
-    asked, needed = sizes.pixels(schedule), 1 + schedule.latent_frames
-    if own != asked:
-        raise ValueError(
-            f"The continuation is {own[1]}x{own[0]} pixels (width x height) and cannot go on at "
-            f"{asked[1]}x{asked[0]}: leave the size out."
-        )
-    if latents != needed:
-        raise ValueError(
-            f"The continuation has {latents} latent frames, but these weights go on from {needed}: give the "
-            "continuation of a result of theirs, or a video."
-        )
-
-
-def _template(
-    sizes: VideoSizes, size: Size, beginning: Beginning | None, continuation: Continuation | None
-) -> float:
-    height, width, aspect_ratio, budget = size
-    if budget is not None and budget != sizes.name:
-        raise ValueError(f"This model draws one resolution, {sizes.name}, not {budget!r}: leave it out.")
-    if height is not None or width is not None:
-        if aspect_ratio is not None:
-            raise ValueError("Give height and width, or aspect_ratio, not both.")
-        if height is None or width is None:
-            raise ValueError("Give both height and width, in pixels.")
-        return sizes.template_at_size(height, width)
-    if aspect_ratio is not None:
-        if not aspect_ratio > 0:
-            raise ValueError(f"aspect_ratio is {aspect_ratio:g}; it is width / height and must be positive.")
-        return sizes.nearest_template(1.0 / aspect_ratio)
-    if continuation is not None:
-        rows, columns = continuation.former.shape[-2:]
-        return sizes.template_at_size(rows * sizes.pixels_per_cell, columns * sizes.pixels_per_cell)
-    return sizes.nearest_template(USUAL_RATIO if beginning is None else beginning.ratio)
-
-
-def _guidance(
-    schedule: VideoSchedule, defaults: VideoDefaults, scale: PerScale | None, threshold: float | None
-) -> Guidance:
-    threshold = defaults.guidance_threshold if threshold is None else threshold
-    if not threshold >= 0:
-        raise ValueError(f"guidance_threshold is {threshold:g}; it must be 0 (off) or more.")
-    value = defaults.guidance_scale if scale is None else scale
-    weights = per_scale(value, len(schedule), "guidance_scale")
-    return ProjectedGuidance(weights, threshold=threshold) if threshold else Guidance(weights)
-
-
-def _sampling(
-    schedule: VideoSchedule,
-    defaults: VideoDefaults,
-    temperature: PerScale | None,
-    filters: tuple[int, float],
-) -> SamplingSettings:
-    check_filters(*filters)
-    if temperature is not None:
-        values = per_scale(temperature, len(schedule), "temperature")
-        check_temperatures(values)
-        return SamplingSettings(values, *filters)
-    picture = defaults.picture_temperature
-    usual = (defaults.temperature if scale.clip or not schedule.continues else picture for scale in schedule)
-    return SamplingSettings(tuple(usual), *filters)
+    blank = Image.new("RGB", (round(100 / USUAL_RATIO), 100))
+    if not seconds:
+        return {"image": blank}
+    return {"video": [blank] * math.ceil(clip * sizes.frames_per_second)}
 
 
 def check_clips(schedule: VideoSchedule, plan: GenerationPlan) -> None:
@@ -330,3 +77,23 @@ def check_clips(schedule: VideoSchedule, plan: GenerationPlan) -> None:
     for clip in {scale.clip for scale in schedule}:
         if all(entry.skipped for entry in plan.scales if schedule[entry.scale.index].clip == clip):
             raise ValueError(f"Every step of clip {clip} is skipped: leave at least its first one to run.")
+
+
+def check_length(pruning: Pruning, schedule: VideoSchedule, clip_seconds: float) -> None:
+    """Refuses a plan named after a length, such as "10s-1.4x", where fewer clips are drawn than it means.
+
+    Its steps are counted from the end, so it would prune others, those of the first frame perhaps.
+
+    Raises:
+        ValueError: Saying what it is for.
+    """
+    named = re.match(r"(\d+)s-", pruning) if isinstance(pruning, str) else None
+    if named is None:
+        return
+    drawn = len({scale.clip for scale in schedule if scale.clip and not scale.given})
+    meant = math.ceil(int(named[1]) / clip_seconds)
+    if drawn < meant:
+        raise ValueError(
+            f"The plan {pruning!r} prunes the {meant} clips of {named[1]} seconds, but {drawn} would run: "
+            f"ask for {named[1]} seconds and no video to begin with, or for another plan such as 'paper'."
+        )

@@ -4,20 +4,21 @@
 
 import re
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
 
 from stepvar.generation.guidance import Guidance
+from stepvar.generation.plan import GenerationPlan
 from stepvar.generation.progress import Observer
-from stepvar.generation.pruner import PruningMethod
-from stepvar.generation.report import Summary
+from stepvar.generation.report import ScaleCost
 from stepvar.generation.sampling import CodebookSettings
-from stepvar.models.common.codebook_pipeline import CodebookPipeline, even_progress
+from stepvar.models.arguments import with_arguments_of
+from stepvar.models.common.codebook_pipeline import CodebookPipeline, CodebookRequest, even_progress
 from stepvar.models.common.vq_vae_checkpoints import check_pair
-from stepvar.models.pipeline import ImageOutput
-from stepvar.models.request import Inputs, PerScale, Request, check_filters
+from stepvar.models.output import CallOptions, ImageOutput, StageTimer
+from stepvar.models.request import Inputs, PerScale, Pruning, check_filters
+from stepvar.models.var import SPEC
 from stepvar.models.var.costs import scale_costs
 from stepvar.models.var.presets import PRESETS
 from stepvar.models.var.session import VARSession
@@ -29,8 +30,14 @@ ClassLabel = int | str
 UNCONDITIONAL = -1
 """The label of a picture of no class in particular."""
 
+PUBLISHED = {"labels": None, "guidance_scale": 5.0, "top_k": 900, "top_p": 0.95, "smooth": False}
+"""Defaults of a call; FoundationVision/VAR, demo_sample.ipynb, where guidance is counted from 0.
 
-class VARPipeline(CodebookPipeline):
+Its numbers for measuring FID are guidance_scale 2.5 (1.5 there), top_k 900 and top_p 0.96.
+"""
+
+
+class VARPipeline(CodebookPipeline[CodebookRequest]):
     """Draws pictures of classes.
 
     Args:
@@ -38,29 +45,32 @@ class VARPipeline(CodebookPipeline):
         vae: The visual tokenizer the transformer was trained with.
         labels: Name of every class by number, so that classes can be asked for by name; None when unknown. A
             name may list synonyms, separated by commas.
-        guidance_scale, top_k, top_p, smooth: Defaults of `__call__`.
+        guidance_scale, top_k, top_p, smooth: Defaults of `__call__`; None is what the transformer was first
+            used with, or the published value.
 
     Raises:
         ValueError: When transformer and tokenizer do not belong together, or names are missing.
-
-    Source of the defaults: FoundationVision/VAR, demo_sample.ipynb. Its numbers for measuring FID are
-    guidance_scale 1.5, top_k 900 and top_p 0.96.
     """
 
+    spec = SPEC
     presets = PRESETS
+    reads_text = False
     model_cpu_offload_seq = "transformer->vae"
     example_prompt = "0"
-    reads_text = False
+    _subject = "class_labels"
+
+    transformer: VARTransformer
+    vae: VARVAE
 
     def __init__(
         self,
         transformer: VARTransformer,
         vae: VARVAE,
         labels: dict[str, str] | list[str] | None = None,
-        guidance_scale: float = 4.0,
-        top_k: int = 900,
-        top_p: float = 0.95,
-        smooth: bool = False,
+        guidance_scale: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        smooth: bool | None = None,
     ) -> None:
         super().__init__()
         check_pair(transformer, vae)
@@ -72,47 +82,47 @@ class VARPipeline(CodebookPipeline):
             if labels.keys() != {str(number) for number in range(classes)}:
                 raise ValueError(f"{len(labels)} labels were given for {classes} classes: name every class.")
         self.register_modules(transformer=transformer, vae=vae)
-        self.register_to_config(
-            labels=labels, guidance_scale=guidance_scale, top_k=top_k, top_p=top_p, smooth=smooth
-        )
+        given = {"guidance_scale": guidance_scale, "top_k": top_k, "top_p": top_p, "smooth": smooth}
+        self.register_defaults(PUBLISHED, {"labels": labels, **given})
 
-    @torch.no_grad()
-    def __call__(
+    def check(
         self,
         class_labels: ClassLabel | Sequence[ClassLabel],
-        *,
         height: int | None = None,
         width: int | None = None,
+        *,
         guidance_scale: PerScale | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         smooth: bool | None = None,
-        num_images_per_label: int = 1,
+        num_images_per_prompt: int = 1,
         seed: int | Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        pruning: PruningMethod | str | None = None,
+        pruning: Pruning = None,
         output_type: str = "pil",
+        return_dict: bool = True,
         observer: Observer | None = None,
-    ) -> ImageOutput:
-        """Draws pictures.
+    ) -> CodebookRequest:
+        """Checks the arguments of a call, and computes nothing yet.
 
         Args:
             class_labels: One class or several, by number, or by name where the pipeline knows names; -1 draws
                 without a class.
             height, width: Pixels; every model draws one size.
-            guidance_scale: Classifier-free guidance t, with logits (1 + t) conditional - t unconditional. One
-                number is reached at the last scale and grows to it evenly from 0 at the first, as published;
-                a list has the t of every scale. 0 is off.
+            guidance_scale: Classifier-free guidance, 1 is off; the official t plus 1. One number is reached
+                at the last scale and grows to it evenly from 1 at the first, as published; a list has one
+                entry a scale.
             top_k: Draws from the k likeliest codes; 1 takes the likeliest, 0 is off.
             top_p: Drops the rarest codes that have 1 - top_p together; 0 is off.
             smooth: Mix codes by a Gumbel softmax that sharpens from scale to scale, instead of picking one:
                 smoother pictures, of less variety.
-            num_images_per_label: Pictures of each class.
+            num_images_per_prompt: Pictures of each class.
             seed: One an image, or one number s for s, s + 1, ...
-            generator: One an image, instead of seeds.
+            generator: Instead of seeds, one an image; a single one serves all images in turn.
             pruning: `StepVAR(...)` or another method, a preset's name, or None for a dense run.
             output_type: "pil", "np", "pt", or "latent" for the accumulated codes.
-            observer: Hears of every scale.
+            return_dict: False returns the fields of the output as a tuple.
+            observer: Called after every scale with its report.
 
         Returns:
             The pictures, and a report of what ran.
@@ -120,34 +130,27 @@ class VARPipeline(CodebookPipeline):
         Raises:
             ValueError: When an input is wrong; nothing has been computed then.
         """
-        classes, counted = self.classes(class_labels), "num_images_per_label"
-        inputs = Inputs.of(classes, seed, generator, num_images_per_label, counted=counted)
-        schedule, guidance = self.schedule(height, width), self._guidance(guidance_scale)
-        sampling = self._sampling(top_k, top_p, smooth)
-        method = self.plan_method(pruning, schedule, guidance)
-        return self.draw(Request(inputs, schedule, guidance, sampling, method), output_type, observer)
+        inputs = Inputs.of(self.classes(class_labels), seed, generator, num_images_per_prompt)
+        schedule = self.schedule(height, width)
+        guidance = Guidance(self.growing_weights(guidance_scale))
+        return CodebookRequest(
+            inputs=inputs,
+            schedule=schedule,
+            guidance=guidance,
+            sampling=self._sampling(top_k, top_p, smooth),
+            method=self.check_pruning(pruning, schedule, guidance),
+            options=CallOptions(output_type, observer, return_dict),
+            timer=StageTimer(self._execution_device),
+        )
 
-    def summary(
-        self,
-        pruning: PruningMethod | str | None = None,
-        *,
-        height: int | None = None,
-        width: int | None = None,
-        guidance_scale: PerScale | None = None,
-        images: int = 1,
-    ) -> Summary:
-        """What a call with these arguments will run: tokens kept, skips, FLOPs and KV bytes a scale.
-
-        Args:
-            images: Pictures in the batch.
-
-        Raises:
-            ValueError: As `__call__` would.
-        """
-        schedule, guidance = self.schedule(height, width), self._guidance(guidance_scale)
-        method = self.plan_method(pruning, schedule, guidance)
-        costs = partial(scale_costs, self.transformer)
-        return self.summarise(method, schedule, guidance, images, costs)
+    @with_arguments_of(check)
+    def __call__(self, *args: Any, **kwargs: Any) -> ImageOutput:
+        """Draws pictures."""
+        request = self.check(*args, **kwargs)
+        sampler = self.sampler(request)
+        session = self.prefill(request)
+        result = self.run_scales(session, sampler, request)
+        return self.decode(session, result, request)
 
     def classes(self, labels: ClassLabel | Sequence[ClassLabel]) -> list[int]:
         """Numbers of classes that are given by number or by name.
@@ -178,11 +181,11 @@ class VARPipeline(CodebookPipeline):
 
     def _named_class(self, name: str) -> int:
         count = self.transformer.config.classes
-        if self.config.labels is None:
+        if self.config["labels"] is None:
             raise ValueError(
                 f"The class {name!r} is no number, and this model knows no names: give 0 to {count - 1}."
             )
-        names = [self.config.labels[str(number)] for number in range(count)]
+        names = [self.config["labels"][str(number)] for number in range(count)]
         wanted = name.strip().lower()
         exact = [number for number, entry in enumerate(names) if entry.strip().lower() == wanted]
         found = exact or [
@@ -202,28 +205,36 @@ class VARPipeline(CodebookPipeline):
     def check_prompts(self, prompts: Sequence[str]) -> None:
         self.classes(prompts)
 
-    def _guidance(self, scale: PerScale | None) -> Guidance:
-        return Guidance(tuple(1.0 + strength for strength in self.growing_strengths(scale)))
-
     def _sampling(self, top_k: int | None, top_p: float | None, smooth: bool | None) -> CodebookSettings:
         config, scales = self.config, len(self.transformer.schedule)
-        top_k = config.top_k if top_k is None else top_k
-        top_p = config.top_p if top_p is None else top_p
+        top_k = config["top_k"] if top_k is None else top_k
+        top_p = config["top_p"] if top_p is None else top_p
         check_filters(top_k, top_p)
-        smooth = config.smooth if smooth is None else smooth
+        smooth = config["smooth"] if smooth is None else smooth
         smoothing = tuple(even_progress(scales)) if smooth else (None,) * scales
         return CodebookSettings((1.0,) * scales, (top_k,) * scales, top_p, smoothing)
 
-    def start(self, request: Request, device: torch.device) -> VARSession:
+    def prefill(self, request: CodebookRequest) -> VARSession:
         inputs = request.inputs
-        classes = [number for number in inputs.prompts for _ in range(inputs.repeats)]
-        self.load_to_device(self.transformer)
-        guided = request.guidance.active
-        return VARSession(self.transformer, self.quantizer(device), torch.tensor(classes), guided)
+        with request.timer.stage("text"):
+            classes = [number for number in inputs.prompts for _ in range(inputs.repeats)]
+            self.load_to_device(self.transformer)
+            quantizer, guided = self.quantizer(self._execution_device), request.guidance.active
+            return VARSession(self.transformer, quantizer, torch.tensor(classes), guided)
 
-    def own_settings(self, request: Request) -> dict[str, Any]:
+    def scale_costs(
+        self,
+        request: CodebookRequest,
+        plan: GenerationPlan,
+        rows: Sequence[int],
+        images: int,
+        text_tokens: int,
+    ) -> tuple[ScaleCost, ...]:
+        return scale_costs(self.transformer, plan, rows)
+
+    def own_settings(self, request: CodebookRequest) -> dict[str, Any]:
         inputs, sampling = request.inputs, request.sampling
-        null, names = self.transformer.unconditional_class, self.config.labels or {}
+        null, names = self.transformer.unconditional_class, self.config["labels"] or {}
         numbers = [UNCONDITIONAL if number == null else number for number in inputs.prompts]
         labels = [number for number in numbers for _ in range(inputs.repeats)]
         return {

@@ -1,0 +1,109 @@
+"""Arguments of a call: one signature for `check` and `__call__`, and what is refused with a better way."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import torch
+
+from stepvar.models.output import reset_peak_memory
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+_AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+_INSTEAD: Mapping[str, str] = {
+    "num_inference_steps": "the scales of the size are the steps; leave some out by a plan, pruning='skip'",
+    "timesteps": "the scales of the size are the steps",
+    "sigmas": "the scales of the size are the steps",
+    "latents": "the random numbers of a picture follow from its seed; pass seed or generator",
+    "eta": "nothing is denoised; pass temperature, top_k or top_p where the model has them",
+    "strength": "nothing is denoised; no picture is repainted",
+    "guidance_rescale": "pass guidance_scale, one number or one a scale",
+    "true_cfg_scale": "pass guidance_scale",
+    "clip_skip": "the text encoder's last layer is read, as in training",
+    "prompt_2": "pass prompt, which all text encoders read",
+    "prompt_3": "pass prompt, which all text encoders read",
+    "negative_prompt_2": "pass negative_prompt, which all text encoders read",
+    "negative_prompt_3": "pass negative_prompt, which all text encoders read",
+    "num_videos_per_prompt": "pass num_images_per_prompt, which counts videos too",
+    "num_images_per_label": "pass num_images_per_prompt, which counts pictures of a class too",
+    "class_labels": "this model reads texts; pass prompt",
+    "prompt": "this model reads no texts; pass class_labels",
+    "prompt_embeds": "this model reads no texts; pass class_labels",
+    "negative_prompt": "this model reads no texts; pass class_labels",
+    "num_frames": "this model draws pictures",
+    "frame_rate": "the rate follows from the model; see frames_per_second of the output",
+    "fps": "the rate follows from the model; see frames_per_second of the output",
+    "callback": "pass callback_on_step_end",
+    "callback_steps": "pass callback_on_step_end, which is called after every scale",
+    "cross_attention_kwargs": "attention takes no arguments",
+    "joint_attention_kwargs": "attention takes no arguments",
+    "attention_kwargs": "attention takes no arguments",
+    "max_sequence_length": "the longest prompt follows from the model",
+    "ip_adapter_image": "no adapter of pictures exists for this model",
+    "mask_image": "no picture is repainted",
+}
+"""What to do instead of arguments that pipelines of other libraries take, where they mean nothing here."""
+
+
+class UnsupportedArgumentError(TypeError, ValueError):
+    """An argument that a pipeline does not take; the message says what to use instead."""
+
+
+def refuse_unknown(pipeline: str, given: Mapping[str, Any], known: Mapping[str, inspect.Parameter]) -> None:
+    """Refuses arguments that a call does not take.
+
+    Raises:
+        UnsupportedArgumentError: Naming the first one, and what to use instead.
+    """
+    for name in given:
+        if name in known:
+            continue
+        similar = difflib.get_close_matches(name, known, 1)
+        hint = _INSTEAD.get(name) or (f"did you mean {similar[0]}?" if similar else "leave it out")
+        raise UnsupportedArgumentError(f"{pipeline} takes no {name}: {hint}.".replace("?.", "?"))
+
+
+def with_arguments_of(
+    check: Callable[Concatenate[Any, Arguments], Any],
+) -> Callable[[Callable[..., Result]], Callable[Concatenate[Any, Arguments], Result]]:
+    """Decorator of a pipeline's `__call__`, which takes the arguments of its `check` and hands them on.
+
+    The call gets the signature and the documentation of `check`. It runs without gradients, and without an
+    outer autocast: pictures depend on their settings alone.
+    """
+    signature = inspect.signature(check)
+
+    def decorate(call: Callable[..., Result]) -> Callable[Concatenate[Any, Arguments], Result]:
+        @functools.wraps(call)
+        def wrapped(self: Any, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+            refuse_unknown(type(self).__name__, kwargs, signature.parameters)
+            device = self._execution_device
+            reset_peak_memory(device)
+            with torch.no_grad(), without_autocast(device):
+                return call(self, *args, **kwargs)
+
+        returned = inspect.signature(call).return_annotation
+        vars(wrapped)["__signature__"] = signature.replace(return_annotation=returned)
+        first, _, rest = (check.__doc__ or "").partition("\n\n")
+        wrapped.__doc__ = f"{(call.__doc__ or first).strip()}\n\n{rest}"
+        return wrapped
+
+    return decorate
+
+
+@contextmanager
+def without_autocast(device: torch.device) -> Iterator[None]:
+    """Turns an outer `torch.autocast` off for a device."""
+    if device.type in _AUTOCAST_DEVICES and torch.is_autocast_enabled(device.type):
+        with torch.autocast(device.type, enabled=False):
+            yield
+    else:
+        yield

@@ -1,0 +1,167 @@
+"""Results of a call: pictures in the form asked for, time and memory they took, settings as JSON."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from diffusers.utils import BaseOutput
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from stepvar.generation.progress import Observer, Stopwatch
+from stepvar.generation.report import Report
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+STAGES = ("text", "scales", "decode")
+
+Output = TypeVar("Output", bound=BaseOutput)
+
+
+@dataclass(frozen=True)
+class CallOptions:
+    """In which form a result is handed over, and what is called on the way.
+
+    Attributes:
+        output_type: One of `OUTPUT_TYPES`.
+        observer: Called after each scale.
+        return_dict: False for the output's fields as a tuple, as in diffusers.
+
+    Raises:
+        ValueError: When there is no such form.
+    """
+
+    output_type: str = "pil"
+    observer: Observer | None = None
+    return_dict: bool = True
+
+    def __post_init__(self) -> None:
+        if self.output_type not in OUTPUT_TYPES:
+            raise ValueError(
+                f"Unknown output_type {self.output_type!r}; known are {', '.join(OUTPUT_TYPES)}."
+            )
+
+    def packed(self, output: Output) -> Output:
+        """The output, or its fields as a tuple."""
+        return output if self.return_dict else output.to_tuple()  # type: ignore[return-value]  # as diffusers
+
+
+@dataclass(repr=False)
+class ImageOutput(BaseOutput):
+    """Result of a pipeline that draws pictures.
+
+    Attributes:
+        images: PIL pictures, an array [B, H, W, 3] or a tensor [B, 3, H, W] in 0..1, or the accumulated codes
+            [B, d, H, W], as was asked for.
+        report: What ran, what it kept, how long it took.
+    """
+
+    images: list[Image.Image] | NDArray[np.float32] | Tensor
+    report: Report
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({describe_media(self.images)}, {describe_run(self.report)})"
+
+
+def describe_media(media: Any) -> str:
+    """Pictures or videos in a few words."""
+    if isinstance(media, (Tensor, np.ndarray)):
+        return f"{type(media).__name__} of shape {tuple(media.shape)}"
+    count, first = len(media), media[0]
+    if isinstance(first, list):
+        size = "x".join(map(str, first[0].size))
+        return f"{count} video{'s' * (count > 1)} of {len(first)} frames of {size}"
+    return f"{count} picture{'s' * (count > 1)} of {'x'.join(map(str, first.size))}"
+
+
+def describe_run(report: Report) -> str:
+    """Seeds, tokens and time in a few words."""
+    kept = report.kept_tokens / max(report.total_tokens, 1)
+    return f"seeds {list(report.seeds)}, {kept:.0%} of the tokens, {report.seconds:.2f} s"
+
+
+@dataclass
+class StageTimer:
+    """Seconds of each stage of a call; a GPU is waited for only when they are read.
+
+    Attributes:
+        device: Where the call runs.
+        spans: (stage, number of its first mark) of everything measured so far.
+    """
+
+    device: torch.device
+    spans: list[tuple[str, int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._watch = Stopwatch(self.device)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds what happens inside to a stage."""
+        start = len(self._watch.marks)
+        self._watch.mark()
+        yield
+        self._watch.mark()
+        self.spans.append((name, start))
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds by stage."""
+        total = dict.fromkeys(STAGES, 0.0)
+        for name, start in self.spans:
+            total[name] += self._watch.seconds(start)
+        return total
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Starts a new measurement of the peak memory where the device can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Peak memory in bytes: of the device on CUDA, of this process elsewhere; 0 where it is unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def to_output(pixels: Tensor, kind: str) -> list[Image.Image] | NDArray[np.float32] | Tensor:
+    """Pixels [B, 3, H, W] in -1..1 as "pil" pictures, "np" array or "pt" tensor in 0..1."""
+    scaled = (pixels.float() + 1.0) / 2.0
+    if kind == "pt":
+        return scaled
+    if kind == "np":
+        array: NDArray[np.float32] = scaled.permute(0, 2, 3, 1).cpu().numpy()
+        return array
+    # Truncation, as the official code converts.
+    pictures = (scaled * 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(picture) for picture in pictures]
+
+
+def as_json_value(value: Any) -> Any:
+    """A setting in a form that JSON can hold."""
+    if isinstance(value, (str, int, float, bool)) or value is None:
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): as_json_value(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [as_json_value(entry) for entry in value]
+    settings = getattr(value, "settings", None)
+    if callable(settings):
+        # A method whose fields may be functions says itself how they are written down.
+        return {"method": type(value).__name__, **as_json_value(settings())}
+    if hasattr(value, "__dataclass_fields__"):
+        fields = {name: as_json_value(getattr(value, name)) for name in value.__dataclass_fields__}
+        return {"method": type(value).__name__, **fields}
+    return str(value)

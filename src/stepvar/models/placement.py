@@ -1,0 +1,71 @@
+"""Placement of a pipeline's parts: number formats, devices, and parts that come to a device when they run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class PlacedPipeline(DiffusionPipeline):
+    """A diffusers pipeline whose transformer is run layer by layer, never by its `forward`.
+
+    Attributes:
+        streams_layers: Whether it can run with layers that come to the device one by one.
+    """
+
+    streams_layers = False
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """As in diffusers, but parts that a model keeps in float32 stay exact in every number format."""
+        exact = [entry for part in self.components.values() for entry in _exact_tensors(part)]
+        moved = super().to(*args, **kwargs)
+        for owner, name, values in exact:
+            tensor = getattr(owner, name)
+            if tensor.dtype != values.dtype:
+                tensor.data = values.to(tensor.device)
+        return moved
+
+    def enable_sequential_cpu_offload(self, *args: Any, **kwargs: Any) -> None:
+        """Moves layer by layer to the device, where a model can run like that.
+
+        Raises:
+            ValueError: When it cannot.
+        """
+        if not self.streams_layers:
+            raise ValueError(
+                f"{type(self).__name__} cannot move layer by layer: use enable_model_cpu_offload(), which "
+                "moves part by part."
+            )
+        super().enable_sequential_cpu_offload(*args, **kwargs)
+
+    def load_to_device(self, part: object) -> None:
+        """Moves a part onto its device, and the others away, where offloading does so at their `forward`.
+
+        The loop calls the layers of a transformer one by one, never its `forward`.
+        """
+        hook = getattr(part, "_hf_hook", None)
+        if hook is None:
+            return
+        for other in getattr(self, "_all_hooks", []):
+            if other.model is not part:
+                other.offload()
+        hook.pre_forward(part)
+
+
+def _exact_tensors(part: Any) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    """Owner, name and values of what stays in float32 whatever the rest of a part is cast to."""
+    names = set(getattr(part, "_keep_in_fp32_modules", None) or ()) if isinstance(part, nn.Module) else set()
+    if not names:
+        return
+    for name, tensor in chain(part.named_parameters(), part.named_buffers()):
+        if names & set(name.split(".")) and tensor.dtype == torch.float32:
+            owner, _, leaf = name.rpartition(".")
+            yield part.get_submodule(owner), leaf, tensor.data
