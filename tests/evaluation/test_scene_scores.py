@@ -77,10 +77,9 @@ def test_reconstructions_of_a_perfect_tokenizer():
 
     from stepvar.generation.schedule import ScaleSchedule
 
-    table = SimpleNamespace(pixels=lambda schedule: (schedule.final.height * 8, schedule.final.width * 8))
     pipeline = SimpleNamespace(
         vae=Perfect(),
-        transformer=SimpleNamespace(size_table=table),
+        pixels=lambda schedule: (schedule.final.height * 8, schedule.final.width * 8),
         schedule=lambda: ScaleSchedule.from_grids([(1, 1), (24, 24)]),
     )
     assert evaluate_reconstructions(pipeline, 12, batch=5).overall == 1.0

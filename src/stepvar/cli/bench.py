@@ -55,10 +55,10 @@ def bench(
         prompt = prompt or pipeline.example_prompt
         check_prompts(pipeline, sampling.texts([prompt]))
         note_other_aspect(pipeline, dimensions)
-        from stepvar.evaluation.speed import measure_speed, planned_arguments, usual_methods
+        from stepvar.evaluation.speed import measure_speed, usual_methods
 
         methods = usual_methods(pipeline)
-        summary = pipeline.summary(**planned_arguments(pipeline, {**dimensions, **settings}))
+        summary = pipeline.summary(**dimensions, **settings)
         runs = len(methods) * (repeats + 1) * (number if pipeline.draws_videos else 1)
         seeds = [seed + index for index in range(number)]
         with display.scale_progress("measuring", summary, runs) as observer:

@@ -73,9 +73,8 @@ def compare(
         [path] = destination.names([f"{slug(prompt)}-{own_seed}-compare"])
         from stepvar.evaluation.comparison import compare as run
         from stepvar.evaluation.figure import draw_comparison
-        from stepvar.evaluation.speed import planned_arguments
 
-        summary = pipeline.summary(pruning, **planned_arguments(pipeline, {**dimensions, **settings}))
+        summary = pipeline.summary(pruning, **dimensions, **settings)
         with display.scale_progress("comparing", summary, 2 * (repeats + 1)) as observer:
             comparison = run(pipeline, prompt, pruning, own_seed, repeats, observer, dimensions, settings)
         document = comparison.as_json()

@@ -228,10 +228,7 @@ def _draw(
     """Draws all pictures, and writes each batch as soon as it is done."""
     drawn = _Drawn(jobs, paths)
     batches = range(0, len(jobs), batch)
-    plain = {key: value for key, value in settings.items() if key not in _SAMPLING_ONLY}
-    if pipeline.draws_videos:
-        plain["known_seconds"] = pipeline.known_seconds(settings.get("image"), settings.get("video"))
-    summary = pipeline.summary(**plain)
+    summary = pipeline.summary(**settings)
     with display.scale_progress("drawing", summary, len(batches)) as observer:
         for start in batches:
             part = jobs[start : start + batch]
@@ -247,10 +244,6 @@ def _draw(
             _write(media, part, paths[start : start + batch], result.report, pace)
     return drawn
 
-
-_SAMPLING = ("negative_prompt", "temperature", "top_k", "top_p", "smooth")
-_SAMPLING_ONLY = (*_SAMPLING, "image", "video")
-"""Arguments of a call that its summary does not depend on."""
 
 _PER_PICTURE = ("prompts", "negative_prompts", "class_labels")
 """Settings in a report that are a list with one entry a picture."""
@@ -310,8 +303,7 @@ def summary(
         settings |= drafter
         check_options(pipeline, settings)
         note_other_aspect(pipeline, size.arguments())
-        planned = {name: value for name, value in settings.items() if name not in _SAMPLING}
-        found = pipeline.summary(images=number, **planned)
+        found = pipeline.summary(images=number, **settings)
     if json:
         display.print_json(found.as_json())
     else:

@@ -298,7 +298,7 @@ def note_other_aspect(pipeline: NextScalePipeline, size: Mapping[str, Any]) -> N
     asked = size.get("aspect_ratio")
     if asked is None:
         return
-    height, width = pipeline.transformer.size_table.pixels(pipeline.schedule(**size))
+    height, width = pipeline.pixels(pipeline.schedule(**size))
     if abs(width / height / asked - 1.0) > _ASPECT_TOLERANCE:
         typer.echo(f"Note: this model's nearest to that aspect ratio is {width}x{height} pixels.", err=True)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stepvar.evaluation.speed import MethodSpeed, planned_arguments
+from stepvar.evaluation.speed import MethodSpeed
 from stepvar.metrics.fidelity import psnr, ssim
 from stepvar.metrics.timing import Samples, interleaved, machine
 
@@ -147,7 +147,6 @@ def compare(
         sampling: Further keyword arguments of the pipeline: guidance, temperature, a video's beginning.
     """
     size, sampling = size or {}, sampling or {}
-    planned = planned_arguments(pipeline, {**size, **sampling})
     pixels: dict[str, NDArray[np.uint8]] = {}
 
     def run(name: str, method: PruningMethod | str | None) -> Report:
@@ -162,8 +161,8 @@ def compare(
     samples: dict[str, Samples[Report]] = interleaved(
         {"dense": lambda: run("dense", None), "pruned": lambda: run("pruned", pruning)}, repeats, device
     )
-    dense = MethodSpeed(pipeline.summary(None, **planned), samples["dense"])
-    pruned = MethodSpeed(pipeline.summary(pruning, **planned), samples["pruned"], dense)
+    dense = MethodSpeed(pipeline.summary(None, **size, **sampling), samples["dense"])
+    pruned = MethodSpeed(pipeline.summary(pruning, **size, **sampling), samples["pruned"], dense)
     return Comparison(
         prompt,
         seed,

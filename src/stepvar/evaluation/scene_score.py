@@ -201,7 +201,7 @@ def evaluate_reconstructions(
     """
     prompts = _prompts(count, seed, kind)
     schedule = pipeline.schedule(**(settings or {}))
-    height, width = pipeline.transformer.size_table.pixels(schedule)
+    height, width = pipeline.pixels(schedule)
     if height != width:
         raise ValueError(f"Scenes are square; {width}x{height} pixels are not: choose a square size.")
     random = np.random.default_rng([seed, _RENDERING])

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,12 +32,6 @@ def usual_methods(pipeline: NextScalePipeline) -> dict[str, str | None]:
     skips = getattr(pipeline.resolve_pruning("paper"), "skip", ())
     usual |= {"prune": "prune", "both" if skips else "paper": "paper"}
     return usual | ({"best": "best"} if "best" in presets else {})
-
-
-def planned_arguments(pipeline: NextScalePipeline, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Those arguments of a call that its summary takes too."""
-    known = inspect.signature(type(pipeline).summary).parameters
-    return {name: value for name, value in arguments.items() if name in known}
 
 
 @dataclass(frozen=True)
@@ -135,9 +128,9 @@ def measure_speed(
     """
     size, sampling = size or {}, sampling or {}
     chosen = usual_methods(pipeline) if methods is None else methods
-    planned = planned_arguments(pipeline, {**size, **sampling})
     summaries = {
-        name: pipeline.summary(pruning, images=len(prompts), **planned) for name, pruning in chosen.items()
+        name: pipeline.summary(pruning, images=len(prompts), **size, **sampling)
+        for name, pruning in chosen.items()
     }
 
     def run(pruning: PruningMethod | str | None) -> Report:

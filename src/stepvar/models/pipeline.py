@@ -29,6 +29,9 @@ from stepvar.pruning.presets import Preset, resolve_pruning
 _DEFAULTS = "_call_defaults"
 """Where a transformer's configuration keeps the defaults of the first pipeline that it was part of."""
 
+_PER_PICTURE = ("seed", "generator", "negative_prompt", "negative_prompt_embeds")
+"""Arguments of a call that need to know how many prompts there are."""
+
 
 class Transformer(Protocol):
     """What every pipeline needs of its transformer."""
@@ -275,7 +278,9 @@ class NextScalePipeline(PlacedPipeline, Generic[Asked]):
         Raises:
             ValueError: As the call would.
         """
-        call.setdefault(self._subject, self.example_prompt)
+        if call.get(self._subject) is None and call.get("prompt_embeds") is None:
+            call = {name: value for name, value in call.items() if name not in _PER_PICTURE}
+            call[self._subject] = self.example_prompt
         request = self.check(pruning=pruning, **call)
         count = request.inputs.images if images is None else images
         return self.summarise(request, count, text_tokens or self.usual_text_tokens)
