@@ -13,6 +13,7 @@ from stepvar.cli.compare import compare
 from stepvar.cli.convert import conformance, convert
 from stepvar.cli.evaluate import evaluate
 from stepvar.cli.generate import generate, summary
+from stepvar.cli.presets import presets
 from stepvar.cli.reproduce import reproduce
 from stepvar.cli.scores import clip, fid, fidelity, score
 from stepvar.evaluation.benchmarks import BENCHMARKS
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for _command in (generate, compare, summary, bench, calibrate, reproduce, convert, conformance):
+for _command in (generate, compare, summary, presets, bench, calibrate, reproduce, convert, conformance):
     app.command()(_command)
 for _benchmark in BENCHMARKS.values():
     evaluate.command(_benchmark.name)(benchmark_command(_benchmark))

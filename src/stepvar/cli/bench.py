@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from stepvar.cli import display
-from stepvar.cli.errors import report_errors
+from stepvar.cli.errors import InputError, report_errors
 from stepvar.cli.groups import with_option_groups
 from stepvar.cli.models import (
     check_options,
@@ -22,6 +22,7 @@ from stepvar.cli.options import (
     FixedSeed,
     Json,
     ModelOptions,
+    PlanOptions,
     SamplingOptions,
     SizeOptions,
     VideoOptions,
@@ -32,6 +33,7 @@ from stepvar.cli.options import (
 @with_option_groups
 def bench(
     model: ModelOptions,
+    plan: PlanOptions,
     size: SizeOptions,
     sampling: SamplingOptions,
     video: VideoOptions,
@@ -44,10 +46,13 @@ def bench(
     """Measure what pruning and skipping bring.
 
     Dense, skip only, prune only and both run in turn, after one round that is not counted; for a model whose
-    plans are others, those.
+    plans are others, those. A plan that is given runs beside them.
     """
     if prompt is not None:
         require_prompts([prompt])
+    pruning = plan.method()
+    if pruning == "none":
+        raise InputError("--pruning none is the dense run, which is measured anyway: leave it out.")
     dimensions, settings = size.arguments(), {**sampling.arguments(), **video.arguments()}
     with quiet_libraries():
         pipeline = open_pipeline(model)
@@ -58,6 +63,8 @@ def bench(
         from stepvar.evaluation.speed import measure_speed, usual_methods
 
         methods = usual_methods(pipeline)
+        if pruning is not None:
+            methods[plan.title] = pruning
         summary = pipeline.summary(**dimensions, **settings)
         runs = len(methods) * (repeats + 1) * (number if pipeline.draws_videos else 1)
         seeds = [seed + index for index in range(number)]

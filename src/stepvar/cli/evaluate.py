@@ -77,20 +77,13 @@ def scenes(
     document = {
         **scores.as_json(),
         "seed": seed,
-        "pruning": _plan_name(plan),
+        "pruning": plan.title,
         "reconstructions": reconstructions,
     }
     if json:
         display.print_json(document)
     else:
         typer.echo(_describe(scores))
-
-
-def _plan_name(plan: PlanOptions) -> str:
-    if plan.ratios is None and plan.skip is None:
-        return plan.pruning or "none"
-    parts = {"method": plan.method_name, "ratios": plan.ratios, "skip": plan.skip}
-    return " ".join(f"{name} {value}" for name, value in parts.items() if value is not None)
 
 
 def _describe(scores: SceneScores) -> str:

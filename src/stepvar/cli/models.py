@@ -84,7 +84,7 @@ def open_pipeline(choice: ModelOptions) -> NextScalePipeline:
     # What can be refused at once is refused before anything heavy is imported.
     embedded = choice.embedded
     folder = choice.model if embedded is None else None
-    index = None if folder is None else _read_index(folder)
+    index = None if folder is None else read_index(folder)
     if embedded is not None:
         _require_embedded(embedded)
     device = choice.resolve_device()
@@ -182,7 +182,12 @@ def _open_folder(folder: Path, index: Mapping[str, Any], dtype: torch.dtype) -> 
     return pipeline
 
 
-def _read_index(folder: Path) -> dict[str, Any]:
+def read_index(folder: Path) -> dict[str, Any]:
+    """What a pipeline folder's model_index.json holds.
+
+    Raises:
+        InputError: When it is missing or damaged.
+    """
     file = folder / "model_index.json"
     if not folder.exists():
         raise InputError(f"There is no folder '{folder}'; {_REMEDY}.")

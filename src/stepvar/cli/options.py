@@ -16,12 +16,13 @@ import typer
 
 from stepvar.cli.errors import InputError
 from stepvar.cli.groups import CallOptions, Parsed
+from stepvar.cli.rules import RecoveryRule, ScoreRule, register_rules
 from stepvar.cli.values import parse_aspect, parse_numbers, parse_ratios, parse_scales, parse_size, parse_text
 
 if TYPE_CHECKING:
     import torch
 
-    from stepvar.generation.pruner import PruningMethod
+    from stepvar.pruning.presets import Pruning
 
 EMBEDDED_VIDEO = "embedded-video"
 """What --model calls the video model inside the package."""
@@ -124,7 +125,8 @@ class PlanOptions:
         str | None,
         typer.Option(
             metavar="PRESET",
-            help="best, faithful, paper, prune, skip, fastvar, another of the model's plans, or none.",
+            help="best (fastest at about equal quality), faithful (nearest to dense), paper, prune, skip, "
+            "another one that 'stepvar presets' lists, or none.",
         ),
     ] = None
     method_name: Annotated[
@@ -150,28 +152,76 @@ class PlanOptions:
         ),
     ] = None
 
-    def method(self, default: str | None = None) -> PruningMethod | str | None:
+    score: ScoreRule = None
+    recovery: RecoveryRule = None
+    values: Annotated[
+        str | None,
+        typer.Option(metavar="KIND", help="What pruned positions draw: own (default), copied or expected."),
+    ] = None
+    unguided: Annotated[
+        int | None,
+        typer.Option(
+            metavar="SCALE", help="First scale without classifier-free guidance, named as in --ratios."
+        ),
+    ] = None
+
+    @property
+    def title(self) -> str:
+        """The plan in words, as the options say it; "none" where none was given."""
+        parts = {
+            "": self.pruning,
+            "method ": self.method_name,
+            "ratios ": self.ratios,
+            "skip ": self.skip,
+            "score ": self.score,
+            "recovery ": self.recovery,
+            "values ": self.values,
+            "unguided ": self.unguided,
+        }
+        given = [f"{name}{value}" for name, value in parts.items() if value is not None]
+        return " ".join(given) or "none"
+
+    def method(self, default: str | None = None) -> Pruning:
         """What to pass as `pruning=`.
+
+        Rules, values and guidance change what the plan has: the preset, the ratios, or without either the
+        preset "paper"; guidance may also be all that is dropped.
 
         Args:
             default: A preset's name for when nothing was asked.
 
         Raises:
-            InputError: When a preset and a plan of one's own were given together.
+            InputError, ValueError: When options contradict each other, or a rule is unknown.
         """
+        changes: dict[str, Any] = register_rules(self.score, self.recovery)
+        given = {"values": self.values, "unguided": self.unguided}
+        changes |= {name: value for name, value in given.items() if value is not None}
         if self.ratios is None and self.skip is None:
             if self.method_name is not None:
                 raise InputError(f"--method {self.method_name} names no scale: give --ratios or --skip too.")
-            return self.pruning or default
+            return self._changed_preset(self.pruning or default, changes)
         if self.pruning is not None:
             raise InputError(
                 f"--pruning {self.pruning} is a whole plan: give it, or --ratios and --skip, not both."
             )
         ratios = parse_ratios(self.ratios) if self.ratios is not None else {}
         skip = parse_scales(self.skip) if self.skip is not None else ()
-        from stepvar.pruning.presets import with_scales
+        from stepvar.pruning.presets import changed, with_scales
 
-        return with_scales(self.method_name or "stepvar", ratios, skip)
+        name = self.method_name or "stepvar"
+        return changed(with_scales(name, ratios, skip), changes, f"--method {name}")
+
+    @staticmethod
+    def _changed_preset(name: str | None, changes: dict[str, Any]) -> Pruning:
+        if not changes:
+            return name
+        if name == "none":
+            raise InputError(f"--pruning none prunes nothing: leave --{next(iter(changes))} out.")
+        from stepvar.pruning.presets import ChangedPreset, changed, with_scales
+
+        if name is None and list(changes) == ["unguided"]:
+            return changed(with_scales("stepvar", {}), changes, "a plan without ratios")
+        return ChangedPreset(name or "paper", changes)
 
 
 Lpips = Annotated[

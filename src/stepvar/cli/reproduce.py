@@ -14,6 +14,7 @@ from stepvar.cli.errors import InputError, report_errors
 from stepvar.cli.groups import with_option_groups
 from stepvar.cli.models import open_pipeline, open_second, quiet_libraries
 from stepvar.cli.options import Json, Lpips, ModelOptions, Second
+from stepvar.cli.rules import RecoveryRule, ScoreRule, register_rules
 
 if TYPE_CHECKING:
     from stepvar.report.run import Outcome, Plan
@@ -36,11 +37,14 @@ def reproduce(
     quick: Annotated[bool, typer.Option("--quick", help="A miniature of about two minutes.")] = False,
     cascade: Second = None,
     lpips: Lpips = None,
+    score: ScoreRule = None,
+    recovery: RecoveryRule = None,
     json: Json = False,
 ) -> None:
     """Measure the paper's tables and figures.
 
     Writes index.html, numbers.json and raw numbers. An interrupted run goes on when it is started again.
+    A --score or a --recovery of yours is measured beside the built-in ones.
     """
     if quick and minutes is not None:
         raise InputError("--quick is a time of its own: give it, or --minutes, not both.")
@@ -55,6 +59,7 @@ def reproduce(
         from stepvar.report.folder import check_place
 
         # What can be refused at once is refused before a model is loaded.
+        register_rules(score, recovery)
         check_place(output)
         distance = None if lpips is None else load_lpips(lpips, model.resolve_device())
         pipeline = open_pipeline(model)

@@ -14,9 +14,9 @@ from stepvar.metrics.timing import Samples, interleaved, machine
 
 if TYPE_CHECKING:
     from stepvar.generation.progress import Observer, ScaleReport
-    from stepvar.generation.pruner import PruningMethod
     from stepvar.generation.report import Report
     from stepvar.models.pipeline import NextScalePipeline
+    from stepvar.pruning.presets import Pruning
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def kept_mask(report: ScaleReport) -> NDArray[np.bool_]:
 def compare(
     pipeline: NextScalePipeline,
     prompt: str,
-    pruning: PruningMethod | str,
+    pruning: Pruning,
     seed: int,
     repeats: int = 3,
     observer: Observer | None = None,
@@ -149,7 +149,7 @@ def compare(
     size, sampling = size or {}, sampling or {}
     pixels: dict[str, NDArray[np.uint8]] = {}
 
-    def run(name: str, method: PruningMethod | str | None) -> Report:
+    def run(name: str, method: Pruning) -> Report:
         result = pipeline(prompt, seed=seed, pruning=method, observer=observer, **size, **sampling)
         if pipeline.draws_videos:
             pixels[name] = np.stack([np.asarray(frame) for frame in result.frames[0]])

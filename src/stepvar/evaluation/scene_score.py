@@ -16,8 +16,8 @@ from stepvar.scenes.moving import grammar as video_grammar
 from stepvar.scenes.moving import scenes as video_scenes
 
 if TYPE_CHECKING:
-    from stepvar.generation.pruner import PruningMethod
     from stepvar.models.pipeline import NextScalePipeline
+    from stepvar.pruning.presets import Pruning
 
 Pixels = NDArray[np.uint8]
 """A picture [H, W, 3], or the frames of a video [F, H, W, 3]."""
@@ -148,7 +148,7 @@ def evaluate_generation(
     pipeline: NextScalePipeline,
     count: int,
     seed: int = 0,
-    pruning: PruningMethod | str | None = None,
+    pruning: Pruning = None,
     batch: int = 8,
     advance: Advance | None = None,
     settings: dict[str, Any] | None = None,

@@ -11,19 +11,19 @@ from stepvar.metrics.timing import Samples, Spread, interleaved, machine
 
 if TYPE_CHECKING:
     from stepvar.generation.progress import Observer
-    from stepvar.generation.pruner import PruningMethod
     from stepvar.generation.report import Report, Summary
     from stepvar.models.pipeline import NextScalePipeline
+    from stepvar.pruning.presets import Pruning
 
 
-def usual_methods(pipeline: NextScalePipeline) -> dict[str, str | None]:
+def usual_methods(pipeline: NextScalePipeline) -> dict[str, Pruning]:
     """What is measured where nothing else is asked: name -> preset.
 
     "both" is the paper's plan where it prunes and skips. Where it skips nothing it is called "paper", and a
     model of a resolution with plans of its own, such as "720p-2x", runs those. "best" is measured where there
     is one.
     """
-    usual: dict[str, str | None] = {"dense": None, "skip": "skip"}
+    usual: dict[str, Pruning] = {"dense": None, "skip": "skip"}
     presets = pipeline.presets
     resolution = pipeline.transformer.config.get("resolution")
     own = [name for name in presets if name.startswith(f"{resolution}-")]
@@ -106,7 +106,7 @@ def measure_speed(
     prompts: Sequence[str],
     seeds: Sequence[int],
     repeats: int = 5,
-    methods: dict[str, PruningMethod | str | None] | None = None,
+    methods: dict[str, Pruning] | None = None,
     observer: Observer | None = None,
     size: dict[str, Any] | None = None,
     sampling: dict[str, Any] | None = None,
@@ -133,7 +133,7 @@ def measure_speed(
         for name, pruning in chosen.items()
     }
 
-    def run(pruning: PruningMethod | str | None) -> Report:
+    def run(pruning: Pruning) -> Report:
         return pipeline(
             list(prompts), seed=list(seeds), pruning=pruning, observer=observer, **size, **sampling
         ).report

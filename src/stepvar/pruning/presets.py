@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 from stepvar.generation.pruner import LateScales, PruningMethod
 from stepvar.pruning.fastvar import FastVAR
@@ -66,6 +66,10 @@ class ChangedPreset:
             ValueError: When there is no such preset, or its method has no such field.
         """
         return changed(find_preset(self.name, presets).method, self.changes, f"preset {self.name!r}")
+
+
+Pruning: TypeAlias = PruningMethod | Preset | ChangedPreset | str | None
+"""What `pruning=` accepts; see `resolve_pruning`."""
 
 
 def changed(method: PruningMethod, changes: Mapping[str, Any], title: str) -> PruningMethod:
@@ -181,9 +185,7 @@ def find_preset(name: str, presets: Mapping[str, Preset]) -> Preset:
     return presets[name]
 
 
-def resolve_pruning(
-    pruning: PruningMethod | Preset | ChangedPreset | str | None, presets: Mapping[str, Preset]
-) -> PruningMethod | None:
+def resolve_pruning(pruning: Pruning, presets: Mapping[str, Preset]) -> PruningMethod | None:
     """Turns what a user may pass as `pruning=` into a method, or None for a dense run.
 
     Args:

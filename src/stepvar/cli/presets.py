@@ -1,0 +1,74 @@
+"""`stepvar presets`: the named plans of each model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stepvar.cli import display
+from stepvar.cli.errors import InputError, report_errors
+from stepvar.cli.models import read_index
+from stepvar.cli.options import EMBEDDED_VIDEO, Json
+
+if TYPE_CHECKING:
+    from stepvar.models.spec import ModelSpec
+
+
+@report_errors
+def presets(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL|DIR", help=f"infinity, hart, ..., embedded, {EMBEDDED_VIDEO}, or a model's folder."
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List the plans that --pruning knows: what each does, and on what it was measured."""
+    from stepvar.models import MODELS
+
+    chosen = MODELS if model is None else (_find(model),)
+    if json:
+        display.print_json(
+            {
+                spec.key: {
+                    name: {"description": preset.description, "measured_on": preset.measured_on}
+                    for name, preset in spec.presets.items()
+                }
+                for spec in chosen
+            }
+        )
+        return
+    blocks = []
+    for spec in chosen:
+        width = max(map(len, spec.presets))
+        lines = [spec.name]
+        for name, preset in spec.presets.items():
+            lines.append(f"  {name:<{width}}  {preset.description}")
+            lines.append(f"  {'':<{width}}  measured on: {preset.measured_on}")
+        blocks.append("\n".join(lines))
+    typer.echo("\n\n".join(blocks))
+
+
+def _find(model: str) -> ModelSpec:
+    """The model of a name, or of a folder's index.
+
+    Raises:
+        InputError: When there is none.
+    """
+    from stepvar.models import MODELS
+
+    named = {spec.key: spec for spec in MODELS}
+    named |= {"embedded": named["infinity"], EMBEDDED_VIDEO: named["infinitystar"]}
+    if model in named:
+        return named[model]
+    if not Path(model).exists():
+        raise InputError(f"Unknown model {model!r}; known are {', '.join(named)}, or give a model's folder.")
+    pipeline = read_index(Path(model)).get("_class_name")
+    for spec in MODELS:
+        if spec.pipeline_name == pipeline:
+            return spec
+    known = ", ".join(spec.pipeline_name for spec in MODELS)
+    raise InputError(f"'{model}' holds a {pipeline!r}; known pipelines are {known}.")
