@@ -28,7 +28,7 @@ RecoveryRule = Annotated[
 
 
 def register_rules(score: str | None, recovery: str | None) -> dict[str, str]:
-    """Imports the rules that are given by module:name; returns the names of those given, by field of a method.
+    """Imports rules that are given by module:name; returns names of rules by the field of a method.
 
     Modules are found in the current folder too. From then on a rule is known by its name, in tables beside
     the built-in ones.
