@@ -101,9 +101,9 @@ def test_the_report_has_a_row_for_a_rule(run, model_folder):
     rules = ("--score", "cli_test_rules:contrast", "--recovery", "cli_test_rules:Half")
     result = run("reproduce", "--model", model_folder, "-o", "report", "--minutes", 0.1, "--json", *rules)
     assert result.code == 0, result.stderr
-    exhibits = json.loads(Path("report/numbers.json").read_text())["exhibits"]
-    assert "contrast" in {row["label"] for row in exhibits["selection"]}
-    assert "half nearest" in {row["label"] for row in exhibits["recovery"]}
+    tables = json.loads(Path("report/numbers.json").read_text())["tables"]
+    assert "contrast" in {row["label"] for row in tables["selection"]}
+    assert "half nearest" in {row["label"] for row in tables["recovery"]}
 
 
 @pytest.mark.parametrize(

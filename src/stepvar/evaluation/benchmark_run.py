@@ -23,8 +23,8 @@ from stepvar.files import Staging
 from stepvar.media.video import Video, encode_video, require_writer
 
 if TYPE_CHECKING:
-    from stepvar.generation.pruner import PruningMethod
     from stepvar.models.pipeline import NextScalePipeline
+    from stepvar.pruning.presets import Pruning
 
 Advance = Callable[[int], None]
 """Called with the number of files that were just finished."""
@@ -142,7 +142,7 @@ class BenchmarkRun:
         pipeline: NextScalePipeline,
         task: Task,
         folder: Path,
-        pruning: PruningMethod | str | None = None,
+        pruning: Pruning = None,
         settings: dict[str, Any] | None = None,
     ) -> None:
         self.pipeline, self.task, self.folder = pipeline, task, folder
