@@ -22,9 +22,9 @@ from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.models.common.t5 import refuse_unknown_words
 from stepvar.models.output import ImageOutput, as_json_value, peak_memory, to_output
 from stepvar.models.placement import PlacedPipeline
-from stepvar.models.request import Pruning, Request, check_guidance, check_plan
+from stepvar.models.request import Request, check_guidance, check_plan
 from stepvar.models.spec import ModelSpec
-from stepvar.pruning.presets import Preset, resolve_pruning
+from stepvar.pruning.presets import Preset, Pruning, resolve_pruning
 
 _DEFAULTS = "_call_defaults"
 """Where a transformer's configuration keeps the defaults of the first pipeline that it was part of."""

@@ -16,7 +16,6 @@ from stepvar.generation.plan import GenerationPlan
 from stepvar.generation.pruner import PruningMethod
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.models.output import CallOptions, StageTimer
-from stepvar.pruning.presets import ChangedPreset, Preset
 
 MAXIMUM_SEED = 2**63 - 1
 
@@ -25,9 +24,6 @@ SMALLEST_TEMPERATURE = 1e-6
 
 PerScale = float | Sequence[float]
 Seeds = int | Sequence[int] | None
-Pruning = PruningMethod | Preset | ChangedPreset | str | None
-"""A method, a preset or its name; None and "none" run everything."""
-
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 

@@ -26,7 +26,8 @@ from stepvar.models.hart.text import ContextFeatures, encode_prompts
 from stepvar.models.hart.transformer import HARTTransformer
 from stepvar.models.hart.vae import HARTVAE
 from stepvar.models.output import CallOptions, ImageOutput, StageTimer
-from stepvar.models.request import Inputs, PerScale, Pruning
+from stepvar.models.request import Inputs, PerScale
+from stepvar.pruning.presets import Pruning
 
 RESIDUALS = ("all", "kept", "none")
 """Where the diffusion head draws residuals: everywhere, where the transformer ran, or nowhere."""

@@ -32,13 +32,13 @@ from stepvar.models.pipeline import NextScalePipeline
 from stepvar.models.request import (
     Inputs,
     PerScale,
-    Pruning,
     Request,
     check_aspect_ratio,
     check_filters,
     check_temperatures,
     numbers_per_scale,
 )
+from stepvar.pruning.presets import Pruning
 
 logger = logging.getLogger(__name__)
 

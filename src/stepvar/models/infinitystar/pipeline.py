@@ -49,7 +49,8 @@ from stepvar.models.infinitystar.transformer import InfinityStarTransformer
 from stepvar.models.infinitystar.vae import DECODER_CHUNK, InfinityStarVAE
 from stepvar.models.output import CallOptions, StageTimer
 from stepvar.models.pipeline import NextScalePipeline
-from stepvar.models.request import Inputs, PerScale, Pruning
+from stepvar.models.request import Inputs, PerScale
+from stepvar.pruning.presets import Pruning
 
 
 class InfinityStarPipeline(NextScalePipeline[VideoRequest]):

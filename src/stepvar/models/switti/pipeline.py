@@ -18,7 +18,7 @@ from stepvar.models.arguments import with_arguments_of
 from stepvar.models.common.codebook_pipeline import CodebookPipeline, CodebookRequest, even_progress
 from stepvar.models.common.vq_vae_checkpoints import check_pair
 from stepvar.models.output import CallOptions, ImageOutput, StageTimer
-from stepvar.models.request import Inputs, PerScale, Pruning, check_filters, check_temperatures
+from stepvar.models.request import Inputs, PerScale, check_filters, check_temperatures
 from stepvar.models.switti import SPEC
 from stepvar.models.switti.costs import scale_costs
 from stepvar.models.switti.presets import PRESETS
@@ -26,6 +26,7 @@ from stepvar.models.switti.session import SwittiSession, TextFeatures
 from stepvar.models.switti.text import encode_prompts
 from stepvar.models.switti.transformer import SwittiTransformer
 from stepvar.models.switti.vae import SwittiVAE
+from stepvar.pruning.presets import Pruning
 
 PUBLISHED = {
     "guidance_scale": 7.0,

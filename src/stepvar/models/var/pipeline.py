@@ -17,13 +17,14 @@ from stepvar.models.arguments import with_arguments_of
 from stepvar.models.common.codebook_pipeline import CodebookPipeline, CodebookRequest, even_progress
 from stepvar.models.common.vq_vae_checkpoints import check_pair
 from stepvar.models.output import CallOptions, ImageOutput, StageTimer
-from stepvar.models.request import Inputs, PerScale, Pruning, check_filters
+from stepvar.models.request import Inputs, PerScale, check_filters
 from stepvar.models.var import SPEC
 from stepvar.models.var.costs import scale_costs
 from stepvar.models.var.presets import PRESETS
 from stepvar.models.var.session import VARSession
 from stepvar.models.var.transformer import VARTransformer
 from stepvar.models.var.vae import VARVAE
+from stepvar.pruning.presets import Pruning
 
 ClassLabel = int | str
 
