@@ -16,7 +16,8 @@ from stepvar.models.infinitystar.planning import USUAL_RATIO, VideoPlan
 from stepvar.models.infinitystar.schedules import VideoSchedule
 from stepvar.models.infinitystar.session import KnownClips, TextPrefix
 from stepvar.models.infinitystar.sizes import VideoSizes
-from stepvar.models.request import Pruning, Request, require_number
+from stepvar.models.request import Request, require_number
+from stepvar.pruning.presets import Pruning
 
 
 @dataclass(frozen=True, kw_only=True)
