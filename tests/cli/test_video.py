@@ -142,7 +142,7 @@ def test_without_the_extra_an_mp4_is_refused_before_any_work(run, video_model, m
         raise AssertionError("a video was drawn")
 
     monkeypatch.setitem(sys.modules, "av", None)
-    monkeypatch.setattr(InfinityStarPipeline, "run", nothing_may_run)
+    monkeypatch.setattr(InfinityStarPipeline, "run_scales", nothing_may_run)
     result = run("generate", PROMPT, "--model", video_model, "--seconds", 1, "-o", name)
     assert result.code == 2
     assert "pip install 'stepvar[video]'" in result.stderr
