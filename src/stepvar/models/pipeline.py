@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import replace
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -19,6 +20,7 @@ from stepvar.generation.pruner import PruningMethod, plan_generation
 from stepvar.generation.report import Report, ScaleCost, Summary
 from stepvar.generation.sampling import CodebookChoice
 from stepvar.generation.schedule import Scale, ScaleSchedule
+from stepvar.models.arguments import refuse_unknown
 from stepvar.models.common.t5 import refuse_unknown_words
 from stepvar.models.output import ImageOutput, as_json_value, peak_memory, to_output
 from stepvar.models.placement import PlacedPipeline
@@ -81,7 +83,6 @@ class NextScalePipeline(PlacedPipeline, Generic[Asked]):
         reads_text: Whether it is called with texts; otherwise with numbers of classes.
         draws_videos: Whether results have `.frames`, and calls take `seconds`.
         draws_previews: Whether a picture can be looked at before it is finished.
-        remembers: Whether every scale sees all earlier ones, by keys and values that could also be forgotten.
         example_prompt: Something that this kind of pipeline draws.
         usual_text_tokens: Tokens of a prompt that `summary` counts with where it is not told.
     """
@@ -91,7 +92,6 @@ class NextScalePipeline(PlacedPipeline, Generic[Asked]):
     reads_text = True
     draws_videos = False
     draws_previews = True
-    remembers: bool = True
     example_prompt: str = "two yellow stars above a striped blue ring on sand"
     usual_text_tokens = 16
     _subject = "prompt"
@@ -151,6 +151,11 @@ class NextScalePipeline(PlacedPipeline, Generic[Asked]):
         raise NotImplementedError
 
     @property
+    def remembers(self) -> bool:
+        """Whether every scale sees all earlier ones, by keys and values that could also be forgotten."""
+        return True
+
+    @property
     def depth(self) -> int:
         """Layers of the transformer."""
         return len(self.transformer.blocks)
@@ -175,7 +180,7 @@ class NextScalePipeline(PlacedPipeline, Generic[Asked]):
     def run_scales(self, session: Session, sampler: Sampler, request: Asked) -> Generation:
         """Runs the loop over scales, in a cascade where one was asked for."""
         cascade = request.cascade
-        draft = None if cascade is None else cascade.drafter.prefill(request)
+        draft: Session | None = None if cascade is None else cascade.drafter.prefill(request)
         with request.timer.stage("scales"), self.progress_bar(total=len(request.schedule)) as bar:
 
             def observe(report: ScaleReport) -> None:
@@ -183,7 +188,7 @@ class NextScalePipeline(PlacedPipeline, Generic[Asked]):
                 if request.options.observer is not None:
                     request.options.observer(report)
 
-            if cascade is None:
+            if cascade is None or draft is None:
                 return generate(
                     session,
                     guidance=request.guidance,
@@ -281,6 +286,7 @@ class NextScalePipeline(PlacedPipeline, Generic[Asked]):
         if call.get(self._subject) is None and call.get("prompt_embeds") is None:
             call = {name: value for name, value in call.items() if name not in _PER_PICTURE}
             call[self._subject] = self.example_prompt
+        refuse_unknown(type(self).__name__, call, inspect.signature(self.check).parameters)
         request = self.check(pruning=pruning, **call)
         count = request.inputs.images if images is None else images
         return self.summarise(request, count, text_tokens or self.usual_text_tokens)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -22,6 +22,7 @@ class PlacedPipeline(DiffusionPipeline):
     """
 
     streams_layers = False
+    model_cpu_offload_seq: ClassVar[str]  # type: ignore[assignment]  # diffusers types it as None
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """As in diffusers, but parts that a model keeps in float32 stay exact in every number format."""

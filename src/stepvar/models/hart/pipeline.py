@@ -239,7 +239,8 @@ class HARTPipeline(CodebookPipeline[HARTRequest]):
         if not request.guidance.active:
             return positive
         if negative is None:
-            return positive.joined(ContextFeatures.empty(*positive.features.shape, positive.features.device))
+            images, tokens, channels = positive.features.shape
+            return positive.joined(ContextFeatures.empty(images, tokens, channels, positive.features.device))
         return positive.joined(negative.repeat(request.inputs.repeats))
 
     def _require_shape(self, given: ContextFeatures | None) -> None:

@@ -42,7 +42,7 @@ from stepvar.models.infinitystar.request import (
     check_length,
     seconds_of_frames,
 )
-from stepvar.models.infinitystar.schedules import FRAMES_PER_LATENT, VideoSchedule
+from stepvar.models.infinitystar.schedules import FRAMES_PER_LATENT, VideoScale, VideoSchedule
 from stepvar.models.infinitystar.session import InfinityStarSession, TextPrefix
 from stepvar.models.infinitystar.text import format_prompt
 from stepvar.models.infinitystar.transformer import InfinityStarTransformer
@@ -73,7 +73,6 @@ class InfinityStarPipeline(NextScalePipeline[VideoRequest]):
     presets = PRESETS
     draws_videos = True
     draws_previews = False
-    remembers = False
     streams_layers = True
     usual_text_tokens = 128
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -109,6 +108,10 @@ class InfinityStarPipeline(NextScalePipeline[VideoRequest]):
             "marks_duration": marks_duration,
         }
         self.register_defaults(dict.fromkeys(given), given)
+
+    @property
+    def remembers(self) -> bool:
+        return False
 
     @property
     def defaults(self) -> VideoDefaults:
@@ -381,7 +384,8 @@ class InfinityStarPipeline(NextScalePipeline[VideoRequest]):
 
     def frames_of(self, scale: Scale) -> tuple[int, ...]:
         """The frames of a video that a step's maps stand for, the last one of each latent frame."""
-        latents = range(scale.first_frame, scale.first_frame + scale.frames)
+        first = scale.first_frame if isinstance(scale, VideoScale) else 0
+        latents = range(first, first + scale.frames)
         return tuple(FRAMES_PER_LATENT * latent for latent in latents)
 
     def _method(self, pruning: Pruning, schedule: VideoSchedule, guidance: Guidance) -> PruningMethod | None:

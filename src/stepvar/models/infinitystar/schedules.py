@@ -11,7 +11,7 @@ repetition as a step of its own. One latent cell is 16 x 16 pixels, and 4 frames
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -73,8 +73,11 @@ class VideoSchedule(ScaleSchedule):
     scales: tuple[VideoScale, ...]
     continues: bool = True
 
-    def __iter__(self):  # noqa: ANN204 - the type narrows from Scale to VideoScale
+    def __iter__(self) -> Iterator[VideoScale]:
         return iter(self.scales)
+
+    def __getitem__(self, index: int) -> VideoScale:  # type: ignore[override]  # slices are not needed
+        return self.scales[index]
 
     @property
     def clips(self) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""InfinityStar at work on one prompt: the text prefix, the clips, and what each step sees."""
+"""Session of InfinityStar: one video, its text prefix, its clips, and what each step sees."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stepvar.generation.cache import Alone, Cache, KVCache, Memory, Span, Window
+from stepvar.generation.cache import Alone, Cache, KVCache, Memory, Span, Window, WindowLayerCache
 from stepvar.generation.plan import GenerationPlan
 from stepvar.generation.pruner import Branch
+from stepvar.generation.schedule import Scale
 from stepvar.generation.tokens import Tokens
 from stepvar.models.infinitystar.quantizer import expand, resize_area
 from stepvar.models.infinitystar.schedules import VideoScale, VideoSchedule
@@ -62,7 +63,7 @@ class Condition:
     """Features that every step sees besides the text, and that see only themselves.
 
     Attributes:
-        name: For whoever watches.
+        name: What probes call it.
         features: [B, C, t, h, w].
         position: Step number of the rotary positions.
         frames: Latent frame of each of the t frames.
@@ -84,7 +85,7 @@ class InfinityStarSession:
         known: What the schedule's `given` steps stand for.
         conditions: Seen by every step.
         device: Where it runs; by default where the transformer is.
-        prefix_probe: Sees text and conditions go through the layers.
+        prefix_probe: Called with what text and conditions become in every layer.
     """
 
     images = 1
@@ -158,17 +159,21 @@ class InfinityStarSession:
         show(name, "input", hidden)
         show(name, "rotary", rotary)
         for layer, block in enumerate(self.transformer.blocks):
-            hidden = hidden + block.attend(hidden, rotary, Alone(cache[layer]))
+            memory = cache[layer]
+            if not isinstance(memory, WindowLayerCache):
+                raise TypeError(f"A prefix needs a cache of windows, not a {type(memory).__name__}.")
+            hidden = hidden + block.attend(hidden, rotary, Alone(memory))
             hidden = hidden + block.feed(hidden)
             show(name, f"layer {layer}", hidden)
 
-    def embed(self, scale: VideoScale, rows: int) -> tuple[Tensor, Tokens]:
-        if scale.clip != self.clip:
+    def embed(self, scale: Scale, rows: int) -> tuple[Tensor, Tokens]:
+        step = self.schedule[scale.index]
+        if step.clip != self.clip:
             self.finished.append(self.latent)
-            self.latent, self.clip = self._begin(scale), scale.clip
-        self.bits = scale.bits
-        hidden = self.transformer.embed_tokens(resize_area(self.latent, scale.grid))
-        return hidden.repeat(rows, 1, 1), Tokens(scale, self.rotary.scale(scale))
+            self.latent, self.clip = self._begin(step), step.clip
+        self.bits = step.bits
+        hidden = self.transformer.embed_tokens(resize_area(self.latent, step.grid))
+        return hidden.repeat(rows, 1, 1), Tokens(step, self.rotary.scale(step))
 
     def branches(self, layer: int, memory: Memory, rows: int) -> Sequence[tuple[str, Branch]]:
         block = self.transformer.blocks[layer]
@@ -180,13 +185,14 @@ class InfinityStarSession:
     def logits(self, hidden: Tensor) -> Tensor:
         return self.transformer.logits(hidden, self.bits)
 
-    def commit(self, scale: VideoScale, choice: Tensor, hidden: Tensor, tokens: Tokens) -> None:
+    def commit(self, scale: Scale, choice: Tensor, hidden: Tensor, tokens: Tokens) -> None:
         """Adds the codes of bits [1, N, D] to the clip."""
-        if scale.given and self.known is not None:
-            self.latent = self.known.clips[scale.clip].to(self.device)
+        step = self.schedule[scale.index]
+        if step.given and self.known is not None:
+            self.latent = self.known.clips[step.clip].to(self.device)
             return
         channels = self.transformer.config.detail_bits
-        self.latent = self.latent + expand(choice, scale, channels, self.schedule.position_grid)
+        self.latent = self.latent + expand(choice, step, channels, self.schedule.position_grid)
 
     def video(self) -> Tensor:
         """Codes of all clips so far, known ones included, [1, C, T, H, W]."""

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from stepvar.generation.schedule import ScaleSchedule
 from stepvar.models.infinitystar.schedules import (
     BUDGETS,
     FRAMES_PER_LATENT,
@@ -69,7 +70,7 @@ class VideoSizes:
         """Frames of a schedule's video."""
         return 1 + FRAMES_PER_LATENT * (schedule.latent_frames - 1)
 
-    def pixels(self, schedule: VideoSchedule) -> Sides:
+    def pixels(self, schedule: ScaleSchedule) -> Sides:
         """Height and width in pixels of a schedule's frames."""
         height, width = schedule.position_grid
         return height * self.pixels_per_cell, width * self.pixels_per_cell

@@ -248,9 +248,12 @@ class SwittiPipeline(CodebookPipeline[CodebookRequest]):
     def prefill(self, request: CodebookRequest) -> SwittiSession:
         repeats = request.inputs.repeats
         with request.timer.stage("text"):
-            texts = [None if text is None else text.repeated(repeats) for text in self.features(request)]
+            positive, negative = self.features(request)
+            negative = None if negative is None else negative.repeated(repeats)
             self.load_to_device(self.transformer)
-            return SwittiSession(self.transformer, self.quantizer(self._execution_device), *texts)
+            return SwittiSession(
+                self.transformer, self.quantizer(self._execution_device), positive.repeated(repeats), negative
+            )
 
     def scale_costs(
         self,

@@ -20,7 +20,7 @@ from stepvar.checkpoints.transformers_models import GENERIC_TOKENIZERS, load_tex
 from stepvar.models.switti.session import TextFeatures
 
 if TYPE_CHECKING:
-    from transformers import CLIPTextModel, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _SHOWN_CHARACTERS = 200
 
@@ -28,7 +28,7 @@ _SHOWN_CHARACTERS = 200
 @torch.no_grad()
 def encode_prompts(
     tokenizers: Sequence[PreTrainedTokenizerBase],
-    encoders: Sequence[CLIPTextModel],
+    encoders: Sequence[PreTrainedModel],
     prompts: Sequence[str],
     max_length: int = 77,
     device: torch.device | str | None = None,
@@ -65,7 +65,7 @@ def encode_prompts(
 
 
 def encode_ids(
-    encoders: Sequence[CLIPTextModel], ids: Sequence[Tensor], masks: Sequence[Tensor]
+    encoders: Sequence[PreTrainedModel], ids: Sequence[Tensor], masks: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Runs the encoders on padded token ids.
 
