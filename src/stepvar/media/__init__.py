@@ -1,1 +1,1 @@
-"""Reading and writing of picture and video files."""
+"""Media files: reading of pictures and videos, encoding of PNG, MP4 and GIF."""

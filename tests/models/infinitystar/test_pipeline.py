@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from stepvar.models.infinitystar.conditioning import read_footage, read_picture
+from stepvar.models.infinitystar.conditioning import read_footage, read_image
 from stepvar.models.infinitystar.interactive import Continuation
 from stepvar.models.infinitystar.planning import VideoDefaults, plan_video
 from stepvar.models.infinitystar.sizes import VideoSizes
@@ -151,8 +151,8 @@ def test_pictures_that_a_phone_stores_sideways_are_read_upright(tmp_path):
     stored.save(tmp_path / "phone.jpg", exif=note)
     with Image.open(tmp_path / "phone.jpg") as opened:
         beginnings = [
-            read_picture(tmp_path / "phone.jpg"),
-            read_picture(opened),
+            read_image(tmp_path / "phone.jpg"),
+            read_image(opened),
             read_footage([opened], 16, 1.0, from_end=False),
         ]
     for beginning in beginnings:
@@ -161,7 +161,7 @@ def test_pictures_that_a_phone_stores_sideways_are_read_upright(tmp_path):
         assert picture.getpixel((44, 40))[0] > 200
         assert picture.getpixel((4, 40))[0] < 50
     stored.save(tmp_path / "damaged-note.png", exif=b"no note at all")
-    assert read_picture(tmp_path / "damaged-note.png").pictures[0].size == (80, 48)
+    assert read_image(tmp_path / "damaged-note.png").pictures[0].size == (80, 48)
 
 
 def test_chunks_and_tiles_of_the_decoder(pipeline):

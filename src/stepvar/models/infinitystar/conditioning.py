@@ -7,14 +7,16 @@ tools/infer_*.py. The official code draws from the posterior with an unseeded ge
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from stepvar.media.pictures import Picture, read_frames, read_picture
 from stepvar.media.video import Video, read_video
 from stepvar.models.infinitystar.frames import fit, spread_frames, to_pixels
 from stepvar.models.infinitystar.interactive import Continuation
@@ -25,7 +27,6 @@ from stepvar.models.infinitystar.vae import InfinityStarVAE
 
 logger = logging.getLogger(__name__)
 
-Picture = Image.Image | str | os.PathLike[str]
 Footage = Sequence[Image.Image] | Video | str | os.PathLike[str]
 
 
@@ -36,10 +37,12 @@ class Beginning:
     Attributes:
         pictures: One, or the frames of a video.
         frames_per_second: Of the video.
+        times: As of a `Video`.
     """
 
     pictures: Sequence[Image.Image]
     frames_per_second: float = 0.0
+    times: Sequence[float] | None = None
 
     @property
     def is_video(self) -> bool:
@@ -64,39 +67,21 @@ class Beginning:
 
     def spread(self, seconds: float, count: int, from_end: bool = False) -> Beginning:
         """`count` frames that stand for the first seconds, or the last ones."""
-        total = len(self.pictures)
-        places = spread_frames(total, self.frames_per_second, seconds, count)
+        video, rate = Video(self.pictures, self.frames_per_second, self.times), self.frames_per_second
+        total = math.floor(video.duration * rate + 1e-3)
+        places = spread_frames(total, rate, seconds, count)
         shift = total - 1 - places[-1] if from_end else 0
-        return Beginning([self.pictures[place + shift] for place in places], self.frames_per_second)
+        shown = [video.frame_at((place + shift) / rate) for place in places]
+        return Beginning([self.pictures[index] for index in shown], rate)
 
 
-def read_picture(image: Picture) -> Beginning:
+def read_image(image: Picture) -> Beginning:
     """A picture to begin with.
 
     Raises:
         ValueError: When it cannot be read.
     """
-    if isinstance(image, Image.Image):
-        return Beginning([_upright(image)])
-    if not isinstance(image, (str, os.PathLike)):
-        raise ValueError(f"image is a {type(image).__name__}; give a PIL picture or the path of one.")
-    try:
-        with Image.open(image) as opened:
-            return Beginning([_upright(opened).convert("RGB")])
-    except FileNotFoundError as error:
-        raise ValueError(f"There is no picture '{image}'.") from error
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"'{image}' is not a picture that can be read; give a PNG or JPEG file.") from error
-
-
-def _upright(picture: Image.Image) -> Image.Image:
-    """A picture turned as its EXIF note says: phones store pictures sideways."""
-    try:
-        # Asked first because `exif_transpose` copies also what stands upright.
-        turned = picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        return ImageOps.exif_transpose(picture) if turned else picture
-    except SyntaxError:  # Pillow's word for a damaged note; the picture itself may be whole
-        return picture
+    return Beginning([read_picture(image)])
 
 
 def read_footage(video: Footage, frames_per_second: float, seconds: float, from_end: bool) -> Beginning:
@@ -113,12 +98,9 @@ def read_footage(video: Footage, frames_per_second: float, seconds: float, from_
     """
     if isinstance(video, (str, os.PathLike)):
         video = read_video(video, seconds, from_end)
-    if isinstance(video, Video):
-        return Beginning(video.frames, video.frames_per_second)
-    pictures = list(video)
-    if not pictures or not all(isinstance(picture, Image.Image) for picture in pictures):
-        raise ValueError("video is no list of PIL pictures; give such a list, or the path of a video file.")
-    return Beginning([_upright(picture) for picture in pictures], frames_per_second)
+    if not isinstance(video, Video):
+        video = Video(list(video), frames_per_second)
+    return Beginning(read_frames(video.frames), video.frames_per_second, video.times)
 
 
 def encode_known(

@@ -22,7 +22,8 @@ from stepvar.models.arguments import with_arguments_of
 from stepvar.models.common.t5 import encode_prompts
 from stepvar.models.infinitystar import SPEC
 from stepvar.models.infinitystar.checkpoints import check_pair
-from stepvar.models.infinitystar.conditioning import Footage, Picture, begin_continuation, encode_known
+from stepvar.media.pictures import Picture
+from stepvar.models.infinitystar.conditioning import Footage, begin_continuation, encode_known
 from stepvar.models.infinitystar.costs import memory_plan, scale_costs
 from stepvar.models.infinitystar.interactive import Continuation
 from stepvar.models.infinitystar.output import (

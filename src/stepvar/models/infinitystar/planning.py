@@ -8,7 +8,8 @@ from typing import Any
 
 from stepvar.generation.guidance import Guidance, ProjectedGuidance
 from stepvar.generation.sampling import SamplingSettings
-from stepvar.models.infinitystar.conditioning import Beginning, Footage, Picture, read_footage, read_picture
+from stepvar.media.pictures import Picture
+from stepvar.models.infinitystar.conditioning import Beginning, Footage, read_footage, read_image
 from stepvar.models.infinitystar.interactive import Continuation
 from stepvar.models.infinitystar.schedules import (
     FRAMES_PER_LATENT,
@@ -185,7 +186,7 @@ def plan_video(
         raise ValueError("Only weights for interactive continuation take a continuation; give a video.")
     beginning = None
     if image is not None:
-        beginning = read_picture(image)
+        beginning = read_image(image)
     elif video is not None:
         beginning = read_footage(video, sizes.frames_per_second, sizes.clip_seconds, from_end=interactive)
     template = _template(sizes, size, beginning, continuation)

@@ -123,7 +123,8 @@ class VAETrainer(TrainingRun[Settings], Generic[Settings, VAE]):
         torch.set_num_threads(settings.threads)
         torch.manual_seed(settings.seed)
         self.canvas = canvas
-        self.model, self.average = (to_device(self.build(), self.device) for _ in range(2))
+        self.model: VAE = to_device(self.build(), self.device)
+        self.average: VAE = to_device(self.build(), self.device)
         self.average.load_state_dict(self.model.state_dict())
         self.average.eval().requires_grad_(False)
         self.optimiser = torch.optim.AdamW(
