@@ -224,14 +224,9 @@ def encode_mp4(video: Video, comment: str = "") -> bytes:
 
 
 def _to_bt709(av: Any, picture: Image) -> VideoFrame:
-    ranges = av.video.reformatter.ColorRange
+    """A frame in limited range, which is FFmpeg's choice where none is named."""
     frame = av.VideoFrame.from_image(picture.convert("RGB"))
-    return frame.reformat(
-        format="yuv420p",
-        dst_colorspace="ITU709",
-        dst_color_range=ranges.MPEG,
-        interpolation=_accurate(av),
-    )
+    return frame.reformat(format="yuv420p", dst_colorspace="ITU709", interpolation=_accurate(av))
 
 
 def encode_gif(video: Video, comment: str = "") -> bytes:

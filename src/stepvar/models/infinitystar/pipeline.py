@@ -18,11 +18,11 @@ from stepvar.generation.pruner import PruningMethod, plan_generation
 from stepvar.generation.report import ScaleCost, Summary
 from stepvar.generation.sampling import BitSampler
 from stepvar.generation.schedule import Scale, ScaleSchedule
+from stepvar.media.pictures import Picture
 from stepvar.models.arguments import with_arguments_of
 from stepvar.models.common.t5 import encode_prompts
 from stepvar.models.infinitystar import SPEC
 from stepvar.models.infinitystar.checkpoints import check_pair
-from stepvar.media.pictures import Picture
 from stepvar.models.infinitystar.conditioning import Footage, begin_continuation, encode_known
 from stepvar.models.infinitystar.costs import memory_plan, scale_costs
 from stepvar.models.infinitystar.interactive import Continuation
