@@ -23,7 +23,7 @@ from stepvar.generation.loop import generate
 from stepvar.generation.sampling import BitSampler, SamplingSettings
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.metrics.timing import Samples, Spread, interleaved, machine
-from stepvar.models.infinity.official import published_config
+from stepvar.models.infinity.published import published_config
 from stepvar.models.infinity.session import InfinitySession, TextCondition
 from stepvar.models.infinity.training import init_weights
 from stepvar.models.infinity.transformer import InfinityTransformer

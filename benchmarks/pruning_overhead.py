@@ -77,6 +77,7 @@ class Block:
         self.grid = (settings.side, settings.side)
         capacity = settings.earlier + self.scale.tokens
         head_dim = width // settings.heads
+        self.dtype = dtype
         self.cache = KVCache([capacity], rows, settings.heads, head_dim, dtype, device)
         self.earlier = settings.earlier
         generator = torch.Generator(device).manual_seed(0)
@@ -100,9 +101,11 @@ class Block:
         """The block's three branches, behind the cache of the earlier scales."""
         block, memory = self.model.blocks[0], self.cache[0]
         memory.length = self.earlier
-        hidden = hidden + block.attend_self(hidden, tokens, self.modulation, memory, self.constants)
+        hidden = hidden + block.attend_self(
+            hidden, tokens, self.modulation, memory, self.constants, self.dtype
+        )
         hidden = hidden + block.attend_text(hidden, *self.text, None)
-        return hidden + block.feed(hidden, self.modulation)
+        return hidden + block.feed(hidden, self.modulation, self.dtype)
 
 
 def fastvar_branch(work: Block, settings: argparse.Namespace, latent: Tensor) -> Callable[[], object]:

@@ -145,8 +145,13 @@ def _cut(words: str) -> tuple[Any, ...] | None:
 
 
 def watch(module: nn.Module, use: Callable[[Tensor], None]) -> Any:
-    """Hands every output of a module on."""
-    return module.register_forward_hook(lambda _module, _inputs, output: use(output))
+    """Hands every output of a module on that is one tensor."""
+
+    def hand_on(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            use(output)
+
+    return module.register_forward_hook(hand_on)
 
 
 class Comparison:

@@ -165,7 +165,7 @@ def _condition(
     if "input.neg_kv_compact" in comparison.case.tensors:
         negative = comparison.take("input.neg_kv_compact").float().split(call["negative_lens"])
     else:
-        negative = [transformer.unconditional_text[:length] for length in call["lens"]]
+        negative = [transformer.unconditional(length) for length in call["lens"]]
     return TextCondition(tuple(positive), tuple(negative))
 
 

@@ -147,15 +147,14 @@ def _run_training(comparison: Comparison, transformer: VARTransformer, tokenizer
     check("teacher_input", torch.cat(inputs, dim=1))
     check("attn_bias_is_visible", _visible(lengths).to(torch.uint8))
     classes = torch.tensor(comparison.case.info["run"]["labels"])
-    first = transformer.blocks[0]
-    handles = [
-        first.register_forward_pre_hook(lambda _module, inputs: check("x_in", inputs[0])),
-        watch(first, partial(check, "block0_out")),
-        watch(transformer.blocks[-1], partial(check, "blocklast_out")),
-    ]
-    logits = teacher_forced_logits(transformer, classes, inputs)
-    for handle in handles:
-        handle.remove()
+    landmarks = {"input": ["x_in"], "layer 0": ["block0_out"]}
+    landmarks.setdefault(f"layer {len(transformer.blocks) - 1}", []).append("blocklast_out")
+
+    def probe(name: str, hidden: Tensor) -> None:
+        for landmark in landmarks.get(name, ()):
+            check(landmark, hidden)
+
+    logits = teacher_forced_logits(transformer, classes, inputs, probe)
     check("logits", torch.cat(logits, dim=1))
     losses = token_losses(logits, code.index)
     check("ce_per_token", losses)

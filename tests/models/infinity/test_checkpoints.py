@@ -18,14 +18,8 @@ from stepvar.models.infinity.checkpoints import (
     load_vae,
     transformer_from_state,
 )
-from stepvar.models.infinity.official import (
-    PUBLISHED_SIZES,
-    infer_config,
-    infer_vae_config,
-    published_config,
-    published_name,
-    to_official,
-)
+from stepvar.models.infinity.official import infer_config, infer_vae_config, to_official
+from stepvar.models.infinity.published import PUBLISHED_SIZES, published_config, published_name
 from stepvar.models.infinity.transformer import InfinityTransformer
 from stepvar.models.infinity.vae import InfinityVAE, convert_official_state
 

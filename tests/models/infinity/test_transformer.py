@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from stepvar.generation.schedule import ScaleSchedule
+from stepvar.models.infinity.published import feed_forward_width
 from stepvar.models.infinity.sizes import SizeTable
-from stepvar.models.infinity.transformer import InfinityTransformer, feed_forward_width
+from stepvar.models.infinity.transformer import InfinityTransformer
 from stepvar.pruning.stepvar import StepVAR
 from tiny_models import SMALL, bits, draw, make_text, make_transformer
 

@@ -60,7 +60,7 @@ def hook_activations(model: InfinityVAE) -> dict[str, torch.Tensor]:
         keep(f"{prefix}{side}_mid", getattr(model, side).mid.block_2)
         for index, level in enumerate(levels):
             keep(f"{prefix}{side}_{step}{index}_last_block", level.block[-1])
-            if hasattr(level, resample):
+            if getattr(level, resample) is not None:
                 keep(f"{prefix}{side}_{step}{index}_{resample}", getattr(level, resample))
     return found
 

@@ -1,4 +1,4 @@
-"""What the sessions share of models whose tokens are codes of a codebook: VAR, HART and Switti."""
+"""Session of models whose tokens are codes of a codebook, the part that VAR, HART and Switti share."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ class CodebookSession:
         channels: D, of a code.
         images: B.
         copies: 2 when every image has an unconditional copy, else 1.
+        device: Where it runs; by default where the transformer is.
     """
 
     head_modulation: tuple[Tensor, Tensor]
@@ -41,22 +42,21 @@ class CodebookSession:
         channels: int,
         images: int,
         copies: int,
+        device: torch.device | None = None,
     ) -> None:
         self.transformer, self.quantizer = transformer, quantizer
+        self.device: torch.device = device or transformer.device
+        self.dtype: torch.dtype = transformer.compute_dtype
         self.schedule, self.depth = schedule, len(transformer.blocks)
         self.images, self.copies = images, copies
         grid = (schedule.final.height, schedule.final.width)
         self.latent = torch.zeros(images, channels, *grid, device=self.device)
 
-    @property
-    def device(self) -> torch.device:
-        return self.transformer.device
-
     def allocate_cache(self, plan: GenerationPlan) -> Cache:
         config = self.transformer.config
         lengths = [plan.cached_tokens(layer) + self.besides for layer in range(self.depth)]
         rows, head_dim = self.images * self.copies, config.width // config.heads
-        return KVCache(lengths, rows, config.heads, head_dim, self.transformer.compute_dtype, self.device)
+        return KVCache(lengths, rows, config.heads, head_dim, self.dtype, self.device)
 
     def prefill(self, cache: Cache) -> None:
         """Nothing: a prompt enters with the first scale, by cross-attention or by modulation."""

@@ -1,4 +1,4 @@
-"""What the models share: norms, modulation, feed-forward, rotary positions, padding masks.
+"""Layers of the transformers: linear, norms, modulation, feed-forward, rotary positions, padding masks.
 
 Shapes: R rows, N tokens, C width, H heads, c = C / H channels of a head, T text tokens.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as functional
@@ -16,31 +17,63 @@ _TOKENS_IN_CACHE = 512
 """How many tokens a CPU's cache holds at a time, in float32."""
 
 
-def linear(layer: nn.Linear, inputs: Tensor) -> Tensor:
-    """Applies a linear layer in the layer's own number format."""
-    return layer(inputs.to(layer.weight.dtype))
+class Linear(nn.Linear):
+    """`nn.Linear` that takes inputs of any number format, and computes in that of its weights.
+
+    The format is read inside the layer, where hooks that store weights in another format have brought them
+    back. A layer that quantisation puts in its place may ask for one format: blocks give the model's own.
+    """
+
+    def forward(self, inputs: Tensor, bias: Tensor | None = None) -> Tensor:
+        """inputs [..., C] -> [..., C'].
+
+        Args:
+            bias: [C'] of a layer without one of its own, added inside the product, which rounds once.
+        """
+        inputs = inputs.to(self.weight.dtype)
+        return functional.linear(inputs, self.weight, self.bias if bias is None else bias)
 
 
-def apply_in_chunks(function: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, places: Tensor) -> Tensor:
-    """A chain of element-wise steps in float32, on a CPU over pieces of the tokens that its cache holds.
+def linear_with_bias(layer: nn.Module, inputs: Tensor, bias: Tensor) -> Tensor:
+    """Applies a `Linear`, or whatever adapters and quantisation have made of it, and adds a bias.
+
+    Args:
+        inputs: [..., C] in the number format of the model.
+        bias: [C'].
+    """
+    own = getattr(layer, "base_layer", layer)  # where adapters keep the layer that they wrap
+    outputs: Tensor = layer(inputs, bias) if isinstance(own, Linear) else layer(inputs) + bias
+    return outputs
+
+
+def embed_index(embedding: nn.Embedding, index: int, device: torch.device) -> Tensor:
+    """One row [C] of an embedding in float32, looked up by the embedding itself."""
+    row: Tensor = embedding(torch.full((), index, dtype=torch.int64, device=device))
+    return row.float()
+
+
+def apply_in_chunks(
+    function: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, positions: Tensor
+) -> Tensor:
+    """A chain of element-wise steps in float32; a CPU takes as many tokens at a time as its cache holds.
 
     Of large maps, every step of the chain otherwise goes through memory: four times slower.
 
     Args:
-        function: Takes tokens [R, n, ...] in float32 and their places [R or 1, n, ...]; keeps the shape.
+        function: Takes tokens [R, n, ...] in float32 and their positions [R or 1, n, ...]; keeps the shape.
         inputs: [R, N, ...].
-        places: [R or 1, N, ...].
+        positions: [R or 1, N, ...].
 
     Returns:
         The results in the number format of the inputs.
     """
     count = inputs.shape[1]
     if inputs.device.type != "cpu" or count <= _TOKENS_IN_CACHE or torch.compiler.is_compiling():
-        return function(inputs.float(), places).to(inputs.dtype)
+        return function(inputs.float(), positions).to(inputs.dtype)
     output = torch.empty_like(inputs, memory_format=torch.contiguous_format)
     for start in range(0, count, _TOKENS_IN_CACHE):
-        piece = slice(start, start + _TOKENS_IN_CACHE)
-        output[:, piece] = function(inputs[:, piece].float(), places[:, piece])
+        chunk = slice(start, start + _TOKENS_IN_CACHE)
+        output[:, chunk] = function(inputs[:, chunk].float(), positions[:, chunk])
     return output
 
 
@@ -54,6 +87,47 @@ def modulated_norm(hidden: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e
     """
     hidden = hidden.float()
     return torch.addcmul(shift, functional.layer_norm(hidden, hidden.shape[-1:], eps=eps), scale)
+
+
+class BlockModulation(NamedTuple):
+    """AdaLN of a block with two modulated branches, each [R, 1, C] in float32; scales have their 1 added."""
+
+    attention_gate: Tensor
+    feed_forward_gate: Tensor
+    attention_scale: Tensor
+    feed_forward_scale: Tensor
+    attention_shift: Tensor
+    feed_forward_shift: Tensor
+
+    @classmethod
+    def unpack(cls, values: Tensor) -> BlockModulation:
+        """From [R, 1, 6, C] in the order gates, scales without their 1, shifts."""
+        gate1, gate2, scale1, scale2, shift1, shift2 = values.unbind(2)
+        return cls(gate1, gate2, scale1 + 1.0, scale2 + 1.0, shift1, shift2)
+
+    def first_rows(self, rows: int) -> BlockModulation:
+        """The modulation of the first rows alone."""
+        return BlockModulation(*(part[:rows] for part in self))
+
+
+def scale_and_shift(layer: nn.Module, condition: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """AdaLN of an output head: condition [R, C] -> (1 + scale, shift), each [R, 1, C] in float32.
+
+    Args:
+        layer: The linear layer that makes both.
+        dtype: Number format that it is given.
+    """
+    scale, shift = layer(functional.silu(condition).to(dtype)).float().unsqueeze(1).chunk(2, dim=-1)
+    return scale + 1.0, shift
+
+
+class LayerNorm(nn.LayerNorm):
+    """`nn.LayerNorm` computed in float32, whatever the number formats of weights and input."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return functional.layer_norm(
+            inputs.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps
+        )
 
 
 class RMSNorm(nn.Module):
@@ -86,11 +160,12 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, hidden_width: int) -> None:
         super().__init__()
-        self.up = nn.Linear(width, hidden_width)
-        self.down = nn.Linear(hidden_width, width)
+        self.up = Linear(width, hidden_width)
+        self.down = Linear(hidden_width, width)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.down(functional.gelu(linear(self.up, hidden), approximate="tanh"))
+        outputs: Tensor = self.down(functional.gelu(self.up(hidden), approximate="tanh"))
+        return outputs
 
 
 class GatedFeedForward(nn.Module):
@@ -98,12 +173,13 @@ class GatedFeedForward(nn.Module):
 
     def __init__(self, width: int, hidden_width: int) -> None:
         super().__init__()
-        self.gate = nn.Linear(width, hidden_width, bias=False)
-        self.up = nn.Linear(width, hidden_width, bias=False)
-        self.down = nn.Linear(hidden_width, width, bias=False)
+        self.gate = Linear(width, hidden_width, bias=False)
+        self.up = Linear(width, hidden_width, bias=False)
+        self.down = Linear(hidden_width, width, bias=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.down(functional.silu(linear(self.gate, hidden)) * linear(self.up, hidden))
+        outputs: Tensor = self.down(functional.silu(self.gate(hidden)) * self.up(hidden))
+        return outputs
 
 
 def rotary_table_2d(

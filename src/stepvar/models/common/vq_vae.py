@@ -1,6 +1,6 @@
-"""The visual tokenizer of the VAR family: a convolutional autoencoder around a multi-scale vector quantiser.
+"""Visual tokenizer of the VAR family: a convolutional autoencoder around a multi-scale vector quantiser.
 
-What VAR, Switti and HART share; a model's own class says no more than its name. Names of the autoencoder's
+VAR, Switti and HART share it; a model's own class says no more than its name. Names of the autoencoder's
 modules equal the keys of the published checkpoints.
 
 Facts of the architecture: FoundationVision/VAR (MIT), ``models/vqvae.py`` and ``models/basic_vae.py``.
@@ -10,15 +10,16 @@ Shapes: B pictures of H x W pixels in [-1, 1], stride s, latent grid (H/s, W/s) 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch.nn.functional as functional
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from stepvar.generation.cache import attention
+from stepvar.models.common.base import BlockList, ConfiguredModel
 from stepvar.models.common.resizing import Grid
 from stepvar.models.common.vector_quantizer import MultiScaleIndex, VectorQuantizer
 
@@ -94,10 +95,12 @@ class _Middle(nn.Module):
 
 
 class _Level(nn.Module):
-    """Residual blocks at one resolution, each with attention at the coarsest one."""
+    """Residual blocks, each with attention at the coarsest resolution, and a change of resolution."""
 
     def __init__(self, in_channels: int, out_channels: int, blocks: int, attends: bool) -> None:
         super().__init__()
+        self.downsample: _Downsample | None = None
+        self.upsample: _Upsample | None = None
         widths = [in_channels] + [out_channels] * blocks
         self.block = nn.ModuleList(_ResidualBlock(*pair) for pair in pairwise(widths))
         self.attn = nn.ModuleList(_Attention(out_channels) for _ in range(blocks if attends else 0))
@@ -107,6 +110,9 @@ class _Level(nn.Module):
             x = block(x)
             if self.attn:
                 x = self.attn[index](x)
+        for resampling in (self.downsample, self.upsample):
+            if resampling is not None:
+                x = resampling(x)
         return x
 
 
@@ -126,7 +132,7 @@ class Encoder(nn.Module):
         widths = [base_channels, *(base_channels * multiplier for multiplier in multipliers)]
         coarsest = len(multipliers) - 1
         self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
-        self.down = nn.ModuleList()
+        self.down: BlockList[_Level] = BlockList()
         for index in range(len(multipliers)):
             level = _Level(widths[index], widths[index + 1], blocks, attends=index == coarsest)
             if index < coarsest:
@@ -140,8 +146,6 @@ class Encoder(nn.Module):
         x = self.conv_in(image)
         for level in self.down:
             x = level(x)
-            if hasattr(level, "downsample"):
-                x = level.downsample(x)
         return self.conv_out(functional.silu(self.norm_out(self.mid(x))))
 
 
@@ -158,7 +162,7 @@ class Decoder(nn.Module):
         coarsest = len(multipliers) - 1
         self.conv_in = nn.Conv2d(channels, widths[-1], 3, padding=1)
         self.mid = _Middle(widths[-1])
-        self.up = nn.ModuleList()
+        self.up: BlockList[_Level] = BlockList()
         for index in range(len(multipliers)):
             level = _Level(widths[index + 1], widths[index], blocks, attends=index == coarsest)
             if index > 0:
@@ -171,12 +175,25 @@ class Decoder(nn.Module):
         x = self.mid(self.conv_in(latent))
         for level in reversed(self.up):
             x = level(x)
-            if hasattr(level, "upsample"):
-                x = level.upsample(x)
         return self.conv_out(functional.silu(self.norm_out(x)))
 
 
-class VectorQuantizedVAE(ModelMixin, ConfigMixin):
+class VectorQuantizedVAEConfig(Mapping[str, Any]):
+    """Arguments of `VectorQuantizedVAE`, by name and as attributes."""
+
+    codes: int
+    channels: int
+    base_channels: int
+    multipliers: Sequence[int]
+    encoder_blocks: int
+    decoder_blocks: int
+    kernel: int
+    refinements: int
+    refine_by_scale: bool
+    refinement_share: float
+
+
+class VectorQuantizedVAE(ConfiguredModel[VectorQuantizedVAEConfig]):
     """Pictures to code indices per scale and back.
 
     Args:
@@ -230,7 +247,7 @@ class VectorQuantizedVAE(ModelMixin, ConfigMixin):
             raise ValueError(
                 f"height and width must be multiples of {self.stride}, got {tuple(image.shape[2:])}"
             )
-        return self.quant_conv(self.encoder(image.to(self.quant_conv.weight.dtype))).float()
+        return self.quant_conv(self.encoder(image.to(self.dtype))).float()
 
     def encode(self, image: Tensor, grids: Sequence[Grid]) -> MultiScaleIndex:
         """Encode pictures ``[B, 3, H, W]`` in [-1, 1] to the codes of every scale, coarse to fine."""
@@ -238,7 +255,7 @@ class VectorQuantizedVAE(ModelMixin, ConfigMixin):
 
     def decode(self, latent: Tensor) -> Tensor:
         """Decode summed codes ``[B, D, H/s, W/s]`` to pictures ``[B, 3, H, W]``, float32 in [-1, 1]."""
-        latent = latent.to(self.post_quant_conv.weight.dtype).contiguous()
+        latent = latent.to(self.dtype).contiguous()
         return self.decoder(self.post_quant_conv(latent)).float().clamp(-1.0, 1.0)
 
     def decode_index(self, index: Sequence[Tensor], grids: Sequence[Grid]) -> Tensor:

@@ -1,6 +1,6 @@
-"""HART's diffusion head: draws what the last scale's codes leave over, token by token.
+"""Diffusion head of HART: draws what the last scale's codes leave over, token by token.
 
-A small network removes noise from D numbers in a handful of steps, told by the transformer's hidden state.
+A small network removes noise from D numbers in a handful of steps, given the transformer's hidden state.
 
 Source: mit-han-lab/hart, hart/modules/diffusion (after "Autoregressive Image Generation without Vector
 Quantization", arXiv 2406.11838, and "Improved Denoising Diffusion Probabilistic Models", arXiv 2102.09672).
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from stepvar.models.common.layers import linear, sinusoid
+from stepvar.models.common.layers import LayerNorm, Linear, sinusoid
 
 TRAINED_STEPS = 1000
 """Steps of the process that the network was trained on; a few of them are taken."""
@@ -175,19 +175,16 @@ class DiffusionBlock(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.up = nn.Linear(width, width)
-        self.down = nn.Linear(width, width)
-        self.modulation = nn.Linear(width, 3 * width)
+        self.norm = LayerNorm(width, eps=1e-6)
+        self.up = Linear(width, width)
+        self.down = Linear(width, width)
+        self.modulation = Linear(width, 3 * width)
 
     def forward(self, hidden: Tensor, condition: Tensor) -> Tensor:
         """hidden [M, w] float32, condition [M, w] after its SiLU -> [M, w]."""
         shift, scale, gate = self.modulation(condition).float().chunk(3, dim=-1)
-        norm = self.norm
-        normed = functional.layer_norm(
-            hidden, norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps
-        )
-        inner = linear(self.up, normed * (scale + 1.0) + shift)
+        normed = self.norm(hidden) * (scale + 1.0) + shift
+        inner = self.up(normed.to(condition.dtype))
         return hidden + gate * self.down(functional.silu(inner)).float()
 
 
@@ -205,20 +202,17 @@ class DiffusionHead(nn.Module):
         super().__init__()
         self.schedule = DiffusionSchedule.respaced(steps)
         self.channels = channels
-        self.time_embedding = nn.Sequential(
-            nn.Linear(SINUSOID_CHANNELS, width), nn.SiLU(), nn.Linear(width, width)
-        )
-        self.condition_embedding = nn.Linear(condition_channels, width)
-        self.input = nn.Linear(channels, width)
+        self.time_embedding = nn.Sequential(Linear(SINUSOID_CHANNELS, width), nn.SiLU(), Linear(width, width))
+        self.condition_embedding = Linear(condition_channels, width)
+        self.input = Linear(channels, width)
         self.blocks = nn.ModuleList(DiffusionBlock(width) for _ in range(depth))
-        self.output_modulation = nn.Linear(width, 2 * width)
-        self.output = nn.Linear(width, 2 * channels)
+        self.output_modulation = Linear(width, 2 * width)
+        self.output = Linear(width, 2 * channels)
 
-    def embed_time(self, timesteps: Tensor) -> Tensor:
-        """Numbers of trained steps [...] -> [..., w]."""
-        first, activation, second = self.time_embedding
-        wave = sinusoid(timesteps.float(), SINUSOID_CHANNELS)
-        return linear(second, activation(linear(first, wave)))
+    def embed_time(self, timesteps: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Numbers of trained steps [...] -> [..., w], in a number format."""
+        embedded: Tensor = self.time_embedding(sinusoid(timesteps.float(), SINUSOID_CHANNELS).to(dtype))
+        return embedded
 
     def forward(self, state: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         """One pass of the network.
@@ -231,13 +225,14 @@ class DiffusionHead(nn.Module):
         Returns:
             [M, 2 D] in float32: the noise in the state, and where its variance lies between its bounds.
         """
-        told = functional.silu(time + condition)
-        hidden = linear(self.input, state).float()
+        activated = functional.silu(time + condition)
+        hidden: Tensor = self.input(state.to(condition.dtype)).float()
         for block in self.blocks:
-            hidden = block(hidden, told)
-        shift, scale = self.output_modulation(told).float().chunk(2, dim=-1)
-        normed = functional.layer_norm(hidden, hidden.shape[-1:], eps=1e-6)
-        return linear(self.output, normed * (scale + 1.0) + shift).float()
+            hidden = block(hidden, activated)
+        shift, scale = self.output_modulation(activated).float().chunk(2, dim=-1)
+        normed = functional.layer_norm(hidden, hidden.shape[-1:], eps=1e-6) * (scale + 1.0) + shift
+        outputs: Tensor = self.output(normed.to(condition.dtype))
+        return outputs.float()
 
     def predict(self, state: Tensor, step: int, condition: Tensor, guidance: float) -> Tensor:
         """Output of the network at a step, guided: [M, 2 D].
@@ -251,7 +246,8 @@ class DiffusionHead(nn.Module):
             guidance: g of (1 + g) x conditional - g x unconditional.
         """
         number = float(self.schedule.timesteps[step])
-        time = self.embed_time(torch.full((EQUAL_ROWS,), number, device=state.device))[:1]
+        steps = torch.full((EQUAL_ROWS,), number, device=state.device, dtype=torch.float32)
+        time = self.embed_time(steps, condition.dtype)[:1]
         copies = len(condition) // len(state)
         output = self(state.repeat(copies, 1), time, condition)
         if copies == 1:
@@ -261,7 +257,13 @@ class DiffusionHead(nn.Module):
         noise = noise - guidance * unconditional[:, : self.channels]
         return torch.cat([noise, conditional[:, self.channels :]], dim=1)
 
-    def sample(self, condition: Tensor, noise: DiffusionNoise, guidance: float = 0.0) -> Tensor:
+    def sample(
+        self,
+        condition: Tensor,
+        noise: DiffusionNoise,
+        guidance: float = 0.0,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
         """Draws residuals.
 
         A guidance of exactly 1 is no guidance, as in the official code; nor is 0, where it would only cost.
@@ -270,6 +272,7 @@ class DiffusionHead(nn.Module):
             condition: [M or 2 M, C], the conditional tokens, then the unconditional ones if any.
             noise: Random numbers of M tokens.
             guidance: See `predict`.
+            dtype: Number format of the matrix products.
 
         Returns:
             [M, D] in float32, to be added to the codes.
@@ -277,8 +280,8 @@ class DiffusionHead(nn.Module):
         state = noise.initial.float()
         if guidance in (0.0, 1.0):
             condition = condition[: len(state)]
-        told = linear(self.condition_embedding, condition)
+        embedded = self.condition_embedding(condition.to(dtype))
         for order, step in enumerate(reversed(range(len(self.schedule)))):
-            output = self.predict(state, step, told, guidance)
+            output = self.predict(state, step, embedded, guidance)
             state = self.schedule.previous(step, state, output, noise.steps[order].float())
         return state * OUTPUT_SCALE

@@ -69,6 +69,7 @@ class HARTSession(CodebookSession):
         schedule: The scales; the last map may be drawn in several parts.
         residual: How residuals are drawn; None leaves them out.
         orders: [B, N] in which order the positions of a map in parts are drawn, the last ones first.
+        device: Where it runs; by default where the transformer is.
     """
 
     def __init__(
@@ -80,13 +81,14 @@ class HARTSession(CodebookSession):
         schedule: ScaleSchedule,
         residual: ResidualDraw | None = None,
         orders: Tensor | None = None,
+        device: torch.device | None = None,
     ) -> None:
         channels, copies = transformer.config.latent_channels, len(condition) // images
-        super().__init__(transformer, quantizer, schedule, channels, images, copies)
+        super().__init__(transformer, quantizer, schedule, channels, images, copies, device)
         self.residual = residual
         self.parts = part_places(schedule, orders)
         self.levels = len(schedule) - max(len(self.parts) - 1, 0)
-        self._prepare(condition.to(transformer.device))
+        self._prepare(condition.to(self.device))
         # The first scale's place is taken by all context tokens.
         self.besides = self.context.shape[1] - schedule[0].tokens
         # A map in parts reads the latent as it was before the first of them.
@@ -101,7 +103,7 @@ class HARTSession(CodebookSession):
         largest = pool_largest(self.context)
         averaged = model.config.modulation == "table" or model.config.pooling == "mean"
         pooled = pool_mean(self.context, condition.mask) if averaged else largest
-        self.modulations = [block.modulations(pooled) for block in model.blocks]
+        self.modulations = [block.modulations(pooled, self.dtype) for block in model.blocks]
         self.constants = [block.attention.constants() for block in model.blocks]
         self.head_modulation = model.head_modulations(largest)
 
@@ -111,7 +113,7 @@ class HARTSession(CodebookSession):
 
     def embed(self, scale: Scale, rows: int) -> tuple[Tensor, Tokens]:
         model = self.transformer
-        level = model.level_embedding(self.level(scale))
+        level = model.level_embedding(self.level(scale), self.device)
         if scale.index == 0:
             return self.context[:rows] + level, Tokens(scale, self.context_table[:rows])
         hidden = model.embed_codes(self.next_input(scale)) + level
@@ -129,15 +131,15 @@ class HARTSession(CodebookSession):
 
     def branches(self, layer: int, memory: Memory, rows: int) -> Sequence[tuple[str, Branch]]:
         block, constants = self.transformer.blocks[layer], self.constants[layer]
-        modulation = self.modulations[layer]
+        modulation, dtype = self.modulations[layer], self.dtype
         if modulation is not None:
-            modulation = tuple(part[:rows] for part in modulation)
+            modulation = modulation.first_rows(rows)
         return (
             (
                 "self_attention",
-                lambda hidden, tokens: block.attend(hidden, tokens, modulation, memory, constants),
+                lambda hidden, tokens: block.attend(hidden, tokens, modulation, memory, constants, dtype),
             ),
-            ("feed_forward", lambda hidden, tokens: block.feed(hidden, modulation)),
+            ("feed_forward", lambda hidden, tokens: block.feed(hidden, modulation, dtype)),
         )
 
     def commit(self, scale: Scale, choice: CodebookChoice, hidden: Tensor, tokens: Tokens) -> None:
@@ -175,7 +177,9 @@ class HARTSession(CodebookSession):
             noise = DiffusionNoise(gather_tokens(noise.initial, places), steps)
         condition = self.transformer.residual_condition(hidden, codes.repeat(len(hidden) // images, 1, 1))
         flat = DiffusionNoise(noise.initial.flatten(0, 1), noise.steps.flatten(1, 2))
-        drawn = self.transformer.residual_head.sample(condition.flatten(0, 1), flat, draw.guidance)
+        drawn = self.transformer.residual_head.sample(
+            condition.flatten(0, 1), flat, draw.guidance, self.dtype
+        )
         drawn = drawn.unflatten(0, (images, -1))
         if chosen is None:
             return drawn

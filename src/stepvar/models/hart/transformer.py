@@ -10,24 +10,32 @@ T context tokens, E channels of the text features, V codes, D channels of a code
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as functional
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.configuration_utils import register_to_config
+
+# diffusers looks up the base class of a saved component on the module that the component is from.
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401
 from torch import Tensor, nn
 
 from stepvar.generation.cache import Memory
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.generation.tokens import Tokens
-from stepvar.models.common.layers import GatedFeedForward, RMSNorm, apply_in_chunks, linear, sinusoid
+from stepvar.models.common.attention import ProjectedAttention
+from stepvar.models.common.base import BlockList, ConfiguredModel, MultiMethodModule, through_forward
+from stepvar.models.common.layers import (
+    BlockModulation,
+    GatedFeedForward,
+    Linear,
+    RMSNorm,
+    apply_in_chunks,
+    scale_and_shift,
+    sinusoid,
+)
 from stepvar.models.hart.diffusion import SINUSOID_CHANNELS, DiffusionHead
-
-LARGEST_LOG_SCALE = math.log(100)
-"""Cosine attention's learned log scale is clamped here."""
 
 MODULATIONS = ("none", "block", "table")
 """How a block is modulated: not at all (as published), by a layer of its own, or by a learned table."""
@@ -72,61 +80,35 @@ def rotate_halves(inputs: Tensor, table: Tensor) -> Tensor:
     return turned
 
 
-class SelfAttention(nn.Module):
-    """Attention to everything earlier and to the own scale.
+class SelfAttention(ProjectedAttention):
+    """Attention to everything earlier and to the own scale; see `ProjectedAttention`."""
 
-    Args:
-        width, heads: C, H.
-        cosine: Queries and keys are normalised, with a learned scale per head.
-    """
-
-    def __init__(self, width: int, heads: int, cosine: bool) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.query_bias = nn.Parameter(torch.zeros(width))
-        self.value_bias = nn.Parameter(torch.zeros(width))
-        self.log_scale = nn.Parameter(torch.full((1, heads, 1, 1), math.log(4))) if cosine else None
-        self.output = nn.Linear(width, width)
-        # A quarter of the usual scale: the weights were trained with it.
-        self.softmax_scale = 1.0 if cosine else 0.25 / math.sqrt(width // heads)
-
-    def constants(self) -> tuple[Tensor, Tensor | None]:
-        """What does not depend on the input: bias [3 C], and scales of queries and keys [2, H, 1]."""
-        bias = torch.cat([self.query_bias, torch.zeros_like(self.query_bias), self.value_bias])
-        if self.log_scale is None:
-            return bias, None
-        scale = self.log_scale.float().clamp_max(LARGEST_LOG_SCALE).exp().view(1, -1, 1)
-        return bias, torch.cat([scale, torch.ones_like(scale)])
-
-    def forward(
+    @through_forward
+    def attend(
         self, hidden: Tensor, table: Tensor, memory: Memory, constants: tuple[Tensor, Tensor | None]
     ) -> Tensor:
         """hidden [R, N, C] -> [R, N, C]; new keys and values go to `memory`."""
         bias, scales = constants
-        qkv = functional.linear(hidden.to(self.qkv.weight.dtype), self.qkv.weight, bias)
-        qkv = qkv.unflatten(-1, (3, self.heads, -1))
+        qkv = self.project(hidden, bias)
 
-        def turn(pair: Tensor, table: Tensor) -> Tensor:
-            return rotate_halves(
-                pair if scales is None else functional.normalize(pair, dim=-1) * scales, table
-            )
+        def scale_and_rotate(pair: Tensor, table: Tensor) -> Tensor:
+            directions = pair if scales is None else functional.normalize(pair, dim=-1) * scales
+            return rotate_halves(directions, table)
 
-        # Queries and keys are turned together: half the calls.
-        query, key = apply_in_chunks(turn, qkv[:, :, :2], table).unbind(2)
-        heads_first = (part.transpose(1, 2) for part in (query, key, qkv[:, :, 2]))
-        attended = memory.attend(*heads_first, scale=self.softmax_scale)
-        return self.output(attended.transpose(1, 2).flatten(2))
+        # Queries and keys go through both together: half the calls.
+        pair = apply_in_chunks(scale_and_rotate, qkv[:, :, :2], table)
+        query, key, value = (part.transpose(1, 2) for part in (pair[:, :, 0], pair[:, :, 1], qkv[:, :, 2]))
+        return self.merge_heads(memory.attend(query, key, value, scale=self.softmax_scale))
 
 
-class HARTBlock(nn.Module):
+class HARTBlock(MultiMethodModule):
     """Self-attention and feed-forward, each a residual branch; both read through one norm.
 
     Args:
         width, heads: C, H.
         hidden_width: Of the feed-forward.
         modulation: One of `MODULATIONS`.
-        cosine: As for `SelfAttention`.
+        cosine: As for `ProjectedAttention`.
         eps: Of the norm.
     """
 
@@ -137,39 +119,43 @@ class HARTBlock(nn.Module):
         self.norm = RMSNorm(width, eps)
         self.attention = SelfAttention(width, heads, cosine)
         self.feed_forward = GatedFeedForward(width, hidden_width)
-        self.modulation = nn.Linear(width, 6 * width) if modulation == "block" else None
+        self.modulation = Linear(width, 6 * width) if modulation == "block" else None
         self.table = nn.Parameter(torch.zeros(6, width)) if modulation == "table" else None
 
-    def modulations(self, pooled: Tensor) -> tuple[Tensor, ...] | None:
-        """Pooled context [R, C] -> gates, 1 + scales and shifts, six of [R, 1, C]; None without any."""
+    @through_forward
+    def modulations(self, pooled: Tensor, dtype: torch.dtype) -> BlockModulation | None:
+        """The modulation of a generation, from the pooled context [R, C]; None without any."""
         if self.modulation is not None:
-            values = linear(self.modulation, functional.silu(pooled)).float().unflatten(-1, (6, -1))
+            values = self.modulation(functional.silu(pooled).to(dtype)).float().unflatten(-1, (6, -1))
         elif self.table is not None:
             values = self.table.float() + pooled[:, None]
         else:
             return None
-        gate1, gate2, scale1, scale2, shift1, shift2 = values[:, None].unbind(2)
-        return gate1, gate2, scale1 + 1.0, scale2 + 1.0, shift1, shift2
+        return BlockModulation.unpack(values[:, None])
 
+    @through_forward
     def attend(
         self,
         hidden: Tensor,
         tokens: Tokens,
-        modulation: Sequence[Tensor] | None,
+        modulation: BlockModulation | None,
         memory: Memory,
         constants: tuple[Tensor, Tensor | None],
+        dtype: torch.dtype,
     ) -> Tensor:
         normed = self.norm(hidden)
-        if modulation is None:
-            return self.attention(normed, tokens.positions, memory, constants)
-        normed = torch.addcmul(modulation[4], normed, modulation[2])
-        return modulation[0] * self.attention(normed, tokens.positions, memory, constants)
+        if modulation is not None:
+            normed = torch.addcmul(modulation.attention_shift, normed, modulation.attention_scale)
+        attended = self.attention.attend(normed.to(dtype), tokens.positions, memory, constants)
+        return attended if modulation is None else modulation.attention_gate * attended
 
-    def feed(self, hidden: Tensor, modulation: Sequence[Tensor] | None) -> Tensor:
+    @through_forward
+    def feed(self, hidden: Tensor, modulation: BlockModulation | None, dtype: torch.dtype) -> Tensor:
         normed = self.norm(hidden)
-        if modulation is None:
-            return self.feed_forward(normed)
-        return modulation[1] * self.feed_forward(torch.addcmul(modulation[5], normed, modulation[3]))
+        if modulation is not None:
+            normed = torch.addcmul(modulation.feed_forward_shift, normed, modulation.feed_forward_scale)
+        outputs: Tensor = self.feed_forward(normed.to(dtype))
+        return outputs if modulation is None else modulation.feed_forward_gate * outputs
 
 
 class LevelEmbedding(nn.Module):
@@ -184,19 +170,48 @@ class LevelEmbedding(nn.Module):
         super().__init__()
         self.table = nn.Parameter(torch.zeros(levels, width)) if levels else None
         if not levels:
-            self.first = nn.Linear(SINUSOID_CHANNELS, width)
-            self.second = nn.Linear(width, width)
+            self.first = Linear(SINUSOID_CHANNELS, width)
+            self.second = Linear(width, width)
 
-    def forward(self, level: int) -> Tensor:
-        """The vector [C] of a scale, float32."""
+    def forward(self, level: int, device: torch.device | None = None) -> Tensor:
+        """The vector [C] of a scale, float32.
+
+        Args:
+            device: Where the model runs; by default where the weights are.
+        """
         if self.table is not None:
             return self.table[level].float()
-        number = torch.tensor(float(level), device=self.first.weight.device)
+        number = torch.full((), float(level), device=device or self.first.weight.device, dtype=torch.float32)
         wave = sinusoid(number, SINUSOID_CHANNELS)
-        return linear(self.second, functional.silu(linear(self.first, wave))).float()
+        vector: Tensor = self.second(functional.silu(self.first(wave)))
+        return vector.float()
 
 
-class HARTTransformer(ModelMixin, ConfigMixin):
+class HARTConfig(Mapping[str, Any]):
+    """Arguments of `HARTTransformer`, by name and as attributes."""
+
+    depth: int
+    width: int
+    heads: int
+    codebook_size: int
+    latent_channels: int
+    context_tokens: int
+    context_channels: int
+    sides: Sequence[int]
+    hidden_width: int | None
+    modulation: str
+    pooling: str
+    level_table: bool
+    context_norm: bool
+    cosine_attention: bool
+    eps: float
+    diffusion_width: int
+    diffusion_depth: int
+    diffusion_steps: str
+    pixels_per_token: int
+
+
+class HARTTransformer(ConfiguredModel[HARTConfig]):
     """HART's transformer with its diffusion head, of any size.
 
     Args:
@@ -223,6 +238,7 @@ class HARTTransformer(ModelMixin, ConfigMixin):
     # These are small or run once, and stay in float32 whatever the rest is cast to.
     _keep_in_fp32_modules = ["text_norm", "level_embedding"]  # noqa: RUF012
     _no_split_modules = ["HARTBlock"]  # noqa: RUF012
+    _repeated_blocks = ["HARTBlock"]  # noqa: RUF012
 
     @register_to_config
     def __init__(
@@ -250,16 +266,16 @@ class HARTTransformer(ModelMixin, ConfigMixin):
         super().__init__()
         _check_choices(width, heads, sides, modulation, pooling)
         self.text_norm = RMSNorm(context_channels, eps) if context_norm else None
-        self.context_embedding = nn.Linear(context_channels, width)
-        self.token_embedding = nn.Linear(latent_channels, width)
+        self.context_embedding = Linear(context_channels, width)
+        self.token_embedding = Linear(latent_channels, width)
         self.level_embedding = LevelEmbedding(width, len(sides) if level_table else None)
         hidden_width = hidden_width or gated_width(width)
-        self.blocks = nn.ModuleList(
+        self.blocks: BlockList[HARTBlock] = BlockList(
             HARTBlock(width, heads, hidden_width, modulation, cosine_attention, eps) for _ in range(depth)
         )
         self.head_norm = RMSNorm(width, eps)
-        self.head_modulation = nn.Linear(width, 2 * width)
-        self.head = nn.Linear(width, codebook_size)
+        self.head_modulation = Linear(width, 2 * width)
+        self.head = Linear(width, codebook_size)
         self.residual_norm = RMSNorm(width, eps)
         self.residual_head = DiffusionHead(
             latent_channels, width, diffusion_width, diffusion_depth, diffusion_steps
@@ -271,18 +287,9 @@ class HARTTransformer(ModelMixin, ConfigMixin):
         return cls(**{"depth": 24, "width": 1536, "heads": 24, **overrides})
 
     @property
-    def device(self) -> torch.device:
-        return self.token_embedding.weight.device
-
-    @property
     def schedule(self) -> ScaleSchedule:
         """The one schedule that this model draws, with the last map at once."""
         return ScaleSchedule.from_grids([(side, side) for side in self.config.sides])
-
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        """Number format of the matrix products and of the KV cache."""
-        return self.blocks[0].attention.qkv.weight.dtype
 
     @property
     def head_dim(self) -> int:
@@ -291,11 +298,13 @@ class HARTTransformer(ModelMixin, ConfigMixin):
     def embed_context(self, features: Tensor) -> Tensor:
         """Text features [R, T, E] -> context tokens [R, T, C] in float32, without a level."""
         normed = features if self.text_norm is None else self.text_norm(features)
-        return linear(self.context_embedding, normed).float()
+        context: Tensor = self.context_embedding(normed.to(self.compute_dtype))
+        return context.float()
 
     def embed_codes(self, codes: Tensor) -> Tensor:
         """Codes [..., D] -> [..., C] in float32, without a level."""
-        return linear(self.token_embedding, codes).float()
+        hidden: Tensor = self.token_embedding(codes.to(self.compute_dtype))
+        return hidden.float()
 
     def context_positions(self, positions: Tensor) -> Tensor:
         """Table of the context tokens [R, T, 2, c] from their numbers [R, T]."""
@@ -326,23 +335,24 @@ class HARTTransformer(ModelMixin, ConfigMixin):
 
     def head_modulations(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Pooled context [R, C] -> (1 + scale, shift) of the head, each [R, 1, C]."""
-        values = linear(self.head_modulation, functional.silu(pooled)).float()[:, None]
-        scale, shift = values.chunk(2, dim=-1)
-        return scale + 1.0, shift
+        return scale_and_shift(self.head_modulation, pooled, self.compute_dtype)
 
     def logits(self, hidden: Tensor, modulation: tuple[Tensor, Tensor]) -> Tensor:
         """hidden [R, N, C] -> [R, N, V] in float32."""
         scale, shift = modulation
-        return linear(self.head, torch.addcmul(shift, self.head_norm(hidden), scale)).float()
+        normed = torch.addcmul(shift, self.head_norm(hidden), scale)
+        values: Tensor = self.head(normed.to(self.compute_dtype))
+        return values.float()
 
     def residual_condition(self, hidden: Tensor, codes: Tensor) -> Tensor:
-        """What the diffusion head is told of a token, [R, N, C].
+        """Condition of the diffusion head for every token, [R, N, C].
 
         Args:
             hidden: [R, N, C] hidden states after the last block.
             codes: [R or 1, N, D] codes that were drawn from them.
         """
-        return self.residual_norm(hidden.float() + self.embed_codes(codes))
+        condition: Tensor = self.residual_norm(hidden.float() + self.embed_codes(codes))
+        return condition
 
 
 def pool_largest(context: Tensor) -> Tensor:

@@ -17,36 +17,21 @@ from stepvar.checkpoints.conversion import Conversion, TextSide
 from stepvar.checkpoints.errors import CheckpointError
 from stepvar.checkpoints.layouts import build_empty, build_saved, fill, require_same_layout, saved_config
 from stepvar.checkpoints.weights import Checkpoint, TensorMap
+from stepvar.models.common.official import ZERO_BIAS, KeyMap, from_official_keys
 from stepvar.models.common.t5 import load_text_encoder, load_text_tokenizer
 from stepvar.models.infinity.official import (
-    BUDGETS_BY_PIXELS,
     DERIVED,
     VAES,
-    ZERO_BIAS,
     infer_config,
     infer_vae_config,
     official_keys,
-    published_config,
     refuse_others,
     to_official,
     with_one_scale_shape,
 )
+from stepvar.models.infinity.published import BUDGETS_BY_PIXELS
 from stepvar.models.infinity.transformer import InfinityTransformer
 from stepvar.models.infinity.vae import InfinityVAE, convert_official_state
-
-__all__ = [
-    "check_pair",
-    "convert",
-    "from_official",
-    "infer_config",
-    "load_official",
-    "load_transformer",
-    "load_vae",
-    "published_config",
-    "to_official",
-    "transformer_from_state",
-    "vae_from_state",
-]
 
 PathLike = str | os.PathLike[str]
 
@@ -120,25 +105,19 @@ def load_official(transformer: InfinityTransformer, state: Mapping[str, Tensor])
     transformer.load_state_dict(_rename(names, source, state))
 
 
-def _check_official(
-    state: Mapping[str, Tensor], transformer: InfinityTransformer, source: str
-) -> dict[str, str]:
-    """Official key -> our key, after checking an official state dict against a transformer."""
+def _check_official(state: Mapping[str, Tensor], transformer: InfinityTransformer, source: str) -> KeyMap:
+    """The key map of a transformer, after checking an official state dict against it."""
     expected = to_official(transformer.state_dict(), transformer.config)
     found = {key: value for key, value in with_one_scale_shape(state).items() if key not in DERIVED}
     # Whether the zeros were stored makes no difference.
     expected = {key: value for key, value in expected.items() if key in found or ZERO_BIAS not in key}
     require_same_layout(found, expected, source)
-    names = official_keys(transformer.config.depth, transformer.config.block_chunks)
-    return {theirs: ours for ours, theirs in names.items()}
+    return official_keys(transformer.config.depth, transformer.config.block_chunks)
 
 
-def _rename(names: Mapping[str, str], source: str, state: Mapping[str, Tensor]) -> TensorMap:
+def _rename(names: KeyMap, source: str, state: Mapping[str, Tensor]) -> TensorMap:
     """A part of a checked official state dict under our keys, without the constant buffers."""
-    for key, value in state.items():
-        if key.endswith(ZERO_BIAS) and not value.is_meta and value.any():
-            raise CheckpointError(f"{source} has a key bias ({key} is not zero), which Infinity has not.")
-    return {names[key]: value for key, value in with_one_scale_shape(state).items() if key in names}
+    return from_official_keys(with_one_scale_shape(state), names, source, "Infinity")
 
 
 def load_transformer(

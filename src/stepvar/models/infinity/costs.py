@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from stepvar.generation.plan import GenerationPlan
 from stepvar.generation.report import ScaleCost
 from stepvar.models.common.costs import LayerSizes, transformer_costs
-from stepvar.models.infinity.transformer import InfinityTransformer, feed_forward_width
+from stepvar.models.infinity.published import feed_forward_width
+from stepvar.models.infinity.transformer import InfinityTransformer
 
 
 def scale_costs(

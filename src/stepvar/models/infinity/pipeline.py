@@ -284,14 +284,15 @@ class InfinityPipeline(NextScalePipeline[InfinityRequest]):
         with request.timer.stage("text"):
             positive, negative = self.features(request)
             if negative is None and request.guidance.active:
-                negative = [self.transformer.unconditional_text[: len(text)] for text in positive]
+                negative = [self.transformer.unconditional(len(text)) for text in positive]
             repeats = request.inputs.repeats
             condition = TextCondition(
                 *(tuple(text for text in side or () for _ in range(repeats)) for side in (positive, negative))
             )
             self.load_to_device(self.transformer)
             patchify = self.vae.config.patchify
-            return InfinitySession(self.transformer, condition, request.schedule, patchify)
+            device = self._execution_device
+            return InfinitySession(self.transformer, condition, request.schedule, patchify, device)
 
     def own_settings(self, request: InfinityRequest) -> dict[str, Any]:
         guidance, sampling = request.guidance, request.sampling

@@ -46,6 +46,7 @@ class InfinitySession:
         condition: Text of every row.
         schedule: The scales.
         patchify: Whether a token stands for 2 x 2 latent positions, as in the 8B model.
+        device: Where it runs; by default where the transformer is.
     """
 
     def __init__(
@@ -54,9 +55,12 @@ class InfinitySession:
         condition: TextCondition,
         schedule: ScaleSchedule,
         patchify: bool = False,
+        device: torch.device | None = None,
     ) -> None:
         transformer.validate_schedule(schedule)
         self.transformer = transformer
+        self.device = device or transformer.device
+        self.dtype = transformer.compute_dtype
         self.schedule = schedule
         self.depth = len(transformer.blocks)
         self.images = len(condition.positive)
@@ -68,10 +72,6 @@ class InfinitySession:
         self.latent = torch.zeros(
             self.images, channels, final.height * self.patch, final.width * self.patch, device=self.device
         )
-
-    @property
-    def device(self) -> torch.device:
-        return self.transformer.level_embedding.weight.device
 
     def _prepare_text(self, condition: TextCondition) -> None:
         """Text keys and values, pooled text and modulations: once for all scales."""
@@ -97,7 +97,7 @@ class InfinitySession:
             self.images * self.copies,
             config.heads,
             config.width // config.heads,
-            self.transformer.compute_dtype,
+            self.dtype,
             self.device,
         )
 
@@ -106,10 +106,9 @@ class InfinitySession:
 
     def embed(self, scale: Scale, rows: int) -> tuple[Tensor, Tokens]:
         model = self.transformer
-        tokens = Tokens(scale, model.rotary(scale, self.schedule.position_grid))
+        tokens = Tokens(scale, model.rotary(scale, self.schedule.position_grid, self.device))
         if scale.index == 0:
-            start = self.pooled[:rows, None].float() + model.start_embedding.float()
-            return start + model.level_embedding.weight[0], tokens
+            return model.embed_start(self.pooled[:rows], scale), tokens
         hidden = model.embed_tokens(self.next_input(scale), scale)
         return hidden.repeat(rows // self.images, 1, 1), tokens
 
@@ -124,16 +123,19 @@ class InfinitySession:
     def branches(self, layer: int, memory: Memory, rows: int) -> Sequence[tuple[str, Branch]]:
         block, constants = self.transformer.blocks[layer], self.constants[layer]
         modulation, (key, value), mask = self.modulations[layer], self.text[layer], self.mask
+        dtype = self.dtype
         if rows < self.images * self.copies:
-            modulation = tuple(part[:rows] for part in modulation)
+            modulation = modulation.first_rows(rows)
             key, value, mask = key[:rows], value[:rows], None if mask is None else mask[:rows]
         return (
             (
                 "self_attention",
-                lambda hidden, tokens: block.attend_self(hidden, tokens, modulation, memory, constants),
+                lambda hidden, tokens: block.attend_self(
+                    hidden, tokens, modulation, memory, constants, dtype
+                ),
             ),
             ("cross_attention", lambda hidden, tokens: block.attend_text(hidden, key, value, mask)),
-            ("feed_forward", lambda hidden, tokens: block.feed(hidden, modulation)),
+            ("feed_forward", lambda hidden, tokens: block.feed(hidden, modulation, dtype)),
         )
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Teacher forcing: all scales of Infinity in one pass, for training.
+"""Teacher forcing of Infinity: all scales in one pass, for training.
 
 Source: bitwise self-correction and the loss of FoundationVision/Infinity, trainer.py.
 """
@@ -75,7 +75,7 @@ def teacher_forced_logits(
     scales = schedule.scales[: len(inputs) + 1]
     kept = [None] * len(scales) if kept is None else kept
     text_mask, pooled, projected = _embed_text(transformer, text, transformer.config.text_length * compiled)
-    hidden = [(pooled[:, None].float() + transformer.start_embedding) + transformer.level_embedding.weight[0]]
+    hidden = [transformer.embed_start(pooled, scales[0])]
     for scale, codes, chosen in zip(scales[1:], inputs, kept[1:], strict=True):
         hidden.append(transformer.embed_tokens(take_tokens(codes.flatten(2).mT, chosen), scale))
     lengths = [part.shape[1] for part in hidden]
@@ -87,10 +87,10 @@ def teacher_forced_logits(
         ]
     tokens, memory = Tokens(scales[-1], torch.cat(tables, dim=1)), BlockCausal(lengths)
     stream = torch.cat(hidden, dim=1)
-    shared = transformer.shared_modulations(pooled)
+    shared, dtype = transformer.shared_modulations(pooled), transformer.compute_dtype
     run_block = _compiled_block() if compiled else _run_block
     for block in transformer.blocks:
-        stream = run_block(block, stream, tokens, shared, projected, text_mask, memory)
+        stream = run_block(block, stream, tokens, shared, projected, text_mask, memory, dtype)
     logits = transformer.logits(stream, transformer.head_modulations(pooled))
     return list(logits.split(lengths, dim=1))
 
@@ -103,13 +103,14 @@ def _run_block(
     projected: Tensor,
     text_mask: Tensor | None,
     memory: BlockCausal,
+    dtype: torch.dtype,
 ) -> Tensor:
     modulation = block.modulations(shared)
     constants = block.self_attention.constants()
-    stream = stream + block.attend_self(stream, tokens, modulation, memory, constants)
+    stream = stream + block.attend_self(stream, tokens, modulation, memory, constants, dtype)
     key, value = block.cross_attention.project(projected)
     stream = stream + block.attend_text(stream, key, value, text_mask)
-    return stream + block.feed(stream, modulation)
+    return stream + block.feed(stream, modulation, dtype)
 
 
 @cache

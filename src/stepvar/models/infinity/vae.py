@@ -1,4 +1,4 @@
-"""The visual tokenizer of Infinity: a convolutional autoencoder around a multi-scale sign quantiser.
+"""Visual tokenizer of Infinity: a convolutional autoencoder around a multi-scale sign quantiser.
 
 Module names equal the keys of the published checkpoints, so a converted state dict loads strictly.
 
@@ -13,13 +13,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as functional
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.configuration_utils import register_to_config
+
+# diffusers looks up the base class of a saved component on the module that the component is from.
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401
 from torch import Tensor, nn
 
+from stepvar.models.common.base import BlockList, ConfiguredModel
 from stepvar.models.infinity.quantizer import (
     Grid,
     MultiScaleCode,
@@ -100,11 +105,33 @@ class _Upsample(nn.Module):
         return self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-def _middle(channels: int, groups: int | None) -> nn.Module:
-    middle = nn.Module()
-    middle.block_1 = _ResidualBlock(channels, channels, groups)
-    middle.block_2 = _ResidualBlock(channels, channels, groups)
-    return middle
+class _Middle(nn.Module):
+    def __init__(self, channels: int, groups: int | None) -> None:
+        super().__init__()
+        self.block_1 = _ResidualBlock(channels, channels, groups)
+        self.block_2 = _ResidualBlock(channels, channels, groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.block_1(x))
+
+
+class _Level(nn.Module):
+    """Residual blocks, and a change of resolution under the name that the official keys have for it."""
+
+    def __init__(self, in_channels: int, out_channels: int, blocks: int, groups: int | None) -> None:
+        super().__init__()
+        self.downsample: _Downsample | None = None
+        self.upsample: _Upsample | None = None
+        widths = [in_channels] + [out_channels] * blocks
+        self.block = nn.ModuleList(_ResidualBlock(*pair, groups) for pair in pairwise(widths))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.block:
+            x = block(x)
+        for resampling in (self.downsample, self.upsample):
+            if resampling is not None:
+                x = resampling(x)
+        return x
 
 
 class Encoder(nn.Module):
@@ -134,29 +161,22 @@ class Encoder(nn.Module):
         channels = base_channels
         self.pixel_block = pixel_block
         self.conv_in = _Convolution(3 * pixel_block**2, channels)
-        self.down = nn.ModuleList()
+        self.down: BlockList[_Level] = BlockList()
         for index, multiplier in enumerate(multipliers):
-            level = nn.Module()
-            level.block = nn.ModuleList()
-            for _ in range(blocks):
-                level.block.append(_ResidualBlock(channels, base_channels * multiplier, groups))
-                channels = base_channels * multiplier
+            level = _Level(channels, base_channels * multiplier, blocks, groups)
+            channels = base_channels * multiplier
             if index < halvings:
                 level.downsample = _Downsample(channels)
             self.down.append(level)
-        self.mid = _middle(channels, groups)
+        self.mid = _Middle(channels, groups)
         self.norm_out = _Normalization(channels, groups)
         self.conv_out = _Convolution(channels, codebook_dim)
 
     def forward(self, image: Tensor) -> Tensor:
         x = self.conv_in(functional.pixel_unshuffle(image, self.pixel_block))
         for level in self.down:
-            for block in level.block:
-                x = block(x)
-            if hasattr(level, "downsample"):
-                x = level.downsample(x)
-        x = self.mid.block_2(self.mid.block_1(x))
-        return self.conv_out(functional.silu(self.norm_out(x)))
+            x = level(x)
+        return self.conv_out(functional.silu(self.norm_out(self.mid(x))))
 
 
 class Decoder(nn.Module):
@@ -179,32 +199,41 @@ class Decoder(nn.Module):
         channels = base_channels * multipliers[-1]
         self.pixel_block = pixel_block
         self.conv_in = _Convolution(codebook_dim, channels)
-        self.mid = _middle(channels, groups)
+        self.mid = _Middle(channels, groups)
         levels = []
         for index in reversed(range(len(multipliers))):
-            level = nn.Module()
-            level.block = nn.ModuleList()
-            for _ in range(blocks):
-                level.block.append(_ResidualBlock(channels, base_channels * multipliers[index], groups))
-                channels = base_channels * multipliers[index]
+            level = _Level(channels, base_channels * multipliers[index], blocks, groups)
+            channels = base_channels * multipliers[index]
             if 1 <= index <= halvings:
                 level.upsample = _Upsample(channels)
             levels.append(level)
-        self.up = nn.ModuleList(reversed(levels))
+        self.up: BlockList[_Level] = BlockList(reversed(levels))
         self.norm_out = _Normalization(channels, groups)
         self.conv_out = _Convolution(channels, 3 * pixel_block**2)
 
     def forward(self, latent: Tensor) -> Tensor:
-        x = self.mid.block_2(self.mid.block_1(self.conv_in(latent)))
+        x = self.mid(self.conv_in(latent))
         for level in reversed(self.up):
-            for block in level.block:
-                x = block(x)
-            if hasattr(level, "upsample"):
-                x = level.upsample(x)
+            x = level(x)
         return functional.pixel_shuffle(self.conv_out(functional.silu(self.norm_out(x))), self.pixel_block)
 
 
-class InfinityVAE(ModelMixin, ConfigMixin):
+class InfinityVAEConfig(Mapping[str, Any]):
+    """Arguments of `InfinityVAE`, by name and as attributes."""
+
+    codebook_dim: int
+    base_channels: int
+    encoder_multipliers: Sequence[int]
+    decoder_multipliers: Sequence[int]
+    encoder_blocks: int
+    decoder_blocks: int
+    patchify: bool
+    stride: int | None
+    norm_groups: int | None
+    pixel_block: int
+
+
+class InfinityVAE(ConfiguredModel[InfinityVAEConfig]):
     """The bitwise autoencoder: pictures to bits per scale and back.
 
     Args:
@@ -380,7 +409,7 @@ def official_key(key: str) -> str:
     return f"{path}.{'norm' if leaf.startswith('norm') else 'conv'}.{kind}"
 
 
-def convert_official_state(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+def convert_official_state(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
     """Rename the keys of a published state dict and drop the constant mask buffers of its quantiser.
 
     Args:

@@ -1,6 +1,6 @@
-"""Causal 3-D convolutions and what the video tokenizer builds from them.
+"""Causal 3-D convolutions, and the blocks of the video tokenizer that are built from them.
 
-Nothing here remembers anything: what a convolution needs of the chunk before is in a `Stream` that the caller
+Modules hold no state: what a convolution needs of the chunk before is in a `Stream` that the caller
 owns. So a video that is decoded chunk by chunk equals one that is decoded at once.
 
 Module names equal the keys of the published checkpoint. Facts of the architecture:
@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
+
+from stepvar.models.common.base import BlockList
 
 KERNEL = 3
 
@@ -119,6 +121,8 @@ class ResidualStack(nn.Module):
 
     def __init__(self, channels: int, blocks: int, latent_channels: int | None = None) -> None:
         super().__init__()
+        self.downsamplers: BlockList[Downsample] | None = None
+        self.upsamplers: BlockList[Upsample] | None = None
         self.resnets = nn.ModuleList(ResidualBlock(channels, latent_channels) for _ in range(blocks))
 
     def forward(self, x: Tensor, stream: Stream, latent: Tensor | None = None) -> Tensor:

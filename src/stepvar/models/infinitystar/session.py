@@ -109,6 +109,7 @@ class InfinityStarSession:
         self.conditions = tuple(conditions)
         self.prefix_probe = prefix_probe
         self.device = device or transformer.device
+        self.dtype = transformer.compute_dtype
         self.rotary = transformer.rotary(schedule.position_grid, self.device)
         self.finished: list[Tensor] = []
         self.clip, self.bits = schedule[0].clip, schedule[0].bits
@@ -133,7 +134,7 @@ class InfinityStarSession:
             self.copies,
             config.key_heads,
             self.transformer.head_dim,
-            self.transformer.compute_dtype,
+            self.dtype,
             self.device,
         )
 
@@ -162,8 +163,8 @@ class InfinityStarSession:
             memory = cache[layer]
             if not isinstance(memory, WindowLayerCache):
                 raise TypeError(f"A prefix needs a cache of windows, not a {type(memory).__name__}.")
-            hidden = hidden + block.attend(hidden, rotary, Alone(memory))
-            hidden = hidden + block.feed(hidden)
+            hidden = hidden + block.attend(hidden, rotary, Alone(memory), self.dtype)
+            hidden = hidden + block.feed(hidden, self.dtype)
             show(name, f"layer {layer}", hidden)
 
     def embed(self, scale: Scale, rows: int) -> tuple[Tensor, Tokens]:
@@ -176,10 +177,10 @@ class InfinityStarSession:
         return hidden.repeat(rows, 1, 1), Tokens(step, self.rotary.scale(step))
 
     def branches(self, layer: int, memory: Memory, rows: int) -> Sequence[tuple[str, Branch]]:
-        block = self.transformer.blocks[layer]
+        block, dtype = self.transformer.blocks[layer], self.dtype
         return (
-            ("self_attention", lambda hidden, tokens: block.attend(hidden, tokens.positions, memory)),
-            ("feed_forward", lambda hidden, tokens: block.feed(hidden)),
+            ("self_attention", lambda hidden, tokens: block.attend(hidden, tokens.positions, memory, dtype)),
+            ("feed_forward", lambda hidden, tokens: block.feed(hidden, dtype)),
         )
 
     def logits(self, hidden: Tensor) -> Tensor:

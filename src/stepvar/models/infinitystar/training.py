@@ -1,4 +1,4 @@
-"""Teacher forcing: all steps of InfinityStar in one pass, for training.
+"""Teacher forcing of InfinityStar: all steps in one pass, for training.
 
 A step sees the text, itself, and the last step of the clip before it, so all of them fit one sequence.
 Source of the self-correction and the loss: FoundationVision/Infinity (MIT), trainer.py.
@@ -88,7 +88,7 @@ def teacher_forced_logits(
     stream, table = torch.cat(streams, dim=1), torch.cat(tables, dim=1)
     run_block = _compiled_block() if compiled else _run_block
     for block in transformer.blocks:
-        stream = run_block(block, stream, table, memory)
+        stream = run_block(block, stream, table, memory, transformer.compute_dtype)
     parts = stream.split(lengths, dim=1)[1:]
     return [transformer.logits(part, step.bits) for part, step in zip(parts, steps, strict=True)]
 
@@ -125,9 +125,11 @@ def _embed_text(
     return transformer.embed_text(padded), None if bool(padding.all()) else padding
 
 
-def _run_block(block: InfinityStarBlock, stream: Tensor, rotary: Tensor, memory: BlockWindows) -> Tensor:
-    stream = stream + block.attend(stream, rotary, memory)
-    return stream + block.feed(stream)
+def _run_block(
+    block: InfinityStarBlock, stream: Tensor, rotary: Tensor, memory: BlockWindows, dtype: torch.dtype
+) -> Tensor:
+    stream = stream + block.attend(stream, rotary, memory, dtype)
+    return stream + block.feed(stream, dtype)
 
 
 @cache

@@ -7,16 +7,20 @@ c channels of a head, E text channels, D bits per token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.configuration_utils import register_to_config
+
+# diffusers looks up the base class of a saved component on the module that the component is from.
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401
 from torch import Tensor, nn
 
 from stepvar.generation.cache import Memory
-from stepvar.models.common.layers import GatedFeedForward, RMSNorm, apply_in_chunks, linear, rotate
+from stepvar.models.common.base import BlockList, ConfiguredModel, MultiMethodModule, through_forward
+from stepvar.models.common.layers import GatedFeedForward, Linear, RMSNorm, apply_in_chunks, rotate
+from stepvar.models.infinitystar.official import published_config
 from stepvar.models.infinitystar.rotary import RotaryTables
 from stepvar.models.infinitystar.schedules import PIXELS_PER_CELL, PyramidSettings
 from stepvar.models.infinitystar.sizes import VideoSizes
@@ -30,27 +34,25 @@ class SelfAttention(nn.Module):
 
     def __init__(self, width: int, heads: int, key_heads: int) -> None:
         super().__init__()
-        head_dim = width // heads
-        self.query = nn.Linear(width, width, bias=False)
-        self.key = nn.Linear(width, key_heads * head_dim, bias=False)
-        self.value = nn.Linear(width, key_heads * head_dim, bias=False)
-        self.output = nn.Linear(width, width, bias=False)
-        self.query_norm = RMSNorm(head_dim)
-        self.key_norm = RMSNorm(head_dim)
+        self.head_dim = width // heads
+        self.query = Linear(width, width, bias=False)
+        self.key = Linear(width, key_heads * self.head_dim, bias=False)
+        self.value = Linear(width, key_heads * self.head_dim, bias=False)
+        self.output = Linear(width, width, bias=False)
+        self.query_norm = RMSNorm(self.head_dim)
+        self.key_norm = RMSNorm(self.head_dim)
 
     def project(self, normed: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """normed [R, N, C] -> queries [R, N, H, c], keys and values [R, N, H', c]."""
-        head_dim = self.query_norm.weight.shape[0]
         query, key, value = (
-            linear(layer, normed).unflatten(-1, (-1, head_dim))
-            for layer in (self.query, self.key, self.value)
+            layer(normed).unflatten(-1, (-1, self.head_dim)) for layer in (self.query, self.key, self.value)
         )
         query = apply_in_chunks(lambda part, rotary: rotate(self.query_norm(part), rotary), query, rotary)
         key = apply_in_chunks(lambda part, rotary: rotate(self.key_norm(part), rotary), key, rotary)
         return query, key, value
 
 
-class InfinityStarBlock(nn.Module):
+class InfinityStarBlock(MultiMethodModule):
     """Self-attention and feed-forward, each a residual branch behind a norm."""
 
     def __init__(self, width: int, heads: int, key_heads: int, hidden_width: int) -> None:
@@ -60,22 +62,28 @@ class InfinityStarBlock(nn.Module):
         self.feed_forward_norm = RMSNorm(width)
         self.feed_forward = GatedFeedForward(width, hidden_width)
 
-    def attend(self, hidden: Tensor, rotary: Tensor, memory: Memory) -> Tensor:
-        """hidden [R, N, C], rotary [R or 1, N, c / 2] -> what is added, [R, N, C]."""
+    @through_forward
+    def attend(self, hidden: Tensor, rotary: Tensor, memory: Memory, dtype: torch.dtype) -> Tensor:
+        """hidden [R, N, C] in float32, rotary [R or 1, N, c / 2] -> residual branch [R, N, C]."""
 
         def project(part: Tensor, start: int, stop: int) -> tuple[Tensor, ...]:
-            return self.attention.project(self.attention_norm(part), rotary[:, start:stop])
+            return self.attention.project(self.attention_norm(part).to(dtype), rotary[:, start:stop])
 
-        heads_first = (part.transpose(1, 2) for part in _in_pieces(project, hidden))
-        attended = memory.attend(*heads_first, scale=None).transpose(1, 2).flatten(2)
-        return _in_pieces(lambda part, *_: (self.attention.output(part),), attended)[0]
+        query, key, value = (part.transpose(1, 2) for part in _in_chunks(project, hidden))
+        attended = memory.attend(query, key, value, scale=None).transpose(1, 2).flatten(2)
+        return _in_chunks(lambda part, *_: (self.attention.output(part),), attended)[0]
 
-    def feed(self, hidden: Tensor) -> Tensor:
-        """hidden [R, N, C] -> what is added, [R, N, C]."""
-        return _in_pieces(lambda part, *_: (self.feed_forward(self.feed_forward_norm(part)),), hidden)[0]
+    @through_forward
+    def feed(self, hidden: Tensor, dtype: torch.dtype) -> Tensor:
+        """hidden [R, N, C] in float32 -> residual branch [R, N, C]."""
+
+        def run(part: Tensor, start: int, stop: int) -> tuple[Tensor, ...]:
+            return (self.feed_forward(self.feed_forward_norm(part).to(dtype)),)
+
+        return _in_chunks(run, hidden)[0]
 
 
-def _in_pieces(function: Callable[..., tuple[Tensor, ...]], hidden: Tensor) -> tuple[Tensor, ...]:
+def _in_chunks(function: Callable[..., tuple[Tensor, ...]], hidden: Tensor) -> tuple[Tensor, ...]:
     """Applies a function of single tokens to [R, N, C], a few thousand tokens at a time.
 
     Args:
@@ -97,7 +105,31 @@ def _in_pieces(function: Callable[..., tuple[Tensor, ...]], hidden: Tensor) -> t
     return results
 
 
-class InfinityStarTransformer(ModelMixin, ConfigMixin):
+class InfinityStarConfig(Mapping[str, Any]):
+    """Arguments of `InfinityStarTransformer`, by name and as attributes."""
+
+    depth: int
+    width: int
+    heads: int
+    key_heads: int
+    hidden_width: int
+    semantic_bits: int
+    detail_bits: int
+    text_channels: int
+    text_length: int
+    block_chunks: int
+    resolution: str
+    grids: Sequence[Sequence[int]] | None
+    semantic_scales: int | None
+    image_repetitions: Sequence[int] | None
+    video_repetitions: Sequence[int] | None
+    clip_frames: int
+    latents_per_second: int
+    most_clips: int
+    pixels_per_cell: int
+
+
+class InfinityStarTransformer(ConfiguredModel[InfinityStarConfig]):
     """InfinityStar's transformer of any size.
 
     Args:
@@ -129,6 +161,7 @@ class InfinityStarTransformer(ModelMixin, ConfigMixin):
         "detail_head",
     ]
     _no_split_modules = ["InfinityStarBlock"]  # noqa: RUF012
+    _repeated_blocks = ["InfinityStarBlock"]  # noqa: RUF012
 
     @register_to_config
     def __init__(
@@ -160,14 +193,14 @@ class InfinityStarTransformer(ModelMixin, ConfigMixin):
                 "of a multiple of 8 channels."
             )
         self.unconditional_text = nn.Embedding(text_length, text_channels)
-        self.text_projection = nn.Linear(text_channels, width)
-        self.token_embedding = nn.Linear(detail_bits, width)
-        self.blocks = nn.ModuleList(
+        self.text_projection = Linear(text_channels, width)
+        self.token_embedding = Linear(detail_bits, width)
+        self.blocks: BlockList[InfinityStarBlock] = BlockList(
             InfinityStarBlock(width, heads, key_heads, hidden_width) for _ in range(depth)
         )
         self.output_norm = RMSNorm(width)
-        self.semantic_head = nn.Linear(width, 2 * semantic_bits)
-        self.detail_head = nn.Linear(width, 2 * detail_bits)
+        self.semantic_head = Linear(width, 2 * semantic_bits)
+        self.detail_head = Linear(width, 2 * detail_bits)
 
     @classmethod
     def published(cls, resolution: str = "480p", **overrides: Any) -> InfinityStarTransformer:
@@ -176,8 +209,6 @@ class InfinityStarTransformer(ModelMixin, ConfigMixin):
         Raises:
             ValueError: When the resolution is unknown.
         """
-        from stepvar.models.infinitystar.official import published_config
-
         return cls(**{**published_config(resolution), **overrides})
 
     @property
@@ -213,11 +244,6 @@ class InfinityStarTransformer(ModelMixin, ConfigMixin):
         return self.sizes
 
     @property
-    def compute_dtype(self) -> torch.dtype:
-        """Number format of the matrix products and of the KV cache."""
-        return self.blocks[0].attention.query.weight.dtype
-
-    @property
     def head_dim(self) -> int:
         return self.config.width // self.config.heads
 
@@ -231,17 +257,21 @@ class InfinityStarTransformer(ModelMixin, ConfigMixin):
         Args:
             device: Where the model runs; by default where its weights are.
         """
-        return self.unconditional_text(torch.arange(tokens, device=device or self.device)).float()
+        text: Tensor = self.unconditional_text(torch.arange(tokens, device=device or self.device))
+        return text.float()
 
     def embed_text(self, text: Tensor) -> Tensor:
         """Text features [..., E] -> prefix tokens [..., C] in float32."""
-        return linear(self.text_projection, text).float()
+        hidden: Tensor = self.text_projection(text.float())
+        return hidden.float()
 
     def embed_tokens(self, codes: Tensor) -> Tensor:
         """Resized codes [B, D, t, h, w] -> hidden states [B, N, C] in float32; time slowest."""
-        return linear(self.token_embedding, codes.flatten(2).transpose(1, 2)).float()
+        hidden: Tensor = self.token_embedding(codes.flatten(2).transpose(1, 2).float())
+        return hidden.float()
 
     def logits(self, hidden: Tensor, bits: int) -> Tensor:
         """hidden [R, N, C] -> [R, N, bits, 2] in float32; index 0 is bit 0, index 1 is bit 1."""
         head = self.semantic_head if bits == self.config.semantic_bits else self.detail_head
-        return linear(head, self.output_norm(hidden)).float().unflatten(-1, (-1, 2))
+        values: Tensor = head(self.output_norm(hidden))
+        return values.float().unflatten(-1, (-1, 2))

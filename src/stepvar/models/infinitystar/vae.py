@@ -1,4 +1,4 @@
-"""The video tokenizer of InfinityStar: a causal 3-D autoencoder, chunk by chunk over time.
+"""Video tokenizer of InfinityStar: a causal 3-D autoencoder, chunk by chunk over time.
 
 Module names equal the keys of the published checkpoint, but for its scale. Facts of the architecture:
 FoundationVision/InfinityStar (MIT), infinity/models/videovae/models/wan_bsq_vae.py and
@@ -11,14 +11,18 @@ is one position (`patch` 1), it is 8 x 8 pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as functional
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.configuration_utils import register_to_config
+
+# diffusers looks up the base class of a saved component on the module that the component is from.
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401
 from torch import Tensor, nn
 
+from stepvar.models.common.base import BlockList, ConfiguredModel
 from stepvar.models.infinitystar.convolutions import (
     CausalConvolution,
     ChannelNorm,
@@ -57,14 +61,14 @@ class Encoder(nn.Module):
         super().__init__()
         self.pixel_block = pixel_block
         self.conv_in = CausalConvolution(3 * pixel_block**2, channels[0])
-        self.down_blocks = nn.ModuleList()
+        self.down_blocks: BlockList[ResidualStack] = BlockList()
         levels = len(channels) - 1
         for level in range(levels):
             stack = ResidualStack(channels[level], blocks)
             if level < levels - 1:
                 halves_time = level < TIME_HALVINGS
                 down = Downsample(channels[level], channels[level + 1], halves_time)
-                stack.downsamplers = nn.ModuleList([down])
+                stack.downsamplers = BlockList([down])
             self.down_blocks.append(stack)
         self.mid_block = ResidualStack(channels[-1], 2)
         self.norm_out = ChannelNorm(channels[-1])
@@ -76,7 +80,7 @@ class Encoder(nn.Module):
         show("conv_in", x)
         for level, stack in enumerate(self.down_blocks):
             x = stack(x, stream)
-            if hasattr(stack, "downsamplers"):
+            if stack.downsamplers is not None:
                 x = stack.downsamplers[0](x, stream)
             show(f"down{level}", x)
         x = self.mid_block(x, stream)
@@ -101,14 +105,14 @@ class Decoder(nn.Module):
         coarse_first = list(reversed(channels))
         self.conv_in = CausalConvolution(latent_channels, coarse_first[0])
         self.mid_block = ResidualStack(coarse_first[0], 2, latent_channels)
-        self.up_blocks = nn.ModuleList()
+        self.up_blocks: BlockList[ResidualStack] = BlockList()
         levels = len(channels) - 1
         for level in range(levels):
             stack = ResidualStack(coarse_first[level], blocks, latent_channels)
             if level:
                 doubles_time = level >= levels - TIME_HALVINGS
                 up = Upsample(coarse_first[level], coarse_first[level + 1], doubles_time)
-                stack.upsamplers = nn.ModuleList([up])
+                stack.upsamplers = BlockList([up])
             self.up_blocks.append(stack)
         self.norm_out = LatentNorm(channels[0], latent_channels)
         self.conv_out = CausalConvolution(channels[0], 3 * pixel_block**2)
@@ -122,7 +126,7 @@ class Decoder(nn.Module):
         show("mid", x)
         for level, stack in enumerate(self.up_blocks):
             x = stack(x, stream, latent)
-            if hasattr(stack, "upsamplers"):
+            if stack.upsamplers is not None:
                 x = stack.upsamplers[0](x, stream, first_alone=first)
             show(f"up{level}", x)
         x = self.norm_out(x, latent, stream)
@@ -141,7 +145,18 @@ class LatentScale(nn.Module):
         return latent / self.weight if invert else latent * self.weight
 
 
-class InfinityStarVAE(ModelMixin, ConfigMixin):
+class InfinityStarVAEConfig(Mapping[str, Any]):
+    """Arguments of `InfinityStarVAE`, by name and as attributes."""
+
+    channels: Sequence[int]
+    latent_channels: int
+    blocks: int
+    patch: int
+    pixel_block: int
+    with_encoder: bool
+
+
+class InfinityStarVAE(ConfiguredModel[InfinityStarVAEConfig]):
     """Videos to latents and back; pictures are videos of one frame.
 
     Args:
@@ -271,7 +286,7 @@ class InfinityStarVAE(ModelMixin, ConfigMixin):
     def _positions(self, latent: Tensor) -> Tensor:
         """Latents [B, C, T, H, W] -> what the decoder reads, [B, C / 4, T, 2 H, 2 W]."""
         scaled = self.latent_scale(latent.float(), invert=True)
-        return _unfold(_on_channels(self.proj_up, scaled.to(self.proj_up.weight.dtype)), self.config.patch)
+        return _unfold(_on_channels(self.proj_up, scaled.to(self.dtype)), self.config.patch)
 
 
 def _on_channels(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -303,4 +318,4 @@ def _numbered(probe: Probe | None, number: int) -> Probe | None:
 
 
 def _ignore(name: str, tensor: Tensor) -> None:
-    """A probe that looks away."""
+    """A probe that does nothing."""

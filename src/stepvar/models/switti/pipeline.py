@@ -252,7 +252,11 @@ class SwittiPipeline(CodebookPipeline[CodebookRequest]):
             negative = None if negative is None else negative.repeated(repeats)
             self.load_to_device(self.transformer)
             return SwittiSession(
-                self.transformer, self.quantizer(self._execution_device), positive.repeated(repeats), negative
+                self.transformer,
+                self.quantizer(self._execution_device),
+                positive.repeated(repeats),
+                negative,
+                self._execution_device,
             )
 
     def scale_costs(

@@ -49,6 +49,7 @@ class SwittiSession(CodebookSession):
         quantizer: Of the visual tokenizer.
         positive: Text of every image.
         negative: Text of every image's unconditional copy; None when nothing is guided.
+        device: Where it runs; by default where the transformer is.
     """
 
     def __init__(
@@ -57,9 +58,12 @@ class SwittiSession(CodebookSession):
         quantizer: VectorQuantizer,
         positive: TextFeatures,
         negative: TextFeatures | None,
+        device: torch.device | None = None,
     ) -> None:
         channels, copies = transformer.config.channels, 1 if negative is None else 2
-        super().__init__(transformer, quantizer, transformer.schedule, channels, len(positive), copies)
+        super().__init__(
+            transformer, quantizer, transformer.schedule, channels, len(positive), copies, device
+        )
         self._prepare_text([positive] if negative is None else [positive, negative])
 
     def _prepare_text(self, sides: Sequence[TextFeatures]) -> None:
@@ -69,17 +73,17 @@ class SwittiSession(CodebookSession):
         lengths = [len(text) for text in tokens]
         padded = pad_sequence(tokens, batch_first=True)
         self.mask = padding_mask(lengths, padded.shape[1], self.device)
-        self.text = [block.project_text(padded) for block in model.blocks]
+        self.text = [block.project_text(padded, self.dtype) for block in model.blocks]
         self.condition = model.embed_condition(torch.cat([side.pooled for side in sides]).to(self.device))
         crop = model.embed_crop()
-        self.modulations = [block.modulations(self.condition, crop) for block in model.blocks]
+        self.modulations = [block.modulations(self.condition, crop, self.dtype) for block in model.blocks]
         self.head_modulation = model.head_modulations(self.condition)
 
     def allocate_cache(self, plan: GenerationPlan) -> Cache:
         return super().allocate_cache(plan) if self.transformer.config.causal else NoCache()
 
     def embed(self, scale: Scale, rows: int) -> tuple[Tensor, Tokens]:
-        tokens = Tokens(scale, self.transformer.rotary(scale))
+        tokens = Tokens(scale, self.transformer.rotary(scale, self.device))
         if scale.index == 0:
             return self.transformer.embed_start(self.condition[:rows], scale), tokens
         hidden = self.transformer.embed_tokens(self.next_input(scale), scale)
@@ -87,12 +91,15 @@ class SwittiSession(CodebookSession):
 
     def branches(self, layer: int, memory: Memory, rows: int) -> Sequence[tuple[str, Branch]]:
         block, modulation = self.transformer.blocks[layer], self.modulations[layer]
-        (key, value), mask = self.text[layer], self.mask
+        (key, value), mask, dtype = self.text[layer], self.mask, self.dtype
         if rows < self.images * self.copies:
-            modulation = tuple(part[:rows] for part in modulation)
+            modulation = modulation.first_rows(rows)
             key, value, mask = key[:rows], value[:rows], None if mask is None else mask[:rows]
         return (
-            ("self_attention", lambda hidden, tokens: block.attend_self(hidden, tokens, modulation, memory)),
+            (
+                "self_attention",
+                lambda hidden, tokens: block.attend_self(hidden, tokens, modulation, memory, dtype),
+            ),
             ("cross_attention", lambda hidden, tokens: block.attend_text(hidden, key, value, mask)),
-            ("feed_forward", lambda hidden, tokens: block.feed(hidden, modulation)),
+            ("feed_forward", lambda hidden, tokens: block.feed(hidden, modulation, dtype)),
         )

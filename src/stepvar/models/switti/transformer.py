@@ -8,28 +8,35 @@ tokens, E text channels, V codes, D channels of a code.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as functional
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.configuration_utils import register_to_config
+
+# diffusers looks up the base class of a saved component on the module that the component is from.
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401
 from torch import Tensor, nn
 
 from stepvar.generation.cache import Memory, attention
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.generation.tokens import Tokens
+from stepvar.models.common.base import BlockList, ConfiguredModel, MultiMethodModule, through_forward
 from stepvar.models.common.layers import (
+    BlockModulation,
     FeedForward,
     GatedFeedForward,
+    Linear,
     RMSNorm,
     apply_in_chunks,
-    linear,
+    embed_index,
     modulated_norm,
     rotary_table_2d,
     rotate,
+    scale_and_shift,
 )
+from stepvar.models.switti.official import published_config
 
 CROP = (512, 512, 0, 0)
 """Height, width, top and left of the crop that every picture is drawn as, whatever its size."""
@@ -46,53 +53,55 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.output = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.output = Linear(width, width)
 
     def forward(self, hidden: Tensor, rotary: Tensor | None, memory: Memory) -> Tensor:
         """hidden [R, N, C] -> [R, N, C]; new keys and values go to `memory`."""
-        query, key, value = linear(self.qkv, hidden).chunk(3, dim=-1)
+        query, key, value = self.qkv(hidden).chunk(3, dim=-1)
         directions = torch.stack([_normalised(query), _normalised(key)], dim=2)
         directions = directions.unflatten(-1, (self.heads, -1))
         if rotary is not None:
             directions = apply_in_chunks(rotate, directions, rotary)
-        query, key = directions.to(value.dtype).unbind(2)
-        heads_first = (part.transpose(1, 2) for part in (query, key, value.unflatten(-1, (self.heads, -1))))
-        attended = memory.attend(*heads_first, scale=None)
-        return self.output(attended.transpose(1, 2).flatten(2))
+        query, key = (part.transpose(1, 2) for part in directions.to(value.dtype).unbind(2))
+        value = value.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        attended = memory.attend(query, key, value, scale=None)
+        outputs: Tensor = self.output(attended.transpose(1, 2).flatten(2))
+        return outputs
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(MultiMethodModule):
     """Attention to the text. Keys and values do not depend on the scale: `project` makes them once."""
 
     def __init__(self, width: int, heads: int, text_channels: int) -> None:
         super().__init__()
         self.heads = heads
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(text_channels, 2 * width)
-        self.output = nn.Linear(width, width)
+        self.query = Linear(width, width)
+        self.key_value = Linear(text_channels, 2 * width)
+        self.output = Linear(width, width)
 
+    @through_forward
     def project(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """text [R, T, E] -> keys and values, each [R, H, T, c]."""
-        key, value = linear(self.key_value, text).chunk(2, dim=-1)
+        key, value = self.key_value(text).chunk(2, dim=-1)
         key = _normalised(key).to(value.dtype)
         key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (key, value))
         return key.contiguous(), value.contiguous()
 
-    def forward(self, hidden: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    @through_forward
+    def attend(self, hidden: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """hidden [R, N, C] -> [R, N, C]."""
-        query = _normalised(linear(self.query, hidden)).to(key.dtype)
+        query = _normalised(self.query(hidden)).to(key.dtype)
         query = query.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         attended = attention(query, key, value, mask=mask)
-        return self.output(attended.transpose(1, 2).flatten(2))
+        outputs: Tensor = self.output(attended.transpose(1, 2).flatten(2))
+        return outputs
 
 
-class SwittiBlock(nn.Module):
+class SwittiBlock(MultiMethodModule):
     """Self-attention, cross-attention and feed-forward, each a residual branch between two norms.
 
-    The modulation of a generation, [R, 1, C] a piece, comes from `modulations` in the order
-    (gate of self-attention, gate of feed-forward, their scales, their shifts), 1 already added to
-    the scales.
+    Branches take hidden states [R, N, C] in float32, and compute in the number format that they are given.
     """
 
     def __init__(
@@ -105,7 +114,7 @@ class SwittiBlock(nn.Module):
         norm_eps: float,
     ) -> None:
         super().__init__()
-        self.modulation = nn.Linear(width, 6 * width)
+        self.modulation = Linear(width, 6 * width)
         self.crop_scale = nn.Parameter(torch.zeros(1, width)) if crop_condition else None
         self.self_attention = SelfAttention(width, heads)
         self.cross_attention = CrossAttention(width, heads, text_channels)
@@ -118,34 +127,70 @@ class SwittiBlock(nn.Module):
         self.feed_output_norm = RMSNorm(width, norm_eps)
         self.text_norm = RMSNorm(text_channels, norm_eps)
 
-    def modulations(self, condition: Tensor, crop: Tensor | None) -> tuple[Tensor, ...]:
-        """Condition [R, C] and crop condition [1, C] -> six [R, 1, C] in float32."""
+    @through_forward
+    def modulations(self, condition: Tensor, crop: Tensor | None, dtype: torch.dtype) -> BlockModulation:
+        """The modulation of a generation, from its condition [R, C] and the crop's [1, C]."""
         if crop is not None and self.crop_scale is not None:
             condition = condition + self.crop_scale.float() * crop
-        full = linear(self.modulation, functional.silu(condition)).float().unflatten(-1, (1, 6, -1))
-        gate1, gate2, scale1, scale2, shift1, shift2 = full.unbind(2)
-        return gate1, gate2, scale1 + 1.0, scale2 + 1.0, shift1, shift2
+        values = self.modulation(functional.silu(condition).to(dtype)).float().unflatten(-1, (1, 6, -1))
+        return BlockModulation.unpack(values)
 
-    def project_text(self, text: Tensor) -> tuple[Tensor, Tensor]:
+    @through_forward
+    def project_text(self, text: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """text [R, T, E] -> keys and values of cross-attention, each [R, H, T, c]."""
-        return self.cross_attention.project(self.text_norm(text))
+        return self.cross_attention.project(self.text_norm(text).to(dtype))
 
+    @through_forward
     def attend_self(
-        self, hidden: Tensor, tokens: Tokens, modulation: Sequence[Tensor], memory: Memory
+        self,
+        hidden: Tensor,
+        tokens: Tokens,
+        modulation: BlockModulation,
+        memory: Memory,
+        dtype: torch.dtype,
     ) -> Tensor:
-        normed = torch.addcmul(modulation[4], self.self_input_norm(hidden), modulation[2])
-        attended = self.self_attention(normed, tokens.positions, memory)
-        return modulation[0] * self.self_output_norm(attended)
+        normed = self.self_input_norm(hidden)
+        normed = torch.addcmul(modulation.attention_shift, normed, modulation.attention_scale)
+        attended = self.self_attention(normed.to(dtype), tokens.positions, memory)
+        return modulation.attention_gate * self.self_output_norm(attended)
 
+    @through_forward
     def attend_text(self, hidden: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        return self.cross_output_norm(self.cross_attention(self.cross_input_norm(hidden), key, value, mask))
+        normed = self.cross_input_norm(hidden).to(key.dtype)
+        outputs: Tensor = self.cross_output_norm(self.cross_attention.attend(normed, key, value, mask))
+        return outputs
 
-    def feed(self, hidden: Tensor, modulation: Sequence[Tensor]) -> Tensor:
-        normed = torch.addcmul(modulation[5], self.feed_input_norm(hidden), modulation[3])
-        return modulation[1] * self.feed_output_norm(self.feed_forward(normed))
+    @through_forward
+    def feed(self, hidden: Tensor, modulation: BlockModulation, dtype: torch.dtype) -> Tensor:
+        normed = self.feed_input_norm(hidden)
+        normed = torch.addcmul(modulation.feed_forward_shift, normed, modulation.feed_forward_scale)
+        return modulation.feed_forward_gate * self.feed_output_norm(self.feed_forward(normed.to(dtype)))
 
 
-class SwittiTransformer(ModelMixin, ConfigMixin):
+class SwittiConfig(Mapping[str, Any]):
+    """Arguments of `SwittiTransformer`, by name and as attributes."""
+
+    depth: int
+    width: int
+    heads: int
+    sides: Sequence[int]
+    codes: int
+    channels: int
+    causal: bool
+    text_channels: int
+    pooled_channels: int
+    text_length: int
+    feed_forward_width: int | None
+    gated_feed_forward: bool
+    crop_condition: bool
+    rotary: bool
+    rotary_theta: float
+    rotary_extent: float
+    norm_eps: float
+    pixels_per_token: int
+
+
+class SwittiTransformer(ConfiguredModel[SwittiConfig]):
     """Switti's transformer of any size.
 
     Args:
@@ -169,6 +214,7 @@ class SwittiTransformer(ModelMixin, ConfigMixin):
     # These stay in float32 whatever the rest is cast to: they add up in the residual stream.
     _keep_in_fp32_modules = ["start_embedding", "position_embedding", "level_embedding"]  # noqa: RUF012
     _no_split_modules = ["SwittiBlock"]  # noqa: RUF012
+    _repeated_blocks = ["SwittiBlock"]  # noqa: RUF012
 
     @register_to_config
     def __init__(
@@ -197,13 +243,13 @@ class SwittiTransformer(ModelMixin, ConfigMixin):
         self.start_embedding = nn.Parameter(torch.zeros(1, tokens[0], width))
         self.position_embedding = None if rotary else nn.Parameter(torch.zeros(1, sum(tokens), width))
         self.level_embedding = nn.Embedding(len(tokens), width)
-        self.token_embedding = nn.Linear(channels, width)
-        self.text_pool = nn.Linear(pooled_channels, width)
+        self.token_embedding = Linear(channels, width)
+        self.text_pool = Linear(pooled_channels, width)
         if crop_condition:
             self.crop_frequencies = nn.Parameter(torch.zeros(width // 8), requires_grad=False)
-            self.crop_projection = nn.Linear(width, width)
+            self.crop_projection = Linear(width, width)
         hidden = self.hidden_width
-        self.blocks = nn.ModuleList(
+        self.blocks: BlockList[SwittiBlock] = BlockList(
             SwittiBlock(
                 width,
                 heads,
@@ -214,8 +260,8 @@ class SwittiTransformer(ModelMixin, ConfigMixin):
             )
             for _ in range(depth)
         )
-        self.head_modulation = nn.Linear(width, 2 * width)
-        self.head = nn.Linear(width, codes)
+        self.head_modulation = Linear(width, 2 * width)
+        self.head = Linear(width, codes)
 
     @classmethod
     def published(cls, name: str, **overrides: Any) -> SwittiTransformer:
@@ -224,8 +270,6 @@ class SwittiTransformer(ModelMixin, ConfigMixin):
         Raises:
             ValueError: When there is no such model.
         """
-        from stepvar.models.switti.official import published_config
-
         return cls(**{**published_config(name), **overrides})
 
     @property
@@ -240,25 +284,21 @@ class SwittiTransformer(ModelMixin, ConfigMixin):
         """The one schedule that the weights know."""
         return ScaleSchedule.from_grids([(side, side) for side in self.config.sides])
 
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        """Number format of the matrix products and of the KV cache."""
-        return self.blocks[0].self_attention.qkv.weight.dtype
-
-    def rotary(self, scale: Scale) -> Tensor | None:
+    def rotary(self, scale: Scale, device: torch.device | None = None) -> Tensor | None:
         """Rotary table of a scale, [1, N, c / 2] complex: first the angles that turn with the column."""
         config = self.config
         if not config.rotary:
             return None
-        place = torch.arange(scale.tokens, device=self.level_embedding.weight.device)
-        rows, columns = place // scale.width, place % scale.width
+        index = torch.arange(scale.tokens, device=device or self.device)
+        rows, columns = index // scale.width, index % scale.width
         stretch = config.rotary_extent / max(scale.width - 1, 1)
         head_dim = config.width // config.heads
         return rotary_table_2d(columns, rows, head_dim, config.rotary_theta, stretch)[None]
 
     def embed_condition(self, pooled: Tensor) -> Tensor:
         """Pooled text [R, P] -> the condition [R, C] in float32, which also is the first scale's input."""
-        return linear(self.text_pool, pooled).float()
+        condition: Tensor = self.text_pool(pooled.to(self.compute_dtype))
+        return condition.float()
 
     def embed_crop(self) -> Tensor | None:
         """The condition of the one crop, [1, C] in float32; None for a model without.
@@ -268,38 +308,42 @@ class SwittiTransformer(ModelMixin, ConfigMixin):
         """
         if not self.config.crop_condition:
             return None
-        return linear(self.crop_projection, self.crop_features()).float()
+        condition: Tensor = self.crop_projection(self.crop_features().to(self.compute_dtype))
+        return condition.float()
 
+    @through_forward
     def crop_features(self) -> Tensor:
         """Gaussian Fourier features of the crop, [1, C]."""
         weight = self.crop_frequencies
-        places = torch.tensor(CROP, dtype=weight.dtype, device=weight.device)
-        phases = places[:, None] * weight * 2 * math.pi
+        sides = torch.tensor(CROP, dtype=weight.dtype, device=weight.device)
+        phases = sides[:, None] * weight * 2 * math.pi
         return torch.cat([phases.sin(), phases.cos()], dim=1).view(1, -1)
 
-    def places(self, scale: Scale) -> Tensor:
-        """What is added to a scale's tokens, [1, 1 or N, C] in float32: its level, and learned places."""
-        level = self.level_embedding.weight[scale.index].float()[None, None]
+    def _positions(self, scale: Scale, device: torch.device) -> Tensor:
+        """Embeddings of a scale's level, and of its positions if any, [1, 1 or N, C] in float32."""
+        level = embed_index(self.level_embedding, scale.index, device)[None, None]
         if self.position_embedding is None:
             return level
         start = sum(side**2 for side in self.config.sides[: scale.index])
         return level + self.position_embedding[:, start : start + scale.tokens].float()
 
+    @through_forward
     def embed_start(self, condition: Tensor, scale: Scale) -> Tensor:
         """Condition [R, C] -> hidden states of the first scale, [R, N, C] in float32."""
-        return condition[:, None] + self.start_embedding.float() + self.places(scale)
+        return condition[:, None] + self.start_embedding.float() + self._positions(scale, condition.device)
 
+    @through_forward
     def embed_tokens(self, codes: Tensor, scale: Scale) -> Tensor:
         """Resized accumulated codes [R, N, D] -> hidden states [R, N, C] in float32."""
-        return linear(self.token_embedding, codes).float() + self.places(scale)
+        hidden: Tensor = self.token_embedding(codes.to(self.compute_dtype)).float()
+        return hidden + self._positions(scale, codes.device)
 
     def head_modulations(self, condition: Tensor) -> tuple[Tensor, Tensor]:
         """Condition [R, C] -> (1 + scale, shift) of the head, each [R, 1, C]."""
-        modulation = linear(self.head_modulation, functional.silu(condition)).float()
-        scale, shift = modulation.unsqueeze(1).chunk(2, dim=-1)
-        return scale + 1.0, shift
+        return scale_and_shift(self.head_modulation, condition, self.compute_dtype)
 
     def logits(self, hidden: Tensor, modulation: tuple[Tensor, Tensor]) -> Tensor:
         """hidden [R, N, C] -> [R, N, V] in float32."""
-        normed = modulated_norm(hidden, *modulation, self.config.norm_eps)
-        return linear(self.head, normed).float()
+        normed = modulated_norm(hidden, *modulation, self.config.norm_eps).to(self.compute_dtype)
+        values: Tensor = self.head(normed)
+        return values.float()

@@ -221,7 +221,9 @@ class VARPipeline(CodebookPipeline[CodebookRequest]):
             classes = [number for number in inputs.prompts for _ in range(inputs.repeats)]
             self.load_to_device(self.transformer)
             quantizer, guided = self.quantizer(self._execution_device), request.guidance.active
-            return VARSession(self.transformer, quantizer, torch.tensor(classes), guided)
+            return VARSession(
+                self.transformer, quantizer, torch.tensor(classes), guided, self._execution_device
+            )
 
     def scale_costs(
         self,

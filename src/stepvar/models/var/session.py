@@ -24,17 +24,24 @@ class VARSession(CodebookSession):
         quantizer: Of the visual tokenizer.
         classes: [B] int64, one an image.
         guided: Whether every image gets an unconditional copy.
+        device: Where it runs; by default where the transformer is.
     """
 
     def __init__(
-        self, transformer: VARTransformer, quantizer: VectorQuantizer, classes: Tensor, guided: bool
+        self,
+        transformer: VARTransformer,
+        quantizer: VectorQuantizer,
+        classes: Tensor,
+        guided: bool,
+        device: torch.device | None = None,
     ) -> None:
         channels, copies = transformer.config.channels, 2 if guided else 1
-        super().__init__(transformer, quantizer, transformer.schedule, channels, len(classes), copies)
+        super().__init__(transformer, quantizer, transformer.schedule, channels, len(classes), copies, device)
         if guided:
             classes = torch.cat([classes, torch.full_like(classes, transformer.unconditional_class)])
         self.condition = transformer.embed_classes(classes.to(self.device))
         self.modulations = transformer.modulations(self.condition)
+        self.constants = [block.self_attention.constants() for block in transformer.blocks]
         self.head_modulation = transformer.head_modulations(self.condition)
 
     def embed(self, scale: Scale, rows: int) -> tuple[Tensor, Tokens]:
@@ -45,9 +52,13 @@ class VARSession(CodebookSession):
 
     def branches(self, layer: int, memory: Memory, rows: int) -> Sequence[tuple[str, Branch]]:
         block, modulation = self.transformer.blocks[layer], self.modulations[layer]
+        constants, dtype = self.constants[layer], self.dtype
         if rows < self.images * self.copies:
-            modulation = tuple(part[:rows] for part in modulation)
+            modulation = modulation.first_rows(rows)
         return (
-            ("self_attention", lambda hidden, tokens: block.attend_self(hidden, modulation, memory)),
-            ("feed_forward", lambda hidden, tokens: block.feed(hidden, modulation)),
+            (
+                "self_attention",
+                lambda hidden, tokens: block.attend_self(hidden, modulation, memory, constants, dtype),
+            ),
+            ("feed_forward", lambda hidden, tokens: block.feed(hidden, modulation, dtype)),
         )

@@ -1,4 +1,4 @@
-"""Teacher forcing: all scales of VAR in one pass, for training.
+"""Teacher forcing of VAR: all scales in one pass, for training.
 
 Source: the training forward of FoundationVision/VAR, models/var.py and trainer.py.
 """
@@ -6,7 +6,7 @@ Source: the training forward of FoundationVision/VAR, models/var.py and trainer.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as functional
@@ -58,7 +58,10 @@ def drop_classes(classes: Tensor, dropped: Tensor, transformer: VARTransformer) 
 
 
 def teacher_forced_logits(
-    transformer: VARTransformer, classes: Tensor, inputs: Sequence[Tensor]
+    transformer: VARTransformer,
+    classes: Tensor,
+    inputs: Sequence[Tensor],
+    probe: Callable[[str, Tensor], None] | None = None,
 ) -> list[Tensor]:
     """Logits of all scales, each given the codes of the coarser ones.
 
@@ -67,6 +70,7 @@ def teacher_forced_logits(
         classes: [B] int64.
         inputs: Accumulated codes resized to scales 1, 2, ..., each [B, N, D], see `map_tokens`; as many
             scales are run as there are inputs, plus the first.
+        probe: Called with "input" and "layer 0", "layer 1", ... and the hidden states [B, L, C] there.
 
     Returns:
         One [B, N, V] a scale.
@@ -78,8 +82,14 @@ def teacher_forced_logits(
         hidden.append(transformer.embed_tokens(codes, scale))
     lengths = [scale.tokens for scale in scales]
     memory, stream = BlockCausal(lengths), torch.cat(hidden, dim=1)
-    for block, modulation in zip(transformer.blocks, transformer.modulations(condition), strict=True):
-        stream = block(stream, modulation, memory)
+    show = probe or (lambda name, hidden: None)
+    show("input", stream)
+    modulations, dtype = transformer.modulations(condition), transformer.compute_dtype
+    for layer, (block, modulation) in enumerate(zip(transformer.blocks, modulations, strict=True)):
+        constants = block.self_attention.constants()
+        stream = stream + block.attend_self(stream, modulation, memory, constants, dtype)
+        stream = stream + block.feed(stream, modulation, dtype)
+        show(f"layer {layer}", stream)
     logits = transformer.logits(stream, transformer.head_modulations(condition))
     return list(logits.split(lengths, dim=1))
 

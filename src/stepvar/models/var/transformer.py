@@ -7,62 +7,50 @@ H heads, c = C / H, V codes, D channels of a code.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as functional
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.configuration_utils import register_to_config
+
+# diffusers looks up the base class of a saved component on the module that the component is from.
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401
 from torch import Tensor, nn
 
 from stepvar.generation.cache import Memory
 from stepvar.generation.schedule import Scale, ScaleSchedule
-from stepvar.models.common.layers import FeedForward, linear, modulated_norm
+from stepvar.models.common.attention import ProjectedAttention
+from stepvar.models.common.base import BlockList, ConfiguredModel, MultiMethodModule, through_forward
+from stepvar.models.common.layers import (
+    BlockModulation,
+    FeedForward,
+    Linear,
+    embed_index,
+    modulated_norm,
+    scale_and_shift,
+)
+from stepvar.models.var.official import published_config
 
-LARGEST_LOG_SCALE = math.log(100)
-"""Cosine attention's learned log scale is clamped here."""
 
+class SelfAttention(ProjectedAttention):
+    """Attention of a token map to itself and to all coarser ones; positions enter through the input alone."""
 
-class SelfAttention(nn.Module):
-    """Attention of a token map to itself and to all coarser ones; places enter through the input alone.
-
-    Args:
-        width, heads: C, H.
-        cosine: Compare directions, with a learned scale per head; else plain products.
-    """
-
-    def __init__(self, width: int, heads: int, cosine: bool) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.query_bias = nn.Parameter(torch.zeros(width))
-        self.value_bias = nn.Parameter(torch.zeros(width))
-        self.log_scale = nn.Parameter(torch.full((1, heads, 1, 1), math.log(4))) if cosine else None
-        self.output = nn.Linear(width, width)
-        # A quarter of the usual scale, as in the official code.
-        self.scale = 1.0 if cosine else 0.25 / math.sqrt(width // heads)
-
-    def forward(self, hidden: Tensor, memory: Memory) -> Tensor:
+    @through_forward
+    def attend(self, hidden: Tensor, memory: Memory, constants: tuple[Tensor, Tensor | None]) -> Tensor:
         """hidden [R, N, C] -> [R, N, C]; new keys and values go to `memory`."""
-        bias = torch.cat([self.query_bias, torch.zeros_like(self.query_bias), self.value_bias])
-        qkv = functional.linear(hidden.to(self.qkv.weight.dtype), self.qkv.weight, bias)
-        query, key, value = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        if self.log_scale is not None:
-            scale = self.log_scale.float().clamp_max(LARGEST_LOG_SCALE).exp()
-            query = (functional.normalize(query.float(), dim=-1) * scale).to(value.dtype)
+        bias, scales = constants
+        query, key, value = self.project(hidden, bias).permute(2, 0, 3, 1, 4)
+        if scales is not None:
+            query = (functional.normalize(query.float(), dim=-1) * scales[:1, :, None]).to(value.dtype)
             key = functional.normalize(key.float(), dim=-1).to(value.dtype)
-        attended = memory.attend(query, key, value, scale=self.scale)
-        return self.output(attended.transpose(1, 2).flatten(2))
+        return self.merge_heads(memory.attend(query, key, value, scale=self.softmax_scale))
 
 
-class VARBlock(nn.Module):
+class VARBlock(MultiMethodModule):
     """Self-attention and feed-forward, each a residual branch.
 
-    The modulation of a generation, [R, 1, C] a piece, comes from `modulations` in the order
-    (gate of self-attention, gate of feed-forward, their scales, their shifts), 1 already added to
-    the scales.
+    Branches take hidden states [R, N, C] in float32, and compute in the number format that they are given.
     """
 
     def __init__(
@@ -80,35 +68,62 @@ class VARBlock(nn.Module):
         if shares_modulation:
             self.modulation = nn.Parameter(torch.zeros(1, 1, 6, width))
         else:
-            self.modulation = nn.Linear(width, 6 * width)
+            self.modulation = Linear(width, 6 * width)
         self.self_attention = SelfAttention(width, heads, cosine)
         self.feed_forward = FeedForward(width, hidden_width)
 
-    def modulations(self, condition: Tensor, shared: Tensor | None) -> tuple[Tensor, ...]:
-        """Condition [R, C], or what all blocks share of it [R, 1, 6, C] -> six [R, 1, C] in float32."""
-        if shared is not None:
-            full = self.modulation.float() + shared
-        else:
-            full = linear(self.modulation, functional.silu(condition.float())).float()
-            full = full.unflatten(-1, (1, 6, -1))
-        gate1, gate2, scale1, scale2, shift1, shift2 = full.unbind(2)
-        return gate1, gate2, scale1 + 1.0, scale2 + 1.0, shift1, shift2
+    @through_forward
+    def modulations(self, condition: Tensor, shared: Tensor | None, dtype: torch.dtype) -> BlockModulation:
+        """The modulation of a generation.
 
-    def attend_self(self, hidden: Tensor, modulation: Sequence[Tensor], memory: Memory) -> Tensor:
-        normed = modulated_norm(hidden, modulation[2], modulation[4], self.norm_eps)
-        return modulation[0] * self.self_attention(normed, memory)
+        Args:
+            condition: [R, C].
+            shared: [R, 1, 6, C], what all blocks share of it where they do.
+            dtype: Number format of the products.
+        """
+        if isinstance(self.modulation, nn.Parameter):
+            return BlockModulation.unpack(self.modulation.float() + shared)
+        values = self.modulation(functional.silu(condition.float()).to(dtype)).float()
+        return BlockModulation.unpack(values.unflatten(-1, (1, 6, -1)))
 
-    def feed(self, hidden: Tensor, modulation: Sequence[Tensor]) -> Tensor:
-        normed = modulated_norm(hidden, modulation[3], modulation[5], self.norm_eps)
-        return modulation[1] * self.feed_forward(normed)
+    @through_forward
+    def attend_self(
+        self,
+        hidden: Tensor,
+        modulation: BlockModulation,
+        memory: Memory,
+        constants: tuple[Tensor, Tensor | None],
+        dtype: torch.dtype,
+    ) -> Tensor:
+        scale, shift = modulation.attention_scale, modulation.attention_shift
+        normed = modulated_norm(hidden, scale, shift, self.norm_eps)
+        return modulation.attention_gate * self.self_attention.attend(normed.to(dtype), memory, constants)
 
-    def forward(self, hidden: Tensor, modulation: Sequence[Tensor], memory: Memory) -> Tensor:
-        """Both branches in turn, as training runs them: hidden [R, N, C] -> [R, N, C]."""
-        hidden = hidden + self.attend_self(hidden, modulation, memory)
-        return hidden + self.feed(hidden, modulation)
+    @through_forward
+    def feed(self, hidden: Tensor, modulation: BlockModulation, dtype: torch.dtype) -> Tensor:
+        scale, shift = modulation.feed_forward_scale, modulation.feed_forward_shift
+        normed = modulated_norm(hidden, scale, shift, self.norm_eps)
+        return modulation.feed_forward_gate * self.feed_forward(normed.to(dtype))
 
 
-class VARTransformer(ModelMixin, ConfigMixin):
+class VARConfig(Mapping[str, Any]):
+    """Arguments of `VARTransformer`, by name and as attributes."""
+
+    depth: int
+    width: int
+    heads: int
+    sides: Sequence[int]
+    codes: int
+    channels: int
+    classes: int
+    feed_forward_width: int | None
+    shares_modulation: bool
+    cosine_attention: bool
+    norm_eps: float
+    pixels_per_token: int
+
+
+class VARTransformer(ConfiguredModel[VARConfig]):
     """VAR's transformer of any size.
 
     Args:
@@ -131,6 +146,7 @@ class VARTransformer(ModelMixin, ConfigMixin):
         "class_embedding",
     ]
     _no_split_modules = ["VARBlock"]  # noqa: RUF012
+    _repeated_blocks = ["VARBlock"]  # noqa: RUF012
 
     @register_to_config
     def __init__(
@@ -154,16 +170,16 @@ class VARTransformer(ModelMixin, ConfigMixin):
         self.position_embedding = nn.Parameter(torch.zeros(1, sum(tokens), width))
         self.level_embedding = nn.Embedding(len(tokens), width)
         self.class_embedding = nn.Embedding(classes + 1, width)
-        self.token_embedding = nn.Linear(channels, width)
+        self.token_embedding = Linear(channels, width)
         if shares_modulation:
-            self.shared_modulation = nn.Linear(width, 6 * width)
+            self.shared_modulation = Linear(width, 6 * width)
         hidden_width = feed_forward_width or 4 * width
-        self.blocks = nn.ModuleList(
+        self.blocks: BlockList[VARBlock] = BlockList(
             VARBlock(width, heads, hidden_width, cosine_attention, shares_modulation, norm_eps)
             for _ in range(depth)
         )
-        self.head_modulation = nn.Linear(width, 2 * width)
-        self.head = nn.Linear(width, codes)
+        self.head_modulation = Linear(width, 2 * width)
+        self.head = Linear(width, codes)
 
     @classmethod
     def published(cls, name: str, **overrides: Any) -> VARTransformer:
@@ -172,8 +188,6 @@ class VARTransformer(ModelMixin, ConfigMixin):
         Raises:
             ValueError: When the size is unknown.
         """
-        from stepvar.models.var.official import published_config
-
         return cls(**{**published_config(name), **overrides})
 
     @property
@@ -182,47 +196,45 @@ class VARTransformer(ModelMixin, ConfigMixin):
         return ScaleSchedule.from_grids([(side, side) for side in self.config.sides])
 
     @property
-    def compute_dtype(self) -> torch.dtype:
-        """Number format of the matrix products and of the KV cache."""
-        return self.blocks[0].self_attention.qkv.weight.dtype
-
-    @property
     def unconditional_class(self) -> int:
         return self.config.classes
 
     def embed_classes(self, classes: Tensor) -> Tensor:
         """Classes [R] -> their vectors [R, C] in float32: the condition, and the input of the first scale."""
-        return self.class_embedding(classes).float()
+        vectors: Tensor = self.class_embedding(classes)
+        return vectors.float()
 
-    def places(self, scale: Scale) -> Tensor:
-        """What is added to the tokens of a scale: places and level, [1, N, C] in float32."""
+    def _positions(self, scale: Scale, device: torch.device) -> Tensor:
+        """Embeddings of the positions of a scale and of its level, [1, N, C] in float32."""
         start = sum(side**2 for side in self.config.sides[: scale.index])
-        places = self.position_embedding[:, start : start + scale.tokens].float()
-        return places + self.level_embedding.weight[scale.index].float()
+        positions = self.position_embedding[:, start : start + scale.tokens].float()
+        return positions + embed_index(self.level_embedding, scale.index, device)
 
+    @through_forward
     def embed_start(self, condition: Tensor, scale: Scale) -> Tensor:
         """Condition [R, C] -> hidden states of the first scale, [R, N, C] in float32."""
-        return condition[:, None] + self.start_embedding.float() + self.places(scale)
+        return condition[:, None] + self.start_embedding.float() + self._positions(scale, condition.device)
 
+    @through_forward
     def embed_tokens(self, codes: Tensor, scale: Scale) -> Tensor:
         """Resized accumulated codes [R, N, D] -> hidden states [R, N, C] in float32."""
-        return linear(self.token_embedding, codes).float() + self.places(scale)
+        hidden: Tensor = self.token_embedding(codes.to(self.compute_dtype)).float()
+        return hidden + self._positions(scale, codes.device)
 
-    def modulations(self, condition: Tensor) -> list[tuple[Tensor, ...]]:
+    def modulations(self, condition: Tensor) -> list[BlockModulation]:
         """Condition [R, C] -> every block's modulation, see `VARBlock`."""
-        shared = None
+        shared, dtype = None, self.compute_dtype
         if self.config.shares_modulation:
-            shared = linear(self.shared_modulation, functional.silu(condition)).float()
+            shared = self.shared_modulation(functional.silu(condition).to(dtype)).float()
             shared = shared.unflatten(-1, (1, 6, -1))
-        return [block.modulations(condition, shared) for block in self.blocks]
+        return [block.modulations(condition, shared, dtype) for block in self.blocks]
 
     def head_modulations(self, condition: Tensor) -> tuple[Tensor, Tensor]:
         """Condition [R, C] -> (1 + scale, shift) of the head, each [R, 1, C]."""
-        modulation = linear(self.head_modulation, functional.silu(condition)).float()
-        scale, shift = modulation.unsqueeze(1).chunk(2, dim=-1)
-        return scale + 1.0, shift
+        return scale_and_shift(self.head_modulation, condition, self.compute_dtype)
 
     def logits(self, hidden: Tensor, modulation: tuple[Tensor, Tensor]) -> Tensor:
         """hidden [R, N, C] -> [R, N, V] in float32."""
-        normed = modulated_norm(hidden, *modulation, self.config.norm_eps)
-        return linear(self.head, normed).float()
+        normed = modulated_norm(hidden, *modulation, self.config.norm_eps).to(self.compute_dtype)
+        values: Tensor = self.head(normed)
+        return values.float()
