@@ -221,6 +221,7 @@ class HARTPipeline(CodebookPipeline[HARTRequest]):
                 request.schedule,
                 self._residual(request, device),
                 draw_orders(inputs.generators, request.schedule.final, device),
+                device,
             )
 
     def _residual(self, request: HARTRequest, device: torch.device) -> ResidualDraw | None:
