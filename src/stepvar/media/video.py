@@ -172,13 +172,18 @@ def _to_picture(av: Any, frame: VideoFrame) -> Image:
     if any(component.is_alpha for component in frame.format.components):
         picture, _ = compose_on_white(frame.reformat(format="rgba").to_image())
     else:
-        is_hd = frame.height >= _LEAST_HD_HEIGHT or frame.width >= _LEAST_HD_WIDTH
-        untagged = getattr(frame, "colorspace", _UNSPECIFIED) == _UNSPECIFIED
         picture = frame.to_image(
-            src_colorspace="ITU709" if untagged and is_hd else None, interpolation=_accurate(av)
+            src_colorspace="ITU709" if _is_bt709(frame) else None, interpolation=_accurate(av)
         )
     angle = getattr(frame, "rotation", 0)  # missing in older PyAV
     return picture.rotate(angle, expand=True) if angle else picture
+
+
+def _is_bt709(frame: VideoFrame) -> bool:
+    """Whether a frame says so, or says nothing and is large enough."""
+    is_hd = frame.height >= _LEAST_HD_HEIGHT or frame.width >= _LEAST_HD_WIDTH
+    colorspace = getattr(frame, "colorspace", _UNSPECIFIED)  # missing in older PyAV
+    return colorspace == _BT709 or (colorspace == _UNSPECIFIED and is_hd)
 
 
 def _accurate(av: Any) -> Any:
