@@ -172,8 +172,10 @@ def _to_picture(av: Any, frame: VideoFrame) -> Image:
     if any(component.is_alpha for component in frame.format.components):
         picture, _ = compose_on_white(frame.reformat(format="rgba").to_image())
     else:
+        source = "ITU709" if _is_bt709(frame) else None
+        # RGB has no such space, but older PyAV ignores the source's where the target's is the same or unknown.
         picture = frame.to_image(
-            src_colorspace="ITU709" if _is_bt709(frame) else None, interpolation=_accurate(av)
+            src_colorspace=source, dst_colorspace="ITU601" if source else None, interpolation=_accurate(av)
         )
     angle = getattr(frame, "rotation", 0)  # missing in older PyAV
     return picture.rotate(angle, expand=True) if angle else picture
