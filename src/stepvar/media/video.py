@@ -173,7 +173,7 @@ def _to_picture(av: Any, frame: VideoFrame) -> Image:
         picture, _ = compose_on_white(frame.reformat(format="rgba").to_image())
     else:
         source = "ITU709" if _is_bt709(frame) else None
-        # RGB has no such space, but older PyAV ignores the source's where the target's is the same or unknown.
+        # RGB has no such space, but older PyAV ignores the source's where the target's is the same or none.
         picture = frame.to_image(
             src_colorspace=source, dst_colorspace="ITU601" if source else None, interpolation=_accurate(av)
         )
