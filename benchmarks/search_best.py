@@ -197,7 +197,8 @@ class Search:
         self.pipeline, self.folder, self.options = pipeline, folder, options
         self.candidates = list(candidates)
         self.metrics = Metrics.for_pipeline(pipeline)
-        self.samples = make_samples(pipeline, max(options.pictures), options.seed)
+        size = pipeline.pixels(pipeline.schedule())
+        self.samples = make_samples(pipeline, size, max(options.pictures), options.seed)
 
     def time_all(self) -> dict[str, list[float]]:
         """Seconds of one picture by candidate, a round each, all in turn."""

@@ -45,7 +45,7 @@ class Experiment:
 
     def __init__(self, models: Models, protocol: Protocol, configurations: Configurations) -> None:
         self.models, self.protocol, self.configurations = models, protocol, configurations
-        self.samples = make_samples(models.pipeline, protocol.pictures, protocol.seed)
+        self.samples = make_samples(models.pipeline, models.size, protocol.pictures, protocol.seed)
         self._warm = False
 
     def block(self, index: int) -> Sequence[Sample]:

@@ -46,6 +46,11 @@ class Models:
         return self.pipeline.schedule(**self.settings)
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of every picture."""
+        return self.pipeline.pixels(self.schedule)
+
+    @property
     def depth(self) -> int:
         """Layers of the transformer."""
         return self.pipeline.summary(**self.settings).plan.depth

@@ -158,7 +158,7 @@ def against_dense(show: Callable[[Row], str]) -> Callable[[Row], str]:
 
 
 def against_prompt(show: Callable[[PromptMeasures], str]) -> Callable[[Row], str]:
-    """A cell that is empty for a model that reads no text."""
+    """A cell that is empty where scenes were not checked."""
     return lambda row: "" if row.prompt is None else show(row.prompt)
 
 

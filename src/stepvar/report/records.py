@@ -47,7 +47,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class PromptMeasures:
-    """Measures against the prompts, of a model that reads text.
+    """Measures against the prompts, where scenes were checked.
 
     Attributes:
         scene: Share of pictures with everything right; scene_change: against dense, in points.
@@ -77,7 +77,7 @@ class Row:
             the dense run's, `lpips` None where it was not measured.
         frechet: Distance to the dense run's pictures; `frechet_valid` whether there are more pictures than
             features, without which Fréchet distances say little.
-        prompt: Measures against the prompts; None for a model that reads no text.
+        prompt: Measures against the prompts; None where scenes were not checked.
     """
 
     label: str

@@ -70,8 +70,8 @@ class Results:
         return found
 
     @property
-    def reads_text(self) -> bool:
-        """Whether there are prompts, so that pictures can be measured against them."""
+    def has_scenes(self) -> bool:
+        """Whether pictures were measured against their prompts."""
         return "real" in self.blocks[0]
 
     @cached_property
@@ -87,15 +87,15 @@ class Results:
 
     @cached_property
     def real(self) -> Values | None:
-        """Features [N, F] of renders of the prompts; None for a model that reads no text."""
-        return None if not self.reads_text else _joined([block["real"] for block in self.blocks], "features")
+        """Features [N, F] of renders of the prompts; None where scenes were not checked."""
+        return None if not self.has_scenes else _joined([block["real"] for block in self.blocks], "features")
 
     @cached_property
     def real_fit(self) -> Interval | None:
         """Cosine of renders with their prompts: what a perfect model would reach."""
         return (
             None
-            if not self.reads_text
+            if not self.has_scenes
             else mean_interval(_joined([block["real"] for block in self.blocks], "text_fit"))
         )
 
@@ -189,7 +189,7 @@ class Results:
         return self._frechet_references["dense", count]
 
     def frechet_to_real(self, count: int) -> FrechetReference | None:
-        """Distances to renders of the first prompts; None for a model that reads no text."""
+        """Distances to renders of the first prompts; None where scenes were not checked."""
         if self.real is None:
             return None
         if ("real", count) not in self._frechet_references:
@@ -264,7 +264,7 @@ class Results:
 
     def categories(self, table: str) -> dict[str, dict[str, Interval]]:
         """Scene score by configuration and category, what the table is seen against included."""
-        if not self.reads_text:
+        if not self.has_scenes:
             return {}
         configs = [*self.configurations.references(table), *self.configurations.table(table)]
         asked = [sample["category"] for block in self.blocks for sample in block["samples"]]

@@ -85,7 +85,8 @@ def reproduce(
     not measured again.
 
     Args:
-        pipeline: A model on its device; one that reads no text is given classes, and has no scene score.
+        pipeline: A model on its device. One that reads no text is given classes; scenes are checked in square
+            pictures of 64 pixels or more.
         folder: Of the report; new, empty, or holding this very run.
         minutes: How long it may take; chooses the counts of a new run.
         protocol: Counts, instead of choosing them.
@@ -167,11 +168,7 @@ def _searched_plans(models: Models) -> dict[str, StepVAR]:
 def _identity(models: Models, configurations: Configurations, asked: dict[str, Any]) -> dict[str, Any]:
     """Everything that the numbers of a run depend on."""
     pipeline, second = models.pipeline, models.refiner
-    height, width = pipeline.pixels(models.schedule)
-    if height != width:
-        raise ValueError(
-            f"Scenes are square, and this model draws {width} x {height} pixels: name another one."
-        )
+    height, width = models.size
     libraries = versions()
     return {
         "model": pipeline.origin.rpartition("/")[2],

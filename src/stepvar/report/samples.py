@@ -24,6 +24,9 @@ Pixels = NDArray[np.uint8]
 
 _DIGITS = 6
 
+SMALLEST_SCENE = 64
+"""Pixels of a side that `stepvar.scenes.check` needs."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -46,11 +49,19 @@ class Sample:
         return {"prompt": self.prompt, "seed": self.seed, **scene}
 
 
-def make_samples(pipeline: NextScalePipeline, count: int, seed: int) -> list[Sample]:
-    """Prompts of scenes with a seed each; random classes for a model that reads no text."""
+def make_samples(pipeline: NextScalePipeline, size: tuple[int, int], count: int, seed: int) -> list[Sample]:
+    """Prompts of scenes with a seed each; random classes for a model that reads no text.
+
+    Args:
+        size: Height and width of the pictures; scenes can be checked in square ones that are not too small.
+    """
     if pipeline.reads_text:
         prompts = evaluation_prompts(count, seed)
-        return [Sample(prompt.text, seed + index, prompt) for index, prompt in enumerate(prompts)]
+        checked = size[0] == size[1] >= SMALLEST_SCENE
+        return [
+            Sample(prompt.text, seed + index, prompt if checked else None)
+            for index, prompt in enumerate(prompts)
+        ]
     classes = np.random.default_rng(seed).integers(0, pipeline.transformer.config.classes, count)
     return [Sample(str(number), seed + index) for index, number in enumerate(classes)]
 
