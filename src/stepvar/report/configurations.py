@@ -255,7 +255,7 @@ class Configurations:
             self._add_possible("others", name, other)
         self.add("ratio", "0", None)
         for ratio in RATIOS:
-            self.add("ratio", f"{ratio:g}", StepVAR(ratios={-2: ratio, -1: ratio}))
+            self._add_possible("ratio", f"{ratio:g}", StepVAR(ratios={-2: ratio, -1: ratio}))
         self._add_scales()
 
     def _add_scales(self) -> None:

@@ -51,9 +51,14 @@ class Metrics:
     ) -> Metrics:
         """The metrics for a pipeline, on its device; features are by default its visual tokenizer's."""
         network = load_scene_network(device=pipeline._execution_device)
-        name = "tokenizer" if extractor is None else getattr(extractor, "__name__", type(extractor).__name__)
-        chosen = TokenizerFeatures(pipeline.vae) if extractor is None else extractor
-        return cls(chosen, name, network, scene_distance(network), lpips)
+        if extractor is not None:
+            name = str(getattr(extractor, "__name__", type(extractor).__name__))
+        elif hasattr(pipeline.vae, "encode_features"):
+            name, extractor = "tokenizer", TokenizerFeatures(pipeline.vae)
+        else:
+            # Visual tokenizers of videos have no features of a picture.
+            name, extractor = "scenes", network
+        return cls(extractor, name, network, scene_distance(network), lpips)
 
     def text_scores(self, pictures: Pixels, prompts: Sequence[str]) -> list[float]:
         """Cosine of each picture [N, H, W, 3] with its prompt."""

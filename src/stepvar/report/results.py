@@ -135,7 +135,7 @@ class Results:
     def shared(self, table: str) -> int:
         """How many pictures all configurations of an table drew."""
         counts = [len(self.pictures[config.name].psnr) for _, config in self.configurations.table(table)]
-        return min(counts, default=0)
+        return min(counts, default=len(self.pictures[DENSE].psnr))
 
     def row(self, label: str, config: Configuration, count: int) -> Row:
         """One configuration on its first pictures."""
