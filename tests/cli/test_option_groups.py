@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Optional
 
 import pytest
 import typer
 
 from stepvar.cli.errors import InputError
-from stepvar.cli.groups import CallOptions, Parsed, with_option_groups
+from stepvar.cli.groups import CallOptions, Parsed, _declared, with_option_groups
 from stepvar.cli.options import OPTION_NAMES, SamplingOptions, SizeOptions, VideoOptions
 from stepvar.cli.values import parse_numbers
 from stepvar.models.infinity.pipeline import InfinityPipeline
@@ -59,3 +59,11 @@ def test_every_option_is_an_argument_of_a_pipeline():
     named = {name for group in groups for name in group.option_names()} - {"size"}
     assert named <= known | {"smooth"}
     assert named < set(OPTION_NAMES)
+
+
+def test_annotations_of_python_3_10():
+    """There a parameter with default None has an optional annotation, which would hide the option's name."""
+    hint = Annotated[int | None, typer.Option("-n", "--number")]
+    assert _declared(Optional[hint]) is hint  # noqa: UP045  # what Python 3.10 makes of it
+    assert _declared(hint) is hint
+    assert _declared(int | None) == int | None

@@ -11,7 +11,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from typer.models import OptionInfo
 
@@ -68,7 +68,7 @@ def _declarations(group: type) -> dict[str, tuple[str, Callable[[str, str], Any]
 
 def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     """Replaces every dataclass parameter of a command by the dataclass's fields, as keyword options."""
-    hints = get_type_hints(command, include_extras=True)
+    hints = {name: _declared(hint) for name, hint in get_type_hints(command, include_extras=True).items()}
     groups: dict[str, Any] = {}
     parameters: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(command).parameters.items():
@@ -90,6 +90,12 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     del wrapped.__wrapped__  # type: ignore[attr-defined]  # inspect would look at the command itself
     return wrapped
+
+
+def _declared(hint: Any) -> Any:
+    """An annotation as it was written: Python 3.10 makes those of parameters with default None optional."""
+    inner = [entry for entry in get_args(hint) if get_origin(entry) is Annotated]
+    return inner[0] if get_origin(hint) is Union and inner else hint
 
 
 def _options(group: Any) -> list[inspect.Parameter]:
