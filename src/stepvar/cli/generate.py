@@ -6,6 +6,7 @@ import copy
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -225,11 +226,14 @@ def _draw(
     batch: int,
     settings: dict[str, Any],
 ) -> _Drawn:
-    """Draws all pictures, and writes each batch as soon as it is done."""
+    """Draws all pictures; each batch is encoded and written while the next one is drawn."""
+    from stepvar.media.encoding import BackgroundEncoder
+
     drawn = _Drawn(jobs, paths)
     batches = range(0, len(jobs), batch)
     summary = pipeline.summary(**settings)
-    with display.scale_progress("drawing", summary, len(batches)) as observer:
+    progress = display.scale_progress("drawing", summary, len(batches))
+    with progress as observer, BackgroundEncoder[dict[Path, bytes]]() as encoder:
         for start in batches:
             part = jobs[start : start + batch]
             result = pipeline(
@@ -241,7 +245,8 @@ def _draw(
             drawn.reports.append(result.report.as_json())
             media = result.frames if pipeline.draws_videos else result.images
             pace = result.frames_per_second if pipeline.draws_videos else 0
-            _write(media, part, paths[start : start + batch], result.report, pace)
+            encode = partial(_encode, media, part, paths[start : start + batch], result.report, pace)
+            encoder.add(encode, write_outputs)
     return drawn
 
 
@@ -249,13 +254,14 @@ _PER_PICTURE = ("prompts", "negative_prompts", "class_labels")
 """Settings in a report that are a list with one entry a picture."""
 
 
-def _write(
+def _encode(
     media: Sequence[Image | Sequence[Image]],
     jobs: Sequence[tuple[str, int]],
     paths: Sequence[Path],
     report: Report,
     frames_per_second: float,
-) -> None:
+) -> dict[Path, bytes]:
+    """Files of one batch, with their settings inside."""
     shared = {key: value for key, value in report.settings.items() if key not in _PER_PICTURE}
     negatives = report.settings.get("negative_prompts")
     scales = [
@@ -273,7 +279,7 @@ def _write(
             "versions": versions(),
         }
         contents |= encode_media(drawn, path, own, frames_per_second)
-    write_outputs(contents)
+    return contents
 
 
 @report_errors

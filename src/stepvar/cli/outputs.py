@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -129,13 +128,9 @@ def slug(prompt: str) -> str:
 
 def encode_png(image: Image, settings: Mapping[str, Any]) -> bytes:
     """A picture as PNG that carries its settings as JSON under "stepvar"."""
-    from PIL.PngImagePlugin import PngInfo
+    from stepvar.media import encoding
 
-    metadata = PngInfo()
-    metadata.add_text("stepvar", json.dumps(settings))
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", pnginfo=metadata)
-    return buffer.getvalue()
+    return encoding.encode_png(image, {"stepvar": json.dumps(settings)})
 
 
 def encode_media(

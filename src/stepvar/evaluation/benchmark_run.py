@@ -6,9 +6,9 @@ A stopped run continues where it was, and shards share a folder.
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +20,11 @@ from stepvar.evaluation.manifest import Entry, checksum_of, format_entries
 from stepvar.evaluation.provenance import fingerprint, versions
 from stepvar.evaluation.run_folder import IMAGES, RunFolder, Shard
 from stepvar.files import Staging
+from stepvar.media.encoding import BackgroundEncoder, encode_png
 from stepvar.media.video import Video, encode_video, require_writer
 
 if TYPE_CHECKING:
+    from stepvar.generation.report import Report
     from stepvar.models.pipeline import NextScalePipeline
     from stepvar.pruning.presets import Pruning
 
@@ -220,15 +222,22 @@ class BenchmarkRun:
                 self._write_extras(index, staging)
         if advance is not None and found:
             advance(found)
-        for group in self._groups(todo, batch):
-            for entries in self._generate_group(group, batch, staging):
-                # Opened anew each time: another process may have replaced the manifest.
-                with manifest.open("ab") as stream:
-                    stream.write(format_entries(entries))
-                done.update((entry["file"], entry) for entry in entries)
-                generated += len(entries)
-                if advance is not None:
-                    advance(len(entries))
+
+        def commit(file: _GeneratedFile, content: bytes) -> None:
+            self._write_extras(file.index, staging)
+            staging.write(self.folder / file.name, content)
+            done[file.name] = self._entry(file, content)
+            # Opened anew each time: another process may have replaced the manifest.
+            with manifest.open("ab") as stream:
+                stream.write(format_entries([done[file.name]]))
+            if advance is not None:
+                advance(1)
+
+        with BackgroundEncoder[bytes]() as encoder:
+            for group in self._groups(todo, batch):
+                for file in self._generate_group(group, batch):
+                    encoder.add(file.encode, partial(commit, file))
+                    generated += 1
         wanted = [name for index in range(len(task.items)) for name in task.files(index)]
         return RunStatus(self.folder, generated, found, folder.merge(wanted, done))
 
@@ -245,8 +254,8 @@ class BenchmarkRun:
         if group:
             yield group
 
-    def _generate_group(self, group: Sequence[int], batch: int, staging: Staging) -> Iterator[list[Entry]]:
-        """Generates some prompts, writes their files, and gives their lines of the manifest."""
+    def _generate_group(self, group: Sequence[int], batch: int) -> Iterator[_GeneratedFile]:
+        """Generates the pictures or videos of some prompts."""
         task = self.task
         pairs = [(index, sample) for index in group for sample in range(task.samples[index])]
         waiting: dict[int, list[Image.Image]] = {}
@@ -255,35 +264,33 @@ class BenchmarkRun:
             prompts = [task.items[index].prompt for index, _ in part]
             seeds = [task.first_seeds[index] + sample for index, sample in part]
             result = self.pipeline(prompts, seed=seeds, pruning=self.pruning, **self.settings)
-            entries = []
-            pictures = result.frames if task.benchmark.video else result.images
-            for (index, sample), picture in zip(part, pictures, strict=True):
+            if task.benchmark.video:
+                for (index, sample), frames in zip(part, result.frames, strict=True):
+                    encode = partial(encode_video, Video(frames, result.frames_per_second), task.suffix)
+                    yield _GeneratedFile(index, sample, task.name(index, sample), encode, result.report)
+                continue
+            for (index, sample), picture in zip(part, result.images, strict=True):
                 if not task.benchmark.grid:
-                    entries.append(self._write(index, sample, picture, result, staging))
+                    encode = partial(encode_png, picture)
+                    yield _GeneratedFile(index, sample, task.name(index, sample), encode, result.report)
                     continue
                 waiting.setdefault(index, []).append(picture)
                 if len(waiting[index]) == task.samples[index]:
-                    entries.append(self._write(index, 0, _grid(waiting.pop(index)), result, staging))
-            yield entries
+                    encode = partial(encode_png, _grid(waiting.pop(index)))
+                    yield _GeneratedFile(index, 0, task.name(index, 0), encode, result.report)
 
-    def _write(self, index: int, sample: int, picture: Any, result: Any, staging: Staging) -> Entry:
-        task, item = self.task, self.task.items[index]
-        name = task.name(index, sample)
-        self._write_extras(index, staging)
-        if task.benchmark.video:
-            content = encode_video(Video(picture, result.frames_per_second), task.suffix)
-        else:
-            content = _png(picture)
-        staging.write(self.folder / name, content)
-        first, shared = task.first_seeds[index], result.report.settings
+    def _entry(self, file: _GeneratedFile, content: bytes) -> Entry:
+        """A file's line of the manifest."""
+        task, item, sample = self.task, self.task.items[file.index], file.sample
+        first, shared = task.first_seeds[file.index], file.report.settings
         return {
-            "file": name,
+            "file": file.name,
             "sha256": checksum_of(content),
             "item": item.name,
             "group": item.group,
             "prompt": item.prompt,
             "sample": sample,
-            "seed": [first + place for place in range(task.samples[index])]
+            "seed": [first + place for place in range(task.samples[file.index])]
             if task.benchmark.grid
             else first + sample,
             "width": shared["width"],
@@ -304,6 +311,24 @@ class BenchmarkRun:
                 staging.write(path, content)
 
 
+@dataclass(frozen=True)
+class _GeneratedFile:
+    """A generated file that is not encoded yet.
+
+    Attributes:
+        index, sample: Of its prompt, and of the picture of this prompt.
+        name: Inside of the run's folder.
+        encode: Makes its content.
+        report: Of the call that generated it.
+    """
+
+    index: int
+    sample: int
+    name: str
+    encode: Callable[[], bytes]
+    report: Report
+
+
 def _grid(pictures: Sequence[Image.Image]) -> Image.Image:
     """One picture, or four in two rows."""
     if len(pictures) == 1:
@@ -313,9 +338,3 @@ def _grid(pictures: Sequence[Image.Image]) -> Image.Image:
     for place, picture in enumerate(pictures):
         grid.paste(picture, (place % 2 * width, place // 2 * height))
     return grid
-
-
-def _png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    return buffer.getvalue()

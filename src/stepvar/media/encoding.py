@@ -7,11 +7,12 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
+from typing import Generic, TypeVar
 
 from PIL.Image import Image
 from PIL.PngImagePlugin import PngInfo
 
-Commit = Callable[[bytes], None]
+Content = TypeVar("Content")
 
 
 def encode_png(picture: Image, texts: Mapping[str, str] | None = None) -> bytes:
@@ -28,35 +29,33 @@ def encode_png(picture: Image, texts: Mapping[str, str] | None = None) -> bytes:
     return buffer.getvalue()
 
 
-class BackgroundEncoder:
+class BackgroundEncoder(Generic[Content]):
     """Encodes files in background threads and commits them in order on the caller's thread.
 
     A 1024 x 1024 PNG takes a quarter of a second to compress, without Python's lock, so that the next
-    picture is drawn meanwhile. `add` waits only when too many files are pending. An error of an encoding is
-    raised at its turn; files before it are committed, those after it are not.
-
-    Leaving the block commits what is pending; leaving it with an exception drops that, so call `finish` first
-    where finished pictures must survive.
+    picture is drawn meanwhile. `add` waits only when too many files are pending. An error of an encoding or
+    of a commit is raised at its turn: files before it are committed, those after it are dropped. Leaving the
+    block commits what is pending, also when another exception, such as Ctrl-C, ends it.
 
     Args:
         threads: That encode.
         pending: Most files that are encoded but not committed, which bounds the memory.
     """
 
-    def __init__(self, threads: int = 2, pending: int = 8) -> None:
+    def __init__(self, threads: int = 2, pending: int = 4) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="stepvar-encoder")
         self._most = pending
-        self._waiting: deque[tuple[Future[bytes], Commit]] = deque()
+        self._waiting: deque[tuple[Future[Content], Callable[[Content], None]]] = deque()
 
-    def __enter__(self) -> BackgroundEncoder:
+    def __enter__(self) -> BackgroundEncoder[Content]:
         return self
 
-    def add(self, encode: Callable[[], bytes], commit: Commit) -> None:
+    def add(self, encode: Callable[[], Content], commit: Callable[[Content], None]) -> None:
         """Starts an encoding, and commits files whose turn has come.
 
         Args:
-            encode: Makes the file's content; runs in another thread.
-            commit: Takes the content; runs on this thread, after those of all files added before.
+            encode: Makes a file's content; runs in another thread.
+            commit: Takes the content; runs on this thread, after the commits of all files added before.
         """
         self._waiting.append((self._pool.submit(encode), commit))
         while self._waiting and (self._waiting[0][0].done() or len(self._waiting) > self._most):
@@ -69,14 +68,16 @@ class BackgroundEncoder:
 
     def _commit_first(self) -> None:
         encoding, commit = self._waiting.popleft()
-        commit(encoding.result())
+        try:
+            commit(encoding.result())
+        except BaseException:
+            self._waiting.clear()
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if kind is None:
-                self.finish()
+            self.finish()
         finally:
-            self._waiting.clear()
             self._pool.shutdown(cancel_futures=True)
