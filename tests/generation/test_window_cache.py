@@ -8,7 +8,7 @@ import torch.nn.functional as functional
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepvar.generation.cache import Alone, KVCache, Span, Window, attention
+from stepvar.generation.cache import IsolatedMemory, KVCache, Span, Window, attention
 
 CPU = torch.device("cpu")
 
@@ -74,7 +74,7 @@ def test_a_prefix_sees_itself_alone():
     cache = KVCache([Window((Span(-1, 3, 9), Span(-1, 2, 9), Span(0, 1, 0)))], 2, 2, 8, torch.float32, CPU)
     cache[0].extend(heads(2, 3, 0), heads(2, 3, 1))
     query, key, value = heads(2, 2, 2), heads(2, 2, 3), heads(2, 2, 4)
-    seen = Alone(cache[0]).attend(query, key, value, None)
+    seen = IsolatedMemory(cache[0]).attend(query, key, value, None)
     torch.testing.assert_close(seen, attention(query, key, value))
     assert cache[0].extend(heads(2, 1, 5), heads(2, 1, 6))[0].shape[2] == 6
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stepvar.generation.plan import kept_tokens
-from stepvar.generation.pruner import LateScales, PruningMethod
+from stepvar.generation.pruner import LateScalePruning, PruningMethod
 from stepvar.generation.sampling import CodebookSampler, CodebookSettings
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.generation.tokens import put_choice
@@ -25,7 +25,7 @@ from tiny_models import SMALL, bits, draw, make_text, make_transformer
 DEPTH = 4
 LATE = {-2: 0.4, -1: 0.6}
 
-CHOICES: dict[str, LateScales] = {
+CHOICES: dict[str, LateScalePruning] = {
     **METHODS,
     **{f"recovery {recovery}": StepVAR(recovery=recovery) for recovery in RECOVERIES},
     **{f"score {score}": StepVAR(score=score) for score in SCORERS},

@@ -24,7 +24,7 @@ from stepvar.metrics.timing import interleaved
 from stepvar.pruning.presets import with_scales
 
 if TYPE_CHECKING:
-    from stepvar.generation.pruner import LateScales
+    from stepvar.generation.pruner import LateScalePruning
     from stepvar.models.pipeline import NextScalePipeline
 
 PROMPT_SEED = 7_000
@@ -82,7 +82,7 @@ class Calibration:
         trials: What was tried on the way.
     """
 
-    plan: LateScales
+    plan: LateScalePruning
     options: str
     target: tuple[str, float]
     speedup: Interval
@@ -182,14 +182,14 @@ class _Pictures:
         self.pipeline, self.prompts, self.seed, self.settings = pipeline, prompts, seed, settings
         self.dense: list[Any] | None = None
 
-    def decibels(self, plan: LateScales) -> list[float]:
+    def decibels(self, plan: LateScalePruning) -> list[float]:
         """PSNR of a plan's pictures to the dense ones."""
         if self.dense is None:
             self.dense = self.draw(len(self.prompts), None)
         pruned = self.draw(len(self.prompts), plan)
         return [bounded_psnr(*pair) for pair in zip(pruned, self.dense, strict=True)]
 
-    def draw(self, count: int, pruning: LateScales | None) -> list[Any]:
+    def draw(self, count: int, pruning: LateScalePruning | None) -> list[Any]:
         """The first pictures."""
         pictures = []
         for start in range(0, count, 8):
@@ -238,7 +238,7 @@ class _Search:
         self.heights = [entry.scale.height for entry in pipeline.summary(**self.size).plan.scales]
         self.trials: list[Trial] = []
 
-    def plan(self, share: float, skips: int) -> LateScales:
+    def plan(self, share: float, skips: int) -> LateScalePruning:
         """The plan at one turn of the knob."""
         names = range(-1 - skips, -1 - skips - len(SHAPE), -1)
         usable = [name for name in names if -name < len(self.heights)]
@@ -249,7 +249,7 @@ class _Search:
         }
         return with_scales(self.method, ratios, tuple(range(-skips, 0)))
 
-    def options(self, plan: LateScales) -> str:
+    def options(self, plan: LateScalePruning) -> str:
         """A plan as options of the command line."""
         parts = [] if self.method == "stepvar" else [f"--method {self.method}"]
         if plan.ratios:

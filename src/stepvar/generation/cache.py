@@ -1,4 +1,4 @@
-"""What self-attention remembers: the KV cache of inference, nothing, or the block-causal view of training.
+"""Memories of self-attention: KV caches of inference, no memory, and block-causal masks of training.
 
 All answer one call, `attend(query, key, value)`, so that a block is written once.
 Shapes: R rows (conditional, then unconditional), H heads, N tokens, c channels of a head.
@@ -120,12 +120,13 @@ class Window:
 
     def seen(self) -> list[int]:
         """Keys that each span's queries see, their own included."""
-        counts, living = [], []
+        counts: list[int] = []
+        remembered: list[Span] = []
         for span in self.spans:
-            living = [earlier for earlier in living if earlier.last_step >= span.step]
-            counts.append(span.tokens + sum(earlier.tokens for earlier in living))
+            remembered = [earlier for earlier in remembered if earlier.last_step >= span.step]
+            counts.append(span.tokens + sum(earlier.tokens for earlier in remembered))
             if span.kept:
-                living.append(span)
+                remembered.append(span)
         return counts
 
     @property
@@ -144,7 +145,7 @@ class Window:
 class WindowLayerCache:
     """Keys and values of one layer of a model whose steps do not see all earlier ones.
 
-    What later steps see is kept in a buffer of the layer's own. Keys that nobody will see again go no
+    What later steps see is kept in a buffer of the layer's own. Keys that no later step sees go no
     further than a workspace that all layers share, behind a copy of what is remembered.
 
     Args:
@@ -159,7 +160,7 @@ class WindowLayerCache:
         self.workspace = workspace
         self.length = 0
         self.written = 0
-        self.living: list[Span] = []
+        self.remembered: list[Span] = []
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         return attention(query, *self.extend(key, value), scale)
@@ -175,7 +176,7 @@ class WindowLayerCache:
         buffer[1, :rows, :, self.length : stop] = value
         if span.kept:
             self.length = stop
-            self.living.append(span)
+            self.remembered.append(span)
         return buffer[0, :rows, :, :stop], buffer[1, :rows, :, :stop]
 
     def _next(self, tokens: int) -> Span:
@@ -190,21 +191,21 @@ class WindowLayerCache:
     def _forget(self, step: int) -> None:
         """Drops what a step does not see, and closes the gaps."""
         start = stop = 0
-        living = []
-        for span in self.living:
+        remembered = []
+        for span in self.remembered:
             if span.last_step >= step:
                 if start > stop:
                     # A copy in between, since source and target may overlap.
                     moved = self.kept[:, :, :, start : start + span.tokens].clone()
                     self.kept[:, :, :, stop : stop + span.tokens] = moved
-                living.append(span)
+                remembered.append(span)
                 stop += span.tokens
             start += span.tokens
-        self.living, self.length = living, stop
+        self.remembered, self.length = remembered, stop
 
 
-class Alone:
-    """Remembers keys and values in a cache, and attends to nothing but them: a prefix or a condition."""
+class IsolatedMemory:
+    """Stores keys and values in a cache, and attends to these alone: for a prefix or a condition."""
 
     def __init__(self, layer: WindowLayerCache) -> None:
         self.layer = layer
@@ -283,8 +284,8 @@ class BlockCausal:
         first = self.lengths[: self.shared_scales]
         outputs, stop = [], sum(first)
         if stop:
-            start = (part[:, :, :stop] for part in (query, key, value))
-            outputs.append(attention(*start, scale, self._mask(first, query.device)))
+            mask = self._mask(first, query.device)
+            outputs.append(attention(query[:, :, :stop], key[:, :, :stop], value[:, :, :stop], scale, mask))
         for part in query[:, :, stop:].split(self.lengths[self.shared_scales :], dim=2):
             stop += part.shape[2]
             outputs.append(attention(part, key[:, :, :stop], value[:, :, :stop], scale))
@@ -293,8 +294,13 @@ class BlockCausal:
     @staticmethod
     def _mask(lengths: Sequence[int], device: torch.device) -> Tensor:
         """[1, 1, N, N] True where a token's scale is not later than that of the row."""
-        index = torch.cat([torch.full((length,), scale) for scale, length in enumerate(lengths)])
-        return (index[:, None] >= index[None, :])[None, None].to(device)
+        index = torch.cat(
+            [
+                torch.full((length,), scale, dtype=torch.int64, device=device)
+                for scale, length in enumerate(lengths)
+            ]
+        )
+        return (index[:, None] >= index[None, :])[None, None]
 
 
 class BlockWindows:

@@ -17,7 +17,7 @@ from stepvar.generation.guidance import Guidance
 from stepvar.generation.loop import Generation, Sampler, Session, generate
 from stepvar.generation.plan import GenerationPlan
 from stepvar.generation.progress import Observer, ScaleReport
-from stepvar.generation.pruner import LateScales, Preview, Pruner, PruningMethod, plan_generation
+from stepvar.generation.pruner import LateScalePruning, Preview, Pruner, PruningMethod, plan_generation
 from stepvar.generation.report import ScaleCost
 from stepvar.generation.schedule import ScaleSchedule
 
@@ -43,7 +43,7 @@ class FirstScales:
                 f"{self.count} of {len(schedule)} scales cannot be drafted: draft 1 to {len(schedule) - 1}."
             )
         later = tuple(range(self.count - len(schedule), 0))
-        return LateScales(skip=later).resolve(schedule, depth, 0, depth)
+        return LateScalePruning(skip=later).resolve(schedule, depth, 0, depth)
 
     def start(self, plan: GenerationPlan, device: torch.device) -> Pruner:
         return Pruner(plan)
@@ -130,7 +130,7 @@ def generate_in_cascade(
         guidance: Of both, with no layers inside a model, since the two have different ones.
         sampler: Of both.
         pruning: Of the refiner.
-        observer: Hears of every scale from whoever draws it.
+        observer: Called after every scale, by the model that draws it.
         preview: See `generate`.
 
     Returns:
@@ -143,7 +143,7 @@ def generate_in_cascade(
     if drafter.schedule != refiner.schedule or drafter.latent.shape != refiner.latent.shape:
         raise ValueError("A cascade needs two models of one visual tokenizer and one scale schedule.")
 
-    def hear(report: ScaleReport, drafting: bool) -> None:
+    def observe(report: ScaleReport, drafting: bool) -> None:
         if observer is not None and drafting == (report.plan.scale.index < drafted):
             observer(report)
 
@@ -152,14 +152,14 @@ def generate_in_cascade(
         guidance=guidance,
         sampler=sampler,
         pruning=FirstScales(drafted),
-        observer=lambda report: hear(report, drafting=True),
+        observer=lambda report: observe(report, drafting=True),
     )
     final = generate(
         refiner,
         guidance=guidance,
         sampler=sampler,
         pruning=pruning,
-        observer=lambda report: hear(report, drafting=False),
+        observer=lambda report: observe(report, drafting=False),
         preview=preview,
         prefix=draft.choices,
     )

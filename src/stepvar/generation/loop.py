@@ -1,4 +1,8 @@
-"""The generation loop: one road for every model and every pruning method."""
+"""The generation loop: every model and every pruning method runs through `generate`.
+
+A scale is embedded, goes through the layers, gives logits, is sampled, and is added to the latent, which the
+next scale is embedded from. A pruning method is called around these steps and decides which tokens take part.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ from stepvar.generation.pruner import (
     start_pruner,
 )
 from stepvar.generation.schedule import Scale, ScaleSchedule
-from stepvar.generation.tokens import Tokens
+from stepvar.generation.tokens import Choice, Tokens
 
 
 class Session(Protocol):
@@ -73,7 +77,7 @@ class Session(Protocol):
         """Logits of the first rows' hidden states [rows, N, C], value last."""
         ...
 
-    def commit(self, scale: Scale, choice: Any, hidden: Tensor, tokens: Tokens) -> None:
+    def commit(self, scale: Scale, choice: Choice, hidden: Tensor, tokens: Tokens) -> None:
         """Adds the sampled values of a scale to the latent.
 
         Args:
@@ -92,22 +96,22 @@ class Sampler(Protocol):
         """What a scale's logits are divided by, before guidance."""
         ...
 
-    def sample(self, logits: Tensor, scale: Scale) -> Any:
-        """Draws from guided logits, in the form that the session commits: a tensor [B, N, ...] or several."""
+    def sample(self, logits: Tensor, scale: Scale) -> Choice:
+        """Draws from guided logits [B, N, ...]."""
         ...
 
-    def expect(self, logits: Tensor, scale: Scale) -> Any:
-        """What `sample` gives on average, without noise, in a form that the session commits too."""
+    def expect(self, logits: Tensor, scale: Scale) -> Choice:
+        """The mean of what `sample` draws, without noise, in a form that the session commits too."""
         ...
 
 
 Probe = Callable[[str, Scale, Any], None]
-"""Called with (name, scale, value) at the loop's landmarks; see `generate`."""
+"""Called with (name, scale, value) for intermediate values; see `generate`."""
 
 
 @dataclass
 class Generation:
-    """What a generation leaves.
+    """Result of a generation.
 
     Attributes:
         latent: [B, d, (t,) H, W] accumulated codes, ready to decode.
@@ -117,7 +121,7 @@ class Generation:
     """
 
     latent: Tensor
-    choices: dict[int, Any] = field(default_factory=dict)
+    choices: dict[int, Choice] = field(default_factory=dict)
     scales: list[ScaleReport] = field(default_factory=list)
     cache_bytes: int = 0
 
@@ -131,7 +135,7 @@ def generate(
     observer: Observer | None = None,
     probe: Probe | None = None,
     preview: Preview | None = None,
-    prefix: Mapping[int, Tensor] | None = None,
+    prefix: Mapping[int, Choice] | None = None,
 ) -> Generation:
     """Runs all scales of a schedule.
 
@@ -140,44 +144,42 @@ def generate(
         guidance: Classifier-free guidance.
         sampler: Draws the values.
         pruning: A pruning method's configuration; None runs everything.
-        observer: Hears of every scale.
-        probe: Sees intermediate values: "input" of the first layer, "layer 0", "layer 1", ... (what
-            leaves a layer: living tokens only, before guidance), "logits" (after temperature and
-            guidance), "choice" and "latent".
-        preview: Draws accumulated codes of any size as pixels, for methods that look at the picture so far.
+        observer: Called with a report after every scale, skipped ones included.
+        probe: Called with intermediate values: "input" of the first layer, "layer 0", "layer 1", ... (output
+            of a layer, of the tokens that ran, before guidance), "logits" (after temperature and guidance),
+            "choice" and "latent".
+        preview: Decodes accumulated codes of any size, for methods that look at the picture so far.
         prefix: Values of scales that are known already, by index: the model reads them, and draws the rest.
 
     Returns:
         The accumulated latent, the choices and the reports.
     """
     plan = plan_generation(pruning, session.schedule, session.depth)
-    device = session.latent.device
-    pruner = start_pruner(pruning, plan, device)
-    allocated = session.allocate_cache(plan)
-    session.prefill(allocated)
-    cache = pruner.attach(allocated)
+    pruner = start_pruner(pruning, plan, session.latent.device)
+    cache = session.allocate_cache(plan)
+    session.prefill(cache)
+    cache = pruner.attach(cache)
+    step = ScaleStep(session, cache, pruner, sampler, probe)
     result = Generation(session.latent, cache_bytes=cache.bytes)
     limits = Limits.planned(plan, session.images)
-    watch = Stopwatch(device)
+    watch = Stopwatch(session.latent.device)
     for entry in plan.scales:
+        index = entry.scale.index
         watch.mark()
         limits = pruner.decide(entry.scale, session.latent, preview) or limits
         report = ScaleReport(limits.of(entry))
         if not report.plan.skipped:
             before = session.latent
-            pruner.begin_scale(entry, session.images, before)
             limited = replace(guidance, until=limits.guided_until)
-            report.rows = limited.rows(entry.scale.index, session.images, session.copies)
-            known = (prefix or {}).get(entry.scale.index)
-            result.choices[entry.scale.index] = run_scale(
-                session, entry.scale, report.rows, cache, pruner, limited, sampler, probe, known
-            )
-            session.latent = _merge(limits.running(entry.scale.index), session.latent, before)
+            report.rows = limited.rows(index, session.images, session.copies)
+            pruner.begin_scale(entry, session.images, before)
+            result.choices[index] = step.run(entry.scale, report.rows, limited, (prefix or {}).get(index))
+            session.latent = _keep_ended(limits.running(index), session.latent, before)
             report.kept_index = pruner.kept_index
         watch.mark()
         result.scales.append(report)
         if not watch.deferred:
-            report.seconds = watch.seconds(2 * entry.scale.index)
+            report.seconds = watch.seconds(2 * index)
         if observer is not None:
             observer(report)
     for index, report in enumerate(result.scales):
@@ -186,56 +188,66 @@ def generate(
     return result
 
 
-def run_scale(
-    session: Session,
-    scale: Scale,
-    rows: int,
-    cache: Cache,
-    pruner: Pruner,
-    guidance: Guidance,
-    sampler: Sampler,
-    probe: Probe | None,
-    known: Any = None,
-) -> Any:
-    """One scale: embed, run the layers, sample unless the values are known, commit. Returns the values."""
-    hidden, tokens = session.embed(scale, rows)
-    _show(probe, "input", scale, hidden)
-    for layer in range(session.depth):
-        tokens, hidden = pruner.enter(layer, tokens, hidden)
-        for name, branch in session.branches(layer, cache[layer], rows):
-            hidden = pruner.residual(layer, name, branch, tokens, hidden)
-        if probe is not None:
-            probe(f"layer {layer}", scale, hidden)
-        hidden = guidance.after_layer(scale.index, layer, hidden)
-    hidden = pruner.leave(tokens, hidden)[:, -scale.tokens :]
-    choice = known
-    if known is None:
-        logits = _logits(session, scale, hidden, guidance, sampler)
-        _show(probe, "logits", scale, logits)
-        drawn = sampler.sample(logits, scale)
-        choice = pruner.settle(tokens, drawn, lambda: sampler.expect(logits, scale))
-    session.commit(scale, choice, guidance.paired(scale.index, hidden), tokens)
-    _show(probe, "choice", scale, choice)
-    _show(probe, "latent", scale, session.latent)
-    return choice
+@dataclass(frozen=True)
+class ScaleStep:
+    """One step of the loop, with what all steps share; see `generate`."""
+
+    session: Session
+    cache: Cache
+    pruner: Pruner
+    sampler: Sampler
+    probe: Probe | None
+
+    def run(self, scale: Scale, rows: int, guidance: Guidance, given: Choice | None) -> Choice:
+        """Embeds a scale, runs the layers, samples its values unless they are given, and commits them.
+
+        Args:
+            rows: Batch rows to compute: B conditional copies, then B unconditional ones or none.
+            given: Values that are known already.
+
+        Returns:
+            The values.
+        """
+        hidden, tokens = self.session.embed(scale, rows)
+        self._show("input", scale, hidden)
+        hidden, tokens = self._run_layers(scale, rows, guidance, hidden, tokens)
+        choice = self._sample(scale, guidance, hidden, tokens) if given is None else given
+        self.session.commit(scale, choice, guidance.paired(scale.index, hidden), tokens)
+        self._show("choice", scale, choice)
+        self._show("latent", scale, self.session.latent)
+        return choice
+
+    def _run_layers(
+        self, scale: Scale, rows: int, guidance: Guidance, hidden: Tensor, tokens: Tokens
+    ) -> tuple[Tensor, Tokens]:
+        """Hidden states of all positions after the last layer, and the tokens that ran through it."""
+        for layer in range(self.session.depth):
+            tokens, hidden = self.pruner.enter(layer, tokens, hidden)
+            for name, branch in self.session.branches(layer, self.cache[layer], rows):
+                hidden = self.pruner.residual(layer, name, branch, tokens, hidden)
+            self._show(f"layer {layer}", scale, hidden)
+            hidden = guidance.after_layer(scale.index, layer, hidden)
+        return self.pruner.leave(tokens, hidden)[:, -scale.tokens :], tokens
+
+    def _sample(self, scale: Scale, guidance: Guidance, hidden: Tensor, tokens: Tokens) -> Choice:
+        """Draws the values of a scale from its hidden states."""
+        temperature = self.sampler.temperature(scale)
+        if guidance.mixes_logits(scale.index):
+            logits = guidance.mix_images(scale.index, self.session.logits(hidden) / temperature)
+        else:
+            logits = self.session.logits(hidden[: self.session.images]) / temperature
+        self._show("logits", scale, logits)
+        drawn = self.sampler.sample(logits, scale)
+        return self.pruner.settle(tokens, drawn, lambda: self.sampler.expect(logits, scale))
+
+    def _show(self, name: str, scale: Scale, value: Any) -> None:
+        if self.probe is not None:
+            self.probe(name, scale, value)
 
 
-def _logits(session: Session, scale: Scale, hidden: Tensor, guidance: Guidance, sampler: Sampler) -> Tensor:
-    """Logits after temperature and guidance, one row an image."""
-    if guidance.mixes_logits(scale.index):
-        logits = session.logits(hidden) / sampler.temperature(scale)
-        return guidance.mix_images(scale.index, logits)
-    return session.logits(hidden[: session.images]) / sampler.temperature(scale)
-
-
-def _merge(running: list[bool], latent: Tensor, before: Tensor) -> Tensor:
-    """The latent of images that still run, and what it was for those that have ended."""
+def _keep_ended(running: list[bool], latent: Tensor, before: Tensor) -> Tensor:
+    """The latent of images that still run, and the one before for those that have ended."""
     if all(running):
         return latent
-    mask = torch.tensor(running, device=latent.device).view(-1, *(1,) * (latent.dim() - 1))
-    return torch.where(mask, latent, before)
-
-
-def _show(probe: Probe | None, name: str, scale: Scale, value: Any) -> None:
-    if probe is not None:
-        probe(name, scale, value)
+    mask = torch.tensor(running, dtype=torch.bool, device=latent.device)
+    return torch.where(mask.view(-1, *(1,) * (latent.dim() - 1)), latent, before)

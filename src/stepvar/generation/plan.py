@@ -1,4 +1,4 @@
-"""What will run: kept tokens, skipped scales and narrowed layers, fixed before generation starts."""
+"""Generation plans: kept tokens, skipped scales and narrowed layers, fixed before anything runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the loop reports: one stream that progress bars, JSON reports and analyses listen to."""
+"""Progress of the loop: one report a scale, for progress bars, JSON and analyses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class ScaleReport:
     """How one scale ran.
 
     Attributes:
-        plan: What was planned: the scale, whether it is skipped, tokens kept.
+        plan: What was planned: the scale, whether it is skipped, how many tokens are kept.
         rows: Batch rows that were computed, unconditional copies included.
         kept_index: [B, K] kept positions, None where nothing was pruned.
         seconds: Time of the scale; on a GPU known once the generation has ended.
@@ -56,7 +56,8 @@ class Stopwatch:
     def seconds(self, index: int) -> float:
         """Seconds between mark `index` and the next one."""
         start, stop = self.marks[index], self.marks[index + 1]
-        if isinstance(start, float):
-            return stop - start
-        stop.synchronize()
-        return start.elapsed_time(stop) / 1000.0
+        if isinstance(start, torch.cuda.Event) and isinstance(stop, torch.cuda.Event):
+            stop.synchronize()
+            return float(start.elapsed_time(stop)) / 1000.0
+        assert isinstance(start, float) and isinstance(stop, float), "marks are of one kind"
+        return stop - start

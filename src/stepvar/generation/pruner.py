@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from stepvar.generation.cache import KVCache
+from stepvar.generation.cache import Cache
 from stepvar.generation.frozen import FrozenMapping
 from stepvar.generation.plan import GenerationPlan, ScalePlan, find_scale, resolve_plan
 from stepvar.generation.schedule import Scale, ScaleSchedule
@@ -54,7 +54,7 @@ class Limits:
         return tuple(map(min, self.stop, self.unguided))
 
     def of(self, entry: ScalePlan) -> ScalePlan:
-        """What is left of a scale's plan: it is skipped when no image runs it any more."""
+        """A scale's plan, skipped where no image runs it any more."""
         return entry if any(self.running(entry.scale.index)) else replace(entry, skipped=True, kept=0)
 
 
@@ -72,7 +72,7 @@ class Pruner:
     def __init__(self, plan: GenerationPlan) -> None:
         self.plan = plan
 
-    def attach(self, cache: KVCache) -> KVCache:
+    def attach(self, cache: Cache) -> Cache:
         """Before the first scale: the cache to use, the one given or another around its buffers."""
         return cache
 
@@ -142,8 +142,8 @@ class PruningMethod(Protocol):
 
 
 @dataclass(frozen=True)
-class LateScales:
-    """Which scales to prune and which to leave out: what every method that prunes tokens is told.
+class LateScalePruning:
+    """Base of the methods that prune tokens: which scales to prune, and which to leave out.
 
     Scales are named by their height in tokens (`24`), or from the end (`-1` is the last).
 
@@ -210,7 +210,7 @@ class NestedPruner(Pruner):
         super().__init__(plan)
         self.inner = inner
 
-    def attach(self, cache: KVCache) -> KVCache:
+    def attach(self, cache: Cache) -> Cache:
         return self.inner.attach(cache)
 
     def decide(self, scale: Scale, latent: Tensor, preview: Preview | None) -> Limits | None:

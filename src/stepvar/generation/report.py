@@ -1,4 +1,4 @@
-"""What a run cost and kept: for people, as JSON, and before it runs."""
+"""Summary and report of a generation: what a plan will cost, and how it ran; as text and as JSON."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Summary:
         costs: One a scale.
         dense_costs: The same without pruning.
         backend: Attention implementation.
-        memory: Device memory, where a model can tell.
+        memory: Device memory, where the model has a formula for it.
     """
 
     plan: GenerationPlan

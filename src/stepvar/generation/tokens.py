@@ -1,4 +1,4 @@
-"""Which positions of a scale are alive, and what travels with them."""
+"""Tokens of a scale that are still computed, with their positions, and gathering of tokens."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def put_choice(choice: Choice, index: Tensor, values: Choice) -> Choice:
 
 @dataclass(frozen=True)
 class Tokens:
-    """The living tokens of one scale.
+    """The tokens of one scale that are still computed; pruned ones are gone.
 
     Attributes:
         scale: The scale they belong to.
         positions: [rows or 1, N, ...] what the model's attention needs to know of the place of each
-            living token, a rotary table for example; None where it needs nothing.
-        index: [rows, K] row-major positions in the scale's grid; None while all are alive.
+            token, a rotary table for example; None where it needs nothing.
+        index: [rows, K] row-major positions in the scale's grid; None while all are computed.
     """
 
     scale: Scale
@@ -70,11 +70,11 @@ class Tokens:
 
     @property
     def count(self) -> int:
-        """Living tokens per row."""
+        """Tokens per row."""
         return self.scale.tokens if self.index is None else self.index.shape[1]
 
     def narrow(self, index: Tensor) -> Tokens:
-        """Keeps the tokens at `index` [rows, K] (positions among the living ones), in that order."""
+        """Keeps the tokens at `index` [rows, K] (places among those still computed), in that order."""
         positions = None if self.positions is None else gather_tokens(self.positions, index)
         places = index if self.index is None else self.index.gather(1, index)
         return replace(self, positions=positions, index=places)

@@ -1,4 +1,4 @@
-"""FastVAR: every residual branch of a late scale runs on the tokens that stand out there.
+"""FastVAR: every residual branch of a late scale runs on its most distinctive tokens.
 
 Source: "FastVAR: Linear Visual Autoregressive Modeling via Cached Token Pruning", arXiv 2503.23367, as
 its authors' code computes it (csguoh/FastVAR, fastvar_utils.py and fastvar_basic.py of the folders
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from stepvar.generation.plan import GenerationPlan, ScalePlan, find_scale
-from stepvar.generation.pruner import Branch, LateScales, Pruner
+from stepvar.generation.pruner import Branch, LateScalePruning, Pruner
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.generation.tokens import Tokens, gather_tokens
 from stepvar.pruning.interpolation import area_resized, match_rows
@@ -30,7 +30,7 @@ DENSE_START, DENSE_END = 3 / 32, 4 / 32
 
 
 @dataclass(frozen=True)
-class FastVAR(LateScales):
+class FastVAR(LateScalePruning):
     """Runs each residual branch on the tokens farthest from the mean token, and fills the rest from a cache.
 
     A token's score is the squared distance of its hidden state to the mean of its row's tokens. It is taken
@@ -38,7 +38,7 @@ class FastVAR(LateScales):
     run, what it gave at the cache scale is added, interpolated by area.
 
     Attributes:
-        ratios, skip, unguided: See `LateScales`.
+        ratios, skip, unguided: See `LateScalePruning`.
         first_layer: First layer that is pruned; by default 3/32 of the depth stay dense, at least one
             layer. HART's fork prunes from 0.
         dense_end: Layers at the end that stay dense; by default 4/32 of the depth. HART's fork has 0.

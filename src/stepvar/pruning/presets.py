@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
-from stepvar.generation.pruner import LateScales, PruningMethod
+from stepvar.generation.pruner import LateScalePruning, PruningMethod
 from stepvar.pruning.fastvar import FastVAR
 from stepvar.pruning.scalekv import ScaleKV
 from stepvar.pruning.skipvar import SkipVAR
 from stepvar.pruning.stepvar import StepVAR
 
-METHODS: Mapping[str, LateScales] = MappingProxyType(
+METHODS: Mapping[str, LateScalePruning] = MappingProxyType(
     {
         "stepvar": StepVAR(),
         "fastvar": FastVAR(),
@@ -96,7 +96,7 @@ def by_name(*presets: Preset) -> Mapping[str, Preset]:
     return MappingProxyType({preset.name: preset for preset in presets})
 
 
-def with_scales(method: str, ratios: Mapping[int, float], skip: Collection[int] = ()) -> LateScales:
+def with_scales(method: str, ratios: Mapping[int, float], skip: Collection[int] = ()) -> LateScalePruning:
     """A method of `METHODS` on named scales, so that methods can be compared on one schedule.
 
     Raises:

@@ -133,7 +133,7 @@ def make_recovery(rule: str | Recovery | type[Recovery]) -> Recovery:
 
 
 def needs(rule: Recovery, what: Literal["full_scale", "anchors"]) -> bool:
-    """Whether a recovery asks for the last full scale, or for anchors; one that does not say so does not."""
+    """Whether a recovery needs the last full scale, or anchors; not, where it has no such attribute."""
     return bool(getattr(rule, f"needs_{what}", False))
 
 

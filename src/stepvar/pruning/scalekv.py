@@ -250,7 +250,7 @@ class BudgetedLayer:
         workspace: [2, R, H, M, c], shared by all layers: holds what a scale sees where the layer will
             not remember it all.
         steps: One a scale that runs.
-        extra: Tokens at the start that are remembered besides those of the plan, whatever is asked for.
+        extra: Tokens at the start that are remembered besides those of the plan, always.
     """
 
     def __init__(self, buffers: LayerCache, workspace: Tensor, steps: Sequence[_Step], extra: int) -> None:

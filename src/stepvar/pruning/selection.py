@@ -1,4 +1,4 @@
-"""From scores to kept positions."""
+"""Selection of the kept positions by score."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from stepvar.generation.frozen import FrozenMapping
 from stepvar.generation.plan import GenerationPlan, ScalePlan, in_stages
-from stepvar.generation.pruner import Expect, LateScales, Pruner
+from stepvar.generation.pruner import Expect, LateScalePruning, Pruner
 from stepvar.generation.randomness import seeded_generator
 from stepvar.generation.schedule import Grid, ScaleSchedule
 from stepvar.generation.tokens import Choice, Tokens, gather_choice, gather_tokens, put_choice
@@ -46,13 +46,13 @@ SCORE_FIELDS = ("structure_weight", "normalisation", "kernel", "iterations")
 
 
 @dataclass(frozen=True)
-class StepVAR(LateScales):
+class StepVAR(LateScalePruning):
     """Prunes late scales to their structurally and texturally important tokens.
 
     Attributes:
-        ratios: See `LateScales`. Speed grows with the ratio; fine detail in flat regions goes first,
+        ratios: See `LateScalePruning`. Speed grows with the ratio; fine detail in flat regions goes first,
             visible damage starts above 0.7 or so.
-        skip, unguided: See `LateScales`.
+        skip, unguided: See `LateScalePruning`.
         score: What makes a token important: a name of `stepvar.pruning.scores.SCORERS`, or a function
             (tokens: ScoringInput, **options) -> [B, N].
         recovery: How pruned positions get their hidden states after the last layer: a name of
@@ -80,7 +80,7 @@ class StepVAR(LateScales):
         first_layer: First layer that runs on kept tokens only. Earlier is faster and scores
             rougher features; by default 3/32 of the depth stay dense, at least one layer.
         dense_end: Layers at the end that run in full again, on recovered features: each costs as much as a
-            dense layer, and lets pruned positions tell themselves from what they copied.
+            dense layer, and lets pruned positions differ from what they copied.
         frame_distance: Distance of two frames in token sides, for the recovery of video.
         seed: Seed of the method's own random numbers; sampling never sees them.
         score_options: Further options of the score, by name.

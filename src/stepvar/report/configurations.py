@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from stepvar.generation.pruner import LateScales, PruningMethod
+from stepvar.generation.pruner import LateScalePruning, PruningMethod
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.pruning.presets import METHODS, with_scales
 from stepvar.pruning.recovery import RECOVERIES
@@ -104,7 +104,7 @@ class Configuration:
     def kind(self) -> str:
         """One of `KINDS`, or "other"."""
         method = self.pruning
-        if self.drafted or (method is not None and not isinstance(method, LateScales)):
+        if self.drafted or (method is not None and not isinstance(method, LateScalePruning)):
             return OTHER
         if method is None:
             return DENSE

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stepvar.generation.cache import Alone, Cache, KVCache, Memory, Span, Window, WindowLayerCache
+from stepvar.generation.cache import IsolatedMemory, Cache, KVCache, Memory, Span, Window, WindowLayerCache
 from stepvar.generation.plan import GenerationPlan
 from stepvar.generation.pruner import Branch
 from stepvar.generation.schedule import Scale
@@ -163,7 +163,7 @@ class InfinityStarSession:
             memory = cache[layer]
             if not isinstance(memory, WindowLayerCache):
                 raise TypeError(f"A prefix needs a cache of windows, not a {type(memory).__name__}.")
-            hidden = hidden + block.attend(hidden, rotary, Alone(memory), self.dtype)
+            hidden = hidden + block.attend(hidden, rotary, IsolatedMemory(memory), self.dtype)
             hidden = hidden + block.feed(hidden, self.dtype)
             show(name, f"layer {layer}", hidden)
 
