@@ -358,11 +358,16 @@ class BlockWindows:
         mask = None
         if len(group) > 1:
             rows, columns = (
-                torch.cat([torch.full((self.lengths[span],), span, device=device) for span in spans])
+                torch.cat(
+                    [
+                        torch.full((self.lengths[span],), span, dtype=torch.int64, device=device)
+                        for span in spans
+                    ]
+                )
                 for spans in (group, visible)
             )
-            others = torch.tensor([span not in group for span in visible], device=device)
-            lengths = torch.tensor([self.lengths[span] for span in visible], device=device)
+            others = torch.tensor([span not in group for span in visible], dtype=torch.bool, device=device)
+            lengths = torch.tensor([self.lengths[span] for span in visible], dtype=torch.int64, device=device)
             known = others.repeat_interleave(lengths)
             mask = (known | (rows[:, None] == columns))[None, None]
         if self.padding is not None and 0 in visible:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
+from stepvar.generation.randomness import seeded_generator
 from stepvar.generation.schedule import Scale, ScaleSchedule
 
 
@@ -80,7 +81,9 @@ class BitSampler:
         sizes = [scale.tokens * count for scale, count in zip(schedule, counts, strict=True)]
         noise = torch.stack(
             [
-                torch.rand(sum(sizes), generator=generator, device=generator.device).to(device)
+                torch.rand(sum(sizes), generator=generator, dtype=torch.float32, device=generator.device).to(
+                    device
+                )
                 for generator in generators
             ]
         )
@@ -212,7 +215,9 @@ class CodebookSampler:
         self.settings = settings
         self.codebook = codebook.to(device).float()
         uniform = [
-            torch.rand(schedule.tokens, generator=generator, device=generator.device).to(device)
+            torch.rand(schedule.tokens, generator=generator, dtype=torch.float32, device=generator.device).to(
+                device
+            )
             for generator in generators
         ]
         self.uniform = torch.stack(uniform).split([scale.tokens for scale in schedule], dim=1)
@@ -257,7 +262,9 @@ class CodebookSampler:
         """[B, N, V] of the law Exp(1), the same whenever it is asked for."""
         device, noise = self.codebook.device, []
         for seeds in self.seeds:
-            generator = torch.Generator(device).manual_seed(seeds[scale.index])
-            empty = torch.empty(scale.tokens, len(self.codebook), device=device)
-            noise.append(empty.exponential_(generator=generator))
+            generator = seeded_generator(seeds[scale.index], device)
+            empty = torch.empty(
+                scale.tokens, len(self.codebook), dtype=torch.float32, device=generator.device
+            )
+            noise.append(empty.exponential_(generator=generator).to(device))
         return torch.stack(noise)

@@ -28,7 +28,8 @@ def gather_tokens(values: Tensor, index: Tensor) -> Tensor:
     # Picking whole rows of a flat table is several times faster than `gather` on an expanded index.
     flat = index
     if values.shape[0] != 1:
-        flat = index + values.shape[1] * torch.arange(len(index), device=index.device)[:, None]
+        rows = torch.arange(len(index), dtype=torch.int64, device=index.device)
+        flat = index + values.shape[1] * rows[:, None]
     picked = values.flatten(0, 1).index_select(0, flat.flatten())
     return picked.view(*index.shape, *values.shape[2:])
 

@@ -47,7 +47,9 @@ def slots_of(index: Tensor, tokens: int) -> Tensor:
     """Which of the kept tokens [B, K] lies at each position, [B, N]; -1 at pruned positions."""
     batch, kept = index.shape
     slots = torch.full((batch, tokens), -1, dtype=torch.int64, device=index.device)
-    return slots.scatter_(1, index, torch.arange(kept, device=index.device).expand(batch, kept))
+    return slots.scatter_(
+        1, index, torch.arange(kept, dtype=torch.int64, device=index.device).expand(batch, kept)
+    )
 
 
 def anchor_positions(grid: Grid, stride: int) -> list[int]:
@@ -76,7 +78,7 @@ def nearest_anchor(index: Tensor, grid: Grid, stride: int, frame_distance: int =
     Returns:
         [B, N] entries 0..K-1.
     """
-    anchors = torch.tensor(anchor_positions(grid, stride), device=index.device)
+    anchors = torch.tensor(anchor_positions(grid, stride), dtype=torch.int64, device=index.device)
     nearest = anchors[nearest_kept(anchors[None], grid, frame_distance)]
     slots = slots_of(index, nearest.shape[1])
     return torch.where(slots >= 0, slots, slots.gather(1, nearest.expand(len(index), -1)))
@@ -151,7 +153,7 @@ def _spread(keys: Tensor, axis: int, unit: int) -> Tensor:
     size = keys.shape[axis]
     if size == 1:
         return keys
-    place = torch.arange(size, device=keys.device)
+    place = torch.arange(size, dtype=torch.int64, device=keys.device)
     moved = keys.movedim(axis, -1).contiguous()
     spread = torch.empty_like(moved)
     # A few target positions at a time: the table stays near-linear in memory.

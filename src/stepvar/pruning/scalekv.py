@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from stepvar.generation.cache import KVCache, LayerCache, attention
+from stepvar.generation.cache import Cache, LayerCache, attention
 from stepvar.generation.frozen import FrozenMapping
 from stepvar.generation.plan import GenerationPlan, ScalePlan, find_scale
 from stepvar.generation.pruner import NestedPruner, Pruner, PruningMethod, plan_generation, start_pruner
@@ -103,10 +103,12 @@ class ScaleKV:
                 raise ValueError(
                     f"The budget of scale {name} is below {WINDOW} tokens, which choose the rest."
                 )
-        if self.capacity is None:
-            object.__setattr__(self, "capacity", CAPACITY if self.budgets else 0)
-        if self.capacity < 0:
-            raise ValueError(f"capacity is {self.capacity}; it must be 0 or more tokens.")
+        capacity = self.capacity
+        if capacity is None:
+            capacity = CAPACITY if self.budgets else 0
+            object.__setattr__(self, "capacity", capacity)
+        if capacity < 0:
+            raise ValueError(f"capacity is {capacity}; it must be 0 or more tokens.")
 
     @classmethod
     def published(cls, name: str, pruning: PruningMethod | None = None) -> ScaleKV:
@@ -145,7 +147,7 @@ class ScaleKV:
             ]
             if not coming:
                 held = 0
-            elif held > self.capacity and not entry.skipped:
+            elif held > (self.capacity or 0) and not entry.skipped:
                 held = min(held, self._limit(plan, layer, named.get(coming[0])))
             counts.append(held)
         return tuple(counts)
@@ -169,17 +171,18 @@ def _all_but_last(plan: GenerationPlan, layer: int) -> int:
 
 
 class ScaleKVPruner(NestedPruner):
-    """Puts the budgets around the cache; all else is the inner method's."""
+    """Wraps the cache in one with budgets; everything else is the inner method's."""
 
-    def attach(self, cache: KVCache) -> KVCache:
+    def attach(self, cache: Cache) -> Cache:
         cache = self.inner.attach(cache)
-        layers = [cache[layer] for layer in range(self.plan.depth)]
-        if not all(type(layer) is LayerCache for layer in layers):
+        every = (cache[layer] for layer in range(self.plan.depth))
+        layers = [memory for memory in every if isinstance(memory, LayerCache)]
+        if len(layers) < self.plan.depth:
             raise ValueError("ScaleKV cuts a cache that remembers everything; this model has another kind.")
         return BudgetedCache(cache.bytes, layers, self.plan)
 
 
-class BudgetedCache(KVCache):
+class BudgetedCache:
     """Layers that forget, around the buffers of a cache, and the workspace that they share.
 
     Args:
@@ -203,6 +206,9 @@ class BudgetedCache(KVCache):
             BudgetedLayer(buffers, self.workspace, _steps(entries, plan, layer), extra)
             for layer, buffers in enumerate(layers)
         ]
+
+    def __getitem__(self, layer: int) -> BudgetedLayer:
+        return self.layers[layer]
 
     @property
     def bytes(self) -> int:
@@ -280,7 +286,7 @@ class BudgetedLayer:
         output = attention(query, keys, values, scale)
         self.buffers.length = 0
         if step.kept:
-            window = torch.tensor(step.window, device=key.device)
+            window = torch.tensor(step.window, dtype=torch.int64, device=key.device)
             maps = slice(self.extra, None)
             places = held - self.extra + window
             chosen = choose(query[:, :, window], keys[:, :, maps], places, step.kept)

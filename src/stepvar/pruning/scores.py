@@ -92,7 +92,9 @@ def principal_component(features: Tensor, iterations: int, generator: torch.Gene
         [B, C, 1] unit vectors (zero where all tokens are equal); the sign is arbitrary.
     """
     batch, _, channels = features.shape
-    start = torch.randn(min(BLOCK, channels), channels, generator=generator, device=generator.device)
+    start = torch.randn(
+        min(BLOCK, channels), channels, generator=generator, dtype=torch.float32, device=generator.device
+    )
     block = start.to(features).expand(batch, -1, -1)
     mean = features.mean(dim=1, keepdim=True)
 

@@ -1,9 +1,9 @@
-"""SkipVAR: looks at each picture before the last scales, and leaves out what it will hardly change.
+"""SkipVAR: per picture, leaves out last scales, or their guidance, that will hardly change it.
 
 Source: "SkipVAR: Accelerating Visual Autoregressive Modeling via Adaptive Frequency-Aware Skipping",
 arXiv 2506.08908, as its authors' code decides (fakerone-li/SkipVAR, logistic regressions on two numbers).
 The coefficients were fitted to Infinity-2B's pictures of one megapixel; the rule runs on any model whose
-pipeline can draw a preview, and says nothing about how well it does there.
+pipeline can draw a preview, but how well it does there has not been measured.
 
 The static policies need no rule: `skip` and `unguided` of any method that prunes tokens.
 """
@@ -118,8 +118,9 @@ RULES: dict[float, tuple[Regression, Regression]] = {
 class SkipVAR:
     """Decides per picture: leave out the last one to three scales, or only guidance there, or nothing.
 
-    It decides once, before the third last scale. The pictures of a batch are judged apart, as if each were
-    alone; a scale that some of them still need is computed for the whole batch.
+    It decides once, before the third last scale, and there the host waits for the device. The pictures of a
+    batch are judged apart, as if each were alone; a scale that some of them still need is computed for the
+    whole batch.
 
     Attributes:
         target: Similarity that the rule was fitted for: 0.84 (the authors' default), 0.86 or 0.88.
@@ -157,7 +158,7 @@ class SkipVAR:
 
 
 class SkipVARPruner(NestedPruner):
-    """Looks at the pictures once; all else is the inner method's."""
+    """Ends pictures early after looking at them once; everything else is the inner method's."""
 
     def __init__(self, config: SkipVAR, plan: GenerationPlan, inner: Pruner) -> None:
         super().__init__(plan, inner)
@@ -171,7 +172,8 @@ class SkipVARPruner(NestedPruner):
         if scale.index != judged:
             return super().decide(scale, latent, preview)
         if preview is None:
-            raise ValueError("SkipVAR looks at the picture so far, and here nothing draws it.")
+            raise ValueError("SkipVAR looks at the picture so far, and this model decodes no previews.")
+        assert self.before is not None, "the scale before is never the first one"
         pictures = [preview(_small(codes)) for codes in (self.before, latent)]
         return self.limits(edge_change(*pictures).tolist(), fine_share(pictures[1]).tolist())
 
@@ -210,8 +212,8 @@ def fine_share(picture: Tensor) -> Tensor:
     grey = picture.float().mean(dim=1)
     height, width = grey.shape[-2:]
     amplitude = torch.fft.fftshift(torch.fft.fft2(grey), dim=(-2, -1)).abs()
-    rows = torch.arange(height, device=grey.device) - height // 2
-    columns = torch.arange(width, device=grey.device) - width // 2
+    rows = torch.arange(height, dtype=torch.int64, device=grey.device) - height // 2
+    columns = torch.arange(width, dtype=torch.int64, device=grey.device) - width // 2
     radius = int(0.4 * min(height, width) / 2)
     fine = rows[:, None].square() + columns.square() > radius**2
     return (amplitude * fine).sum(dim=(1, 2)) / (amplitude.sum(dim=(1, 2)) + 1e-6)
