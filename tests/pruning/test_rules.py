@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stepvar.models.pipeline import describe
+from stepvar.models.output import as_json_value
 from stepvar.pruning.interpolation import scatter_tokens
 from stepvar.pruning.presets import ChangedPreset, resolve_pruning
 from stepvar.pruning.recovery import RECOVERIES, Guided, KeptTokens, Nearest, Recovery, recovery
@@ -116,10 +116,10 @@ def test_a_rule_shows_under_its_name(own_rules):
     assert repr(method) == (
         "StepVAR(ratios={-2: 0.4, -1: 0.6}, score=first_channel, recovery=Blend(factor=0.5))"
     )
-    settings = json.loads(json.dumps(describe(method)))
+    settings = json.loads(json.dumps(as_json_value(method)))
     assert settings["score"] == "first_channel"
     assert settings["recovery"] == {"name": "Blend", "factor": 0.5}
-    assert describe(StepVAR(LATE))["recovery"] == "nearest"
+    assert as_json_value(StepVAR(LATE))["recovery"] == "nearest"
     assert SCORERS.name_of(partial(first_channel, sign=-1.0)) == "first_channel(sign=-1.0)"
     scorer("first")(first_channel)
     assert StepVAR(LATE, score=first_channel) == StepVAR(LATE, score="first")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stepvar.generation.cache import IsolatedMemory, Cache, KVCache, Memory, Span, Window, WindowLayerCache
+from stepvar.generation.cache import Cache, IsolatedMemory, KVCache, Memory, Span, Window, WindowLayerCache
 from stepvar.generation.plan import GenerationPlan
 from stepvar.generation.pruner import Branch
 from stepvar.generation.schedule import Scale
