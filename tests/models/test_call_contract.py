@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from stepvar.models import MODELS
 from stepvar.models.pipeline import NextScalePipeline
@@ -123,3 +124,187 @@ def test_every_pipeline_knows_the_pixels_of_a_schedule(name):
     pipeline = made(name)
     height, width = pipeline.pixels(pipeline.schedule())
     assert pixels(call(pipeline, name)).shape == (height, width, 3)
+
+
+TEXT_MODELS = [name for name in MAKERS if name != "var"]
+
+
+def encoded(name: str, prompts: list[str]) -> dict[str, Any]:
+    """Encoded prompts as one padded tensor and its mask, as arguments of a call."""
+    pipeline = made(name)
+    features = pipeline.encode(prompts)
+    if name == "hart":
+        return {"prompt_embeds": features.features, "prompt_attention_mask": features.mask}
+    rows = features.tokens if name == "switti" else features
+    arguments = {
+        "prompt_embeds": torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=7.0),
+        "prompt_attention_mask": torch.nn.utils.rnn.pad_sequence(
+            [torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True
+        ),
+    }
+    return arguments | ({"pooled_prompt_embeds": features.pooled} if name == "switti" else {})
+
+
+@pytest.mark.parametrize("name", TEXT_MODELS)
+@torch.no_grad()
+def test_encoded_prompts_are_one_tensor_and_a_mask(name):
+    prompts = ["a red star on sand", "a blue ring"]
+    pipeline, length = made(name), {"seconds": 0} if made(name).draws_videos else {}
+    expected = pipeline(prompts, seed=3, output_type="latent", **length)
+    arguments = encoded(name, prompts)
+    found = pipeline(seed=3, output_type="latent", **arguments, **length)
+    drawn = "frames" if pipeline.draws_videos else "images"
+    assert torch.equal(getattr(found, drawn), getattr(expected, drawn))
+    assert pipeline.summary(**arguments).costs == pipeline.summary(images=2).costs
+
+
+@pytest.mark.parametrize("name", TEXT_MODELS)
+@torch.no_grad()
+def test_encoded_prompts_of_a_wrong_shape_are_refused_before_any_work(name):
+    pipeline = made(name)
+    arguments = encoded(name, ["a red star on sand", "a blue ring"])
+    embeds, mask = arguments["prompt_embeds"], arguments["prompt_attention_mask"]
+
+    def refused(words: str, **changes: Any) -> None:
+        with pytest.raises(ValueError, match=words):
+            pipeline(**{**arguments, **changes}, observer=lambda report: pytest.fail("a scale ran"))
+
+    refused("channels", prompt_embeds=embeds[..., :-1])
+    refused("prompt_attention_mask is", prompt_attention_mask=mask[:, :-1])
+    refused(r"give one tensor \[B, T, E\]", prompt_embeds=embeds[None])
+    refused("prompt and prompt_embeds were both given", prompt="a red star")
+    refused("prompt_attention_mask", prompt_embeds=None)
+
+
+REFUSED = {
+    "num_inference_steps": 20,
+    "latents": torch.zeros(1, 4, 8, 8),
+    "timesteps": [1],
+    "cross_attention_kwargs": {},
+    "no_such_argument": 1,
+}
+
+
+@pytest.mark.parametrize(("argument", "value"), REFUSED.items())
+@each_model
+def test_arguments_without_a_meaning_are_refused_in_one_sentence(name, argument, value):
+    with pytest.raises(ValueError, match=f"Pipeline takes no {argument}: ") as error:
+        call(made(name), name, **{argument: value})
+    assert isinstance(error.value, TypeError)
+    assert str(error.value).endswith(".")
+    assert "\n" not in str(error.value)
+
+
+WRONG = {
+    "guidance_scale": [float("nan"), float("inf"), "three"],
+    "seed": [[3.9], 3.9, torch.tensor(3), "3", [True, 2.0]],
+    "top_p": [float("nan"), "much"],
+    "num_images_per_prompt": [0, 1.5, float("nan")],
+    "output_type": ["jpeg"],
+    "height": [7],
+}
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"), [(key, value) for key, values in WRONG.items() for value in values]
+)
+@each_model
+def test_wrong_numbers_are_refused_before_any_work(name, argument, value):
+    with pytest.raises(ValueError) as error:
+        call(made(name), name, **{argument: value}, observer=lambda report: pytest.fail("a scale ran"))
+    assert argument in str(error.value) or argument == "height"
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["infinity", "infinitystar"])
+@pytest.mark.parametrize("ratio", [float("inf"), float("nan"), 0.0, -1.0])
+def test_an_aspect_ratio_is_positive_and_finite(name, ratio):
+    with pytest.raises(ValueError, match="aspect_ratio is"):
+        call(made(name), name, aspect_ratio=ratio)
+
+
+@pytest.mark.parametrize("name", ["infinity", "infinitystar", "hart"])
+@pytest.mark.parametrize("value", [1e-42, 0.0, float("nan"), float("inf"), -1.0])
+def test_a_temperature_under_which_logits_overflow_is_refused(name, value):
+    with pytest.raises(ValueError, match="temperature is"):
+        call(made(name), name, temperature=value)
+
+
+@pytest.mark.parametrize("name", TEXT_MODELS)
+@pytest.mark.parametrize("prompt", [b"a red star", 5, [b"a red star"], ["a red star", 5]])
+def test_a_prompt_is_a_text(name, prompt):
+    with pytest.raises(ValueError, match=r"is of type (bytes|int): give a text"):
+        made(name)(prompt)
+
+
+@each_model
+def test_an_output_is_shown_in_one_short_line(name):
+    output = call(made(name), name)
+    assert len(repr(output)) < 200
+    assert "seeds [3]" in repr(output)
+    assert "\n" not in repr(output)
+    assert len(repr(call(made(name), name, output_type="latent"))) < 200
+
+
+@each_model
+def test_an_output_can_be_a_tuple(name):
+    output, fields = call(made(name), name), call(made(name), name, return_dict=False)
+    assert isinstance(fields, tuple)
+    first = fields[0][0] if made(name).draws_videos else fields[0]
+    assert np.array_equal(np.asarray(first[0]), pixels(output))
+
+
+@each_model
+def test_one_generator_serves_several_pictures_in_turn(name):
+    pipeline, subject = made(name), MAKERS[name][1]
+    length = {"seconds": 0} if pipeline.draws_videos else {}
+
+    def draw() -> Any:
+        generator = torch.Generator().manual_seed(11)
+        return pipeline([subject, subject], generator=generator, output_type="np", **length)
+
+    first, second = draw(), draw()
+    assert first.report.seeds == [None, None]
+    assert np.array_equal(first.images, second.images)
+    assert not np.array_equal(first.images[0], first.images[1])
+
+
+@each_model
+def test_size_may_be_positional(name):
+    pipeline = made(name)
+    height, width = pipeline.pixels(pipeline.schedule())
+    length = {"seconds": 0} if pipeline.draws_videos else {}
+    output = pipeline(MAKERS[name][1], height, width, seed=3, **length)
+    assert np.array_equal(pixels(output), pixels(call(pipeline, name)))
+
+
+def test_a_video_may_be_measured_in_frames():
+    pipeline = made("infinitystar")
+    frames = pipeline.transformer.sizes.frames_per_second + 1
+    by_frames = call(pipeline, "infinitystar", num_frames=frames)
+    by_seconds = call(pipeline, "infinitystar", seconds=1)
+    assert len(by_frames.frames[0]) == frames
+    assert by_frames.report.settings == by_seconds.report.settings
+    assert len(call(pipeline, "infinitystar", num_frames=1).frames[0]) == 1
+    with pytest.raises(ValueError, match="num_frames and seconds were both given"):
+        call(pipeline, "infinitystar", num_frames=1, seconds=1)
+    with pytest.raises(ValueError, match="num_frames is 0"):
+        call(pipeline, "infinitystar", num_frames=0)
+
+
+@each_model
+def test_pictures_do_not_depend_on_an_outer_autocast(name):
+    expected = call(made(name), name, output_type="np").images
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = call(made(name), name, output_type="np").images
+    assert np.array_equal(found, expected)
+
+
+@each_model
+def test_progress_is_shown_until_it_is_turned_off(name, capsys):
+    pipeline = MAKERS[name][0]()
+    call(pipeline, name)
+    assert not capsys.readouterr().err
+    pipeline.set_progress_bar_config()
+    report = call(pipeline, name).report
+    assert f"{len(report.scales)}/{len(report.scales)}" in capsys.readouterr().err

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stepvar.generation.plan import GenerationPlan
@@ -22,7 +23,7 @@ from stepvar.models.hart.presets import PRESETS
 from stepvar.models.hart.sampling import make_guidance, make_sampling
 from stepvar.models.hart.session import HARTSession, ResidualDraw, draw_residual_noise
 from stepvar.models.hart.sizes import draw_orders, scale_schedule
-from stepvar.models.hart.text import ContextFeatures, encode_prompts
+from stepvar.models.hart.text import ContextFeatures, as_context, encode_prompts
 from stepvar.models.hart.transformer import HARTTransformer
 from stepvar.models.hart.vae import HARTVAE
 from stepvar.models.output import CallOptions, ImageOutput, StageTimer
@@ -107,8 +108,10 @@ class HARTPipeline(CodebookPipeline[HARTRequest]):
         seed: int | Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         pruning: Pruning = None,
-        prompt_embeds: ContextFeatures | None = None,
-        negative_prompt_embeds: ContextFeatures | None = None,
+        prompt_embeds: ContextFeatures | Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
+        negative_prompt_embeds: ContextFeatures | Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         observer: Observer | None = None,
@@ -134,8 +137,10 @@ class HARTPipeline(CodebookPipeline[HARTRequest]):
             seed: One an image, or one number s for s, s + 1, ...
             generator: Instead of seeds, one an image; a single one serves all images in turn.
             pruning: `StepVAR(...)` or another method, a preset's name, or None for a dense run.
-            prompt_embeds: Encoded prompts, instead of prompts; see `encode_prompts`.
-            negative_prompt_embeds: Likewise.
+            prompt_embeds: Encoded prompts instead of prompts: what `encode_prompts` gives, or one tensor
+                [B, T, E] of all context tokens.
+            prompt_attention_mask: [B, T], where a prompt of one tensor has a token.
+            negative_prompt_embeds, negative_prompt_attention_mask: Likewise, instead of negative prompts.
             output_type: "pil", "np", "pt", or "latent" for the accumulated codes.
             return_dict: False returns the fields of the output as a tuple.
             observer: Called after every scale with its report.
@@ -148,7 +153,10 @@ class HARTPipeline(CodebookPipeline[HARTRequest]):
         """
         if residual not in RESIDUALS:
             raise ValueError(f"Unknown residual {residual!r}; known are {', '.join(RESIDUALS)}.")
-        embeds = (prompt_embeds, negative_prompt_embeds)
+        embeds = (
+            as_context(prompt_embeds, prompt_attention_mask),
+            as_context(negative_prompt_embeds, negative_prompt_attention_mask, "negative_prompt_embeds"),
+        )
         inputs = Inputs.of_texts(prompt, negative_prompt, embeds, seed, generator, num_images_per_prompt)
         for given in embeds:
             self._require_shape(given)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from stepvar.checkpoints import transformers_models
 from stepvar.checkpoints.transformers_models import GENERIC_TOKENIZERS, load_text_model, transformers_folder
+from stepvar.models.common.prompt_embeds import full_mask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -91,6 +92,25 @@ class ContextFeatures:
 
 
 @torch.no_grad()
+def as_context(
+    embeds: ContextFeatures | Tensor | None, mask: Tensor | None, name: str = "prompt_embeds"
+) -> ContextFeatures | None:
+    """Encoded prompts as a caller gives them: what `encode_prompts` returns, or [B, T, E] with a mask [B, T].
+
+    Raises:
+        ValueError: When they are something else, or the mask does not fit.
+    """
+    mask_name = f"{name.removesuffix('_embeds')}_attention_mask"
+    if isinstance(embeds, Tensor) and embeds.dim() == 3 and embeds.is_floating_point():
+        return ContextFeatures.from_mask(embeds.float(), full_mask(embeds, mask, mask_name))
+    if embeds is not None and not isinstance(embeds, ContextFeatures):
+        shape = list(embeds.shape) if isinstance(embeds, Tensor) else type(embeds).__name__
+        raise ValueError(f"{name} is {shape}; give one tensor [B, T, E], or what `encode_prompts` returns.")
+    if mask is not None:
+        raise ValueError(f"{mask_name} needs {name} as one tensor [B, T, E]: leave it out.")
+    return embeds
+
+
 def encode_prompts(
     tokenizer: PreTrainedTokenizerBase,
     text_encoder: PreTrainedModel,

@@ -19,6 +19,7 @@ from stepvar.generation.report import ScaleCost, Summary
 from stepvar.generation.sampling import BitSampler, SamplingSettings
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.models.arguments import with_arguments_of
+from stepvar.models.common.prompt_embeds import PromptEmbeds, split_embeds
 from stepvar.models.common.t5 import encode_prompts
 from stepvar.models.infinity import SPEC
 from stepvar.models.infinity.checkpoints import check_pair
@@ -118,8 +119,10 @@ class InfinityPipeline(NextScalePipeline[InfinityRequest]):
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         pruning: Pruning = None,
         cascade: Cascade | None = None,
-        prompt_embeds: Sequence[Tensor] | None = None,
-        negative_prompt_embeds: Sequence[Tensor] | None = None,
+        prompt_embeds: PromptEmbeds | None = None,
+        prompt_attention_mask: Tensor | None = None,
+        negative_prompt_embeds: PromptEmbeds | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         observer: Observer | None = None,
@@ -143,8 +146,9 @@ class InfinityPipeline(NextScalePipeline[InfinityRequest]):
             generator: Instead of seeds, one an image; a single one serves all images in turn.
             pruning: `StepVAR(...)` or another method, a preset's name, or None for a dense run.
             cascade: Another pipeline that draws the first scales; this one draws the others.
-            prompt_embeds: One [T_i, E] a prompt, instead of prompts.
-            negative_prompt_embeds: One [T_i, E] a prompt, instead of negative prompts.
+            prompt_embeds: Encoded prompts instead of prompts: one tensor [B, T, E], or one [T_i, E] a prompt.
+            prompt_attention_mask: [B, T], where a prompt of one tensor has a token.
+            negative_prompt_embeds, negative_prompt_attention_mask: Likewise, instead of negative prompts.
             output_type: "pil", "np", "pt", or "latent" for the accumulated codes.
             return_dict: False returns the fields of the output as a tuple.
             observer: Called after every scale with its report.
@@ -155,7 +159,13 @@ class InfinityPipeline(NextScalePipeline[InfinityRequest]):
         Raises:
             ValueError: When an input is wrong; nothing has been computed then.
         """
-        embeds = (prompt_embeds, negative_prompt_embeds)
+        sizes = (self.transformer.config.text_channels, self.text_length)
+        embeds = (
+            split_embeds(prompt_embeds, prompt_attention_mask, *sizes),
+            split_embeds(
+                negative_prompt_embeds, negative_prompt_attention_mask, *sizes, "negative_prompt_embeds"
+            ),
+        )
         inputs = Inputs.of_texts(prompt, negative_prompt, embeds, seed, generator, num_images_per_prompt)
         schedule = self.schedule(height, width, aspect_ratio, pixel_budget)
         guidance = self._guidance(guidance_scale, guidance_layers, len(schedule))

@@ -20,6 +20,7 @@ from stepvar.generation.sampling import BitSampler
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.media.pictures import Picture
 from stepvar.models.arguments import with_arguments_of
+from stepvar.models.common.prompt_embeds import PromptEmbeds, split_embeds
 from stepvar.models.common.t5 import encode_prompts
 from stepvar.models.infinitystar import SPEC
 from stepvar.models.infinitystar.checkpoints import check_pair
@@ -147,8 +148,10 @@ class InfinityStarPipeline(NextScalePipeline[VideoRequest]):
         seed: int | Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         pruning: Pruning = None,
-        prompt_embeds: Sequence[Tensor] | None = None,
-        negative_prompt_embeds: Sequence[Tensor] | None = None,
+        prompt_embeds: PromptEmbeds | None = None,
+        prompt_attention_mask: Tensor | None = None,
+        negative_prompt_embeds: PromptEmbeds | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
         decode_chunk: int = DECODER_CHUNK,
         decode_tile: int | None = None,
         output_type: str = "pil",
@@ -180,8 +183,9 @@ class InfinityStarPipeline(NextScalePipeline[VideoRequest]):
             seed: One a video, or one number s for s, s + 1, ...
             generator: Instead of seeds, one a video; a single one serves all videos in turn.
             pruning: `StepVAR(...)` or another method, a preset's name, or None for a dense run.
-            prompt_embeds: One [T_i, E] a prompt, instead of prompts.
-            negative_prompt_embeds: One [T_i, E] a prompt, instead of negative prompts.
+            prompt_embeds: Encoded prompts instead of prompts: one tensor [B, T, E], or one [T_i, E] a prompt.
+            prompt_attention_mask: [B, T], where a prompt of one tensor has a token.
+            negative_prompt_embeds, negative_prompt_attention_mask: Likewise, instead of negative prompts.
             decode_chunk: Latent frames decoded at a time: bounds memory, changes nothing else.
             decode_tile: Side in latent cells of the tiles that are decoded at a time, for devices short of
                 memory; a quarter is shared with the neighbours. None decodes whole frames.
@@ -196,7 +200,13 @@ class InfinityStarPipeline(NextScalePipeline[VideoRequest]):
             ValueError: When an input is wrong; nothing has been computed then.
         """
         options = CallOptions(output_type, observer, return_dict)
-        embeds = (prompt_embeds, negative_prompt_embeds)
+        sizes = (self.transformer.config.text_channels, self.text_length)
+        embeds = (
+            split_embeds(prompt_embeds, prompt_attention_mask, *sizes),
+            split_embeds(
+                negative_prompt_embeds, negative_prompt_attention_mask, *sizes, "negative_prompt_embeds"
+            ),
+        )
         inputs = Inputs.of_texts(prompt, negative_prompt, embeds, seed, generator, num_images_per_prompt)
         plan = plan_video(
             self.transformer.sizes,

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
 from stepvar.generation.guidance import Guidance
@@ -16,6 +17,7 @@ from stepvar.generation.report import ScaleCost
 from stepvar.generation.sampling import CodebookSettings
 from stepvar.models.arguments import with_arguments_of
 from stepvar.models.common.codebook_pipeline import CodebookPipeline, CodebookRequest, even_progress
+from stepvar.models.common.prompt_embeds import PromptEmbeds, split_embeds
 from stepvar.models.common.vq_vae_checkpoints import check_pair
 from stepvar.models.output import CallOptions, ImageOutput, StageTimer
 from stepvar.models.request import Inputs, PerScale, check_filters, check_temperatures
@@ -136,8 +138,12 @@ class SwittiPipeline(CodebookPipeline[CodebookRequest]):
         seed: int | Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         pruning: Pruning = None,
-        prompt_embeds: TextFeatures | None = None,
-        negative_prompt_embeds: TextFeatures | None = None,
+        prompt_embeds: TextFeatures | PromptEmbeds | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
+        negative_prompt_embeds: TextFeatures | PromptEmbeds | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         observer: Observer | None = None,
@@ -163,8 +169,12 @@ class SwittiPipeline(CodebookPipeline[CodebookRequest]):
             seed: One an image, or one number s for s, s + 1, ...
             generator: Instead of seeds, one an image; a single one serves all images in turn.
             pruning: `StepVAR(...)` or another method, a preset's name, or None for a dense run.
-            prompt_embeds: Features of the prompts, instead of prompts; see `encode_prompts`.
-            negative_prompt_embeds: Likewise, one a prompt.
+            prompt_embeds: Encoded prompts instead of prompts: what `encode_prompts` gives; or, of both
+                encoders together, one tensor [B, T, E] or one [T_i, E] a prompt, beside pooled_prompt_embeds.
+            pooled_prompt_embeds: [B, P], of the second encoder.
+            prompt_attention_mask: [B, T], where a prompt of one tensor has a token.
+            negative_prompt_embeds, negative_pooled_prompt_embeds, negative_prompt_attention_mask: Likewise,
+                instead of negative prompts.
             output_type: "pil", "np", "pt", or "latent" for the accumulated codes.
             return_dict: False returns the fields of the output as a tuple.
             observer: Called after every scale with its report.
@@ -175,7 +185,15 @@ class SwittiPipeline(CodebookPipeline[CodebookRequest]):
         Raises:
             ValueError: When an input is wrong; nothing has been computed then.
         """
-        embeds = (prompt_embeds, negative_prompt_embeds)
+        embeds = (
+            self._features_of(prompt_embeds, pooled_prompt_embeds, prompt_attention_mask, "prompt_embeds"),
+            self._features_of(
+                negative_prompt_embeds,
+                negative_pooled_prompt_embeds,
+                negative_prompt_attention_mask,
+                "negative_prompt_embeds",
+            ),
+        )
         inputs = Inputs.of_texts(prompt, negative_prompt, embeds, seed, generator, num_images_per_prompt)
         if inputs.negatives is None:
             inputs = replace(inputs, negatives=[""] * len(inputs.prompts))
@@ -200,6 +218,28 @@ class SwittiPipeline(CodebookPipeline[CodebookRequest]):
         session = self.prefill(request)
         result = self.run_scales(session, sampler, request)
         return self.decode(session, result, request)
+
+    def _features_of(
+        self,
+        embeds: TextFeatures | PromptEmbeds | None,
+        pooled: Tensor | None,
+        mask: Tensor | None,
+        name: str,
+    ) -> TextFeatures | None:
+        """Encoded prompts as a caller gives them, or None.
+
+        Raises:
+            ValueError: When a shape is not what the model reads, or a part is missing.
+        """
+        if isinstance(embeds, TextFeatures):
+            embeds, pooled = embeds.tokens, embeds.pooled
+        config = self.transformer.config
+        tokens = split_embeds(embeds, mask, config.text_channels, self.text_length, name)
+        wanted = None if tokens is None else [len(tokens), config.pooled_channels]
+        found = None if pooled is None else list(pooled.shape)
+        if found != wanted:
+            raise ValueError(f"The pooled {name} are {found}; beside {name} they must be {wanted}.")
+        return None if tokens is None or pooled is None else TextFeatures(tuple(tokens), pooled.float())
 
     def _guided_scales(self, start: int | None, stop: int | None) -> tuple[int, int]:
         start = self.config["guidance_start"] if start is None else start
