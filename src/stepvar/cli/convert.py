@@ -65,7 +65,8 @@ def convert(
         own = {name: value for name, value in asked.items() if value is not None}
         encoders = text_encoder[0] if text_encoder and len(text_encoder) == 1 else text_encoder
         with CleanupOnInterrupt():
-            folder = run(transformer, tokenizer, encoders, output, dtype and getattr(torch, dtype), **own)
+            number_format = None if dtype is None else getattr(torch, dtype)
+            folder = run(transformer, tokenizer, encoders, output, number_format, **own)
     stored = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     if json:
         display.print_json({"folder": str(folder), "bytes": stored})
@@ -109,7 +110,7 @@ def _finite(document: dict) -> dict:
 
 def _describe(report: CaseReport) -> str:
     worst = sorted(report.tensors.items(), key=lambda item: (item[1].passed, -item[1].max_rel))
-    rows = [
+    rows: list[display.Row] = [
         (name, f"{error.max_abs:.2e}", f"{error.max_rel:.2e}", "ok" if error.passed else "FAILED")
         for name, error in worst[:_SHOWN]
     ]

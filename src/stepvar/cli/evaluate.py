@@ -89,7 +89,7 @@ def scenes(
 def _describe(scores: SceneScores) -> str:
     document = scores.as_json()
     low, high = document["interval"]
-    rows = [(name, _percent(score)) for name, score in document["categories"].items()]
+    rows: list[display.Row] = [(name, _percent(score)) for name, score in document["categories"].items()]
     rows += [(), ("overall", _percent(document["overall"]))]
     aspects = [(name, _percent(score)) for name, score in document["aspects"].items()]
     splits = [

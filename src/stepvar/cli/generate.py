@@ -17,7 +17,6 @@ from stepvar.cli.errors import InputError, report_errors
 from stepvar.cli.groups import with_option_groups
 from stepvar.cli.models import (
     check_options,
-    check_prompts,
     note_other_aspect,
     open_cascade,
     quiet_libraries,
@@ -99,7 +98,7 @@ def generate(
         destination = check_media(pipeline, video, frames, wanted)
         if destination.kind == SUFFIX and pipeline.draws_videos:
             settings["seconds"] = 0
-        _check_texts(pipeline, prompt, sampling, settings.get("seconds"))
+        pipeline.check_prompts(prompt, sampling.texts([]), settings.get("seconds"))
         paths = destination.names(suggestions)
         drawn = _draw(pipeline, jobs, paths, 1 if pipeline.draws_videos else batch, settings)
     if json:
@@ -115,20 +114,6 @@ def _suffixes(video: VideoOptions, frames: bool) -> tuple[str, ...]:
     if video.seconds == 0:
         return (SUFFIX,)
     return VIDEO_SUFFIXES if video.asking else (SUFFIX, *VIDEO_SUFFIXES)
-
-
-def _check_texts(
-    pipeline: NextScalePipeline, prompts: Sequence[str], sampling: SamplingOptions, seconds: float | None
-) -> None:
-    """Refuses texts that would be cut; a model of videos adds words to prompts, and none to negative ones.
-
-    Raises:
-        ValueError: Saying what is wrong.
-    """
-    if pipeline.draws_videos:
-        pipeline.check_prompts(prompts, sampling.texts([]), seconds)
-    else:
-        check_prompts(pipeline, sampling.texts(prompts))
 
 
 def check_media(

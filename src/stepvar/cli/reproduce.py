@@ -17,7 +17,7 @@ from stepvar.cli.options import Json, Lpips, ModelOptions, Second
 from stepvar.cli.rules import RecoveryRule, ScoreRule, register_rules
 
 if TYPE_CHECKING:
-    from stepvar.report.run import Outcome, Plan
+    from stepvar.report.run import Outcome, RunPlan
     from stepvar.report.steps import Advance
 
 _LINE_EVERY = 60.0
@@ -94,7 +94,7 @@ class _Progress:
         self.total = self.done = 0.0
         self.started = self.printed = time.monotonic()
 
-    def begin(self, plan: Plan) -> None:
+    def begin(self, plan: RunPlan) -> None:
         protocol = plan.protocol
         again = f", {plan.done} of {plan.steps} steps were done before" if plan.done else ""
         left = "" if plan.seconds is None else f", about {display.format_seconds(plan.seconds)}"

@@ -108,7 +108,9 @@ def clip(
     if json:
         display.print_json(document)
         return
-    rows = [describe_interval(name, interval, 4) for name, interval in document["groups"].items()]
+    rows: list[display.Row] = [
+        describe_interval(name, interval, 4) for name, interval in document["groups"].items()
+    ]
     rows += [(), describe_interval("overall", document["clip"], 4)]
     typer.echo(display.format_table(("group", "CLIP score", "95 % interval"), rows))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import replace
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -101,6 +101,11 @@ class NextScalePipeline(PlacedPipeline, Generic[Asked]):
     vae: VisualDecoder
     text_encoder: PreTrainedModel | None
     tokenizer: PreTrainedTokenizerBase | None
+
+    if TYPE_CHECKING:
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            """Every pipeline has its own arguments, and an output of its own."""
 
     def check(self, *args: Any, **kwargs: Any) -> Asked:
         """Checks the arguments of a call and computes nothing yet.
@@ -332,14 +337,21 @@ class NextScalePipeline(PlacedPipeline, Generic[Asked]):
             )
         return method
 
-    def check_prompts(self, prompts: Sequence[str]) -> None:
+    def check_prompts(
+        self, prompts: Sequence[str], negatives: Sequence[str] = (), seconds: float | None = None
+    ) -> None:
         """Refuses what this pipeline cannot draw, or would cut, before anything is computed.
+
+        Args:
+            prompts: Prompts of a call.
+            negatives: Its negative prompts.
+            seconds: Of a video, for models that say it in the prompt.
 
         Raises:
             ValueError: Saying what is wrong with it.
         """
         tokenizer, _ = self.text_parts()
-        for prompt in prompts:
+        for prompt in (*prompts, *negatives):
             ids = tokenizer(prompt, verbose=False).input_ids
             length = len(ids)
             refuse_unknown_words(tokenizer, prompt, ids)

@@ -15,7 +15,7 @@ from stepvar.generation.progress import Observer
 from stepvar.generation.report import ScaleCost
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.models.arguments import with_arguments_of
-from stepvar.models.common.codebook_pipeline import CodebookPipeline, CodebookRequest
+from stepvar.models.codebook_pipeline import CodebookPipeline, CodebookRequest
 from stepvar.models.hart import SPEC
 from stepvar.models.hart.checkpoints import check_pair
 from stepvar.models.hart.costs import scale_costs
@@ -207,7 +207,9 @@ class HARTPipeline(CodebookPipeline[HARTRequest]):
         whole = super().schedule(height, width)
         return scale_schedule([(scale.height, scale.width) for scale in whole], parts)
 
-    def check_prompts(self, prompts: Sequence[str]) -> None:
+    def check_prompts(
+        self, prompts: Sequence[str], negatives: Sequence[str] = (), seconds: float | None = None
+    ) -> None:
         """Refuses prompts when there is nothing that could encode them; long ones are cut, with a warning."""
         self.text_parts()
 

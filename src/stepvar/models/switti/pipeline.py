@@ -16,7 +16,7 @@ from stepvar.generation.progress import Observer
 from stepvar.generation.report import ScaleCost
 from stepvar.generation.sampling import CodebookSettings
 from stepvar.models.arguments import with_arguments_of
-from stepvar.models.common.codebook_pipeline import CodebookPipeline, CodebookRequest, even_progress
+from stepvar.models.codebook_pipeline import CodebookPipeline, CodebookRequest, even_progress
 from stepvar.models.common.prompt_embeds import PromptEmbeds, split_embeds
 from stepvar.models.common.vq_vae_checkpoints import check_pair
 from stepvar.models.output import CallOptions, ImageOutput, StageTimer

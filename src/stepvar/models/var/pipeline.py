@@ -14,7 +14,7 @@ from stepvar.generation.progress import Observer
 from stepvar.generation.report import ScaleCost
 from stepvar.generation.sampling import CodebookSettings
 from stepvar.models.arguments import with_arguments_of
-from stepvar.models.common.codebook_pipeline import CodebookPipeline, CodebookRequest, even_progress
+from stepvar.models.codebook_pipeline import CodebookPipeline, CodebookRequest, even_progress
 from stepvar.models.common.vq_vae_checkpoints import check_pair
 from stepvar.models.output import CallOptions, ImageOutput, StageTimer
 from stepvar.models.request import Inputs, PerScale, check_filters
@@ -203,7 +203,9 @@ class VARPipeline(CodebookPipeline[CodebookRequest]):
         hint = f"similar are {', '.join(map(repr, similar))}" if similar else f"or give 0 to {count - 1}"
         raise ValueError(f"No class is called {name!r}; {hint}.")
 
-    def check_prompts(self, prompts: Sequence[str]) -> None:
+    def check_prompts(
+        self, prompts: Sequence[str], negatives: Sequence[str] = (), seconds: float | None = None
+    ) -> None:
         self.classes(prompts)
 
     def _sampling(self, top_k: int | None, top_p: float | None, smooth: bool | None) -> CodebookSettings:
