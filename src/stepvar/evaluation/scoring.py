@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from stepvar.evaluation.manifest import MANIFEST, read_manifest
 from stepvar.evaluation.run_folder import IMAGES
 from stepvar.files import write_atomically
+from stepvar.media.pictures import read_picture
 from stepvar.metrics.features import ClipFeatures, Extractor, alignment
 from stepvar.metrics.fidelity import bounded_psnr, high_frequency_energy, ssim
 from stepvar.metrics.frechet import frechet_distance, frechet_interval, require_enough
@@ -206,9 +206,8 @@ def load_picture(path: Path) -> Pixels:
         ValueError: When the file is damaged.
     """
     try:
-        with Image.open(path) as picture:
-            return np.asarray(picture.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        return np.asarray(read_picture(path))
+    except ValueError as error:
         raise ValueError(f"'{path}' is no readable picture: draw it anew.") from error
 
 
