@@ -172,7 +172,7 @@ class SkipVARPruner(NestedPruner):
         if scale.index != judged:
             return super().decide(scale, latent, preview)
         if preview is None:
-            raise ValueError("SkipVAR looks at the picture so far, and this model decodes no previews.")
+            raise ValueError("SkipVAR looks at the picture so far, and here nothing draws it.")
         assert self.before is not None, "the scale before is never the first one"
         pictures = [preview(_small(codes)) for codes in (self.before, latent)]
         return self.limits(edge_change(*pictures).tolist(), fine_share(pictures[1]).tolist())
