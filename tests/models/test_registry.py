@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import save_file
 
 import stepvar
+from stepvar.checkpoints.components import load_reference
 from stepvar.checkpoints.errors import CheckpointError
 from stepvar.models import MODELS
 from stepvar.models.pipeline import NextScalePipeline
 from stepvar.models.registry import TEXT_ENCODERS, model_of
-from stepvar.models.spec import load_reference
 
 
 @pytest.mark.parametrize("spec", MODELS, ids=lambda spec: spec.key)

@@ -219,7 +219,7 @@ def refuse_code(file: Path, fields: Mapping[str, Any]) -> None:
 
 
 def load_text_tokenizer(
-    path: PathLike, classes: Collection[str], example: str, **settings: Any
+    path: PathLike, classes: Collection[str], example: str, kind: str | None = None, **settings: Any
 ) -> PreTrainedTokenizerBase:
     """Loads a tokenizer of transformers.
 
@@ -227,6 +227,7 @@ def load_text_tokenizer(
         path: A local folder.
         classes: Names of the classes that its configuration may name.
         example: Name of a folder that would do, for errors.
+        kind: The one of them that it is; None takes what its configuration names.
         settings: Arguments of its `from_pretrained`.
 
     Raises:
@@ -235,13 +236,14 @@ def load_text_tokenizer(
     folder = Path(path).expanduser()
     with _described(f"The text tokenizer in '{folder}'"):
         named = check_tokenizer_folder(folder, classes, example)
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    import transformers
 
     # transformers 5 would take a model's own class for any tokenizer beside that model.
-    kind: Any = PreTrainedTokenizerFast if named in GENERIC_TOKENIZERS else AutoTokenizer
+    generic = (kind or named) in GENERIC_TOKENIZERS
+    chosen = "PreTrainedTokenizerFast" if generic else kind or "AutoTokenizer"
     remedy = f"give a folder with a tokenizer.json such as {example}, or install sentencepiece and protobuf"
     with _described(f"The text tokenizer in '{folder}'", remedy), LOADING:
-        tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(
+        tokenizer: PreTrainedTokenizerBase = getattr(transformers, chosen).from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, **settings
         )
     return tokenizer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +22,12 @@ logger = logging.getLogger(__name__)
 
 PathLike = str | os.PathLike[str]
 TensorMap = dict[str, Tensor]
+
+_VARIANT = re.compile(
+    r"(?:diffusion_pytorch_model|pytorch_model|model)"
+    r"(?:\.(?P<of_file>[A-Za-z]\w*)(?:-\d+-of-\d+)?)?\.(?:safetensors|bin)(?:\.index(?:\.(?P<of_index>\w+))?\.json)?"
+)
+"""Names of the files that diffusers and transformers write."""
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 
@@ -46,19 +53,22 @@ class Checkpoint:
     states: tuple[tuple[int, int, int], ...]
 
     @classmethod
-    def open(cls, path: PathLike, routes: Routes = (), unwrap: bool = True) -> Checkpoint:
+    def open(
+        cls, path: PathLike, routes: Routes = (), unwrap: bool = True, variant: str | None = None
+    ) -> Checkpoint:
         """Finds the files and reads names and shapes, not the weights.
 
         Args:
             path: A file, or a folder with one weight file or a shard index.
             routes: Keys to the state dict in files of training, see `read_tensors`.
             unwrap: Whether prefixes of DDP, FSDP and compile are stripped off the names.
+            variant: Of a folder's weight files, those with this in their names, "fp16" for example.
 
         Raises:
             CheckpointError: When something is missing, damaged or not a checkpoint.
         """
         path = Path(path).expanduser()
-        files = weight_files(path)
+        files = weight_files(path, variant)
         states = tuple(map(_file_state, files))
         stored: TensorMap = {}
         for file in files:
@@ -107,8 +117,13 @@ def _file_state(file: Path) -> tuple[int, int, int]:
     return state.st_size, state.st_mtime_ns, state.st_ino
 
 
-def weight_files(path: Path) -> list[Path]:
+def weight_files(path: Path, variant: str | None = None) -> list[Path]:
     """The files that hold the weights of a checkpoint: itself, or the shards of a folder.
+
+    Args:
+        path: A file or a folder.
+        variant: Of several files in a folder, those that are called so, as in model.fp16.safetensors; None
+            for the plain ones.
 
     Raises:
         CheckpointError: When there is nothing to read.
@@ -119,14 +134,13 @@ def weight_files(path: Path) -> list[Path]:
         raise CheckpointError(f"There is no file or folder '{path}'; {USABLE}.")
     if not path.is_dir():
         raise CheckpointError(f"'{path}' is neither a file nor a folder; {USABLE}.")
-    for suffix in (".safetensors.index.json", ".index.json"):
-        indices = sorted(path.glob(f"*{suffix}"))
+    for pattern in ("*.safetensors.index*.json", "*.index*.json"):
+        indices = sorted(file for file in path.glob(pattern) if _variant(file) == variant)
         if indices:
             return _shards_of(indices[0])
     for suffixes in ((".safetensors",), WEIGHT_SUFFIXES):
         found = sorted(file for file in path.iterdir() if file.suffix in suffixes and file.is_file())
-        # Averaged weights beside the plain ones are read by those who ask for them by name.
-        found = [file for file in found if not file.name.startswith("ema_")] or found
+        found = _of_variant(path, found, variant)
         if len(found) == 1:
             return found
         if found:
@@ -135,6 +149,27 @@ def weight_files(path: Path) -> list[Path]:
     parts = [child.parent.name for child in sorted(path.glob("*/config.json"))]
     hint = f"give one of its folders {listing(parts)}" if parts else USABLE
     raise CheckpointError(f"The folder '{path}' contains no weights; {hint}.")
+
+
+def _variant(file: Path) -> str | None:
+    """What stands between the name of a weight file and its ending: "fp16" of model.fp16.safetensors."""
+    match = _VARIANT.fullmatch(file.name)
+    return match and (match["of_file"] or match["of_index"])
+
+
+def _of_variant(folder: Path, files: list[Path], variant: str | None) -> list[Path]:
+    """The files of a variant among several."""
+    if variant is not None:
+        found = [file for file in files if _variant(file) == variant]
+        if files and not found:
+            offered = listing(sorted({str(_variant(file)) for file in files if _variant(file)}) or ["none"])
+            raise CheckpointError(f"'{folder}' has no variant {variant!r}; it has {offered}.")
+        return found
+    if len(files) > 1:
+        files = [file for file in files if _variant(file) is None] or files
+        # Averaged weights beside the plain ones are read by those who ask for them by name.
+        files = [file for file in files if not file.name.startswith("ema_")] or files
+    return files
 
 
 def _shards_of(index: Path) -> list[Path]:

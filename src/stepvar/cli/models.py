@@ -158,9 +158,9 @@ def _open_folder(folder: Path, index: Mapping[str, Any], dtype: torch.dtype) -> 
     Raises:
         InputError, CheckpointError: When something is missing, damaged, executable, or of another model.
     """
+    from stepvar.checkpoints.components import load_reference
     from stepvar.checkpoints.errors import CheckpointError
     from stepvar.models.registry import TEXT_ENCODERS
-    from stepvar.models.spec import load_reference
 
     kind = _pipeline_class(folder, index)
     parts = {name: _check_part(folder, name, index.get(name)) for name in _part_names(kind)}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from stepvar.checkpoints.components import load_reference
 from stepvar.checkpoints.errors import CheckpointError
 from stepvar.conformance.case import Case, CaseError
 from stepvar.conformance.report import CaseReport
 from stepvar.models import MODELS
-from stepvar.models.spec import load_reference
 
 FORK = "csguoh/FastVAR"
 """A repository of forks: its cases name the model they are a fork of, as "hart+fastvar" does."""

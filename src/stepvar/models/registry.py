@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stepvar.checkpoints.components import Reference, load_reference
 from stepvar.checkpoints.errors import CheckpointError
 from stepvar.checkpoints.weights import Checkpoint
 from stepvar.models import MODELS, find_spec
 from stepvar.models.common.architectures import name_architecture
-from stepvar.models.spec import ModelSpec, Reference, load_reference
+from stepvar.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     import torch

@@ -4,48 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from stepvar.checkpoints.components import ComponentSpec, Reference, load_reference
 
 if TYPE_CHECKING:
     from stepvar.models.pipeline import NextScalePipeline
     from stepvar.pruning.presets import Preset
 
-Reference = str
-"""A class or function by "module:name", imported on first use: a spec itself needs no torch."""
-
 _GENERIC_TOKENIZERS = ("transformers:PreTrainedTokenizerFast", "transformers:TokenizersBackend")
 """The class of a plain tokenizer.json: the second is what transformers 5 calls the first."""
-
-
-def load_reference(reference: Reference) -> Any:
-    """The class or function that a reference names."""
-    module, _, name = reference.partition(":")
-    return getattr(import_module(module), name)
-
-
-@dataclass(frozen=True)
-class ComponentSpec:
-    """One component of a pipeline: a folder of its own when it is saved.
-
-    Attributes:
-        classes: What it may be an instance of; the first one is what conversion writes.
-        loader: Function (folder, ...) that loads it strictly; None where `from_pretrained` of its class does.
-        former_names: Names of its class in folders that earlier versions saved.
-        optional: Whether a pipeline works without it.
-        published: Name of the one that the published weights were trained with.
-    """
-
-    classes: tuple[Reference, ...]
-    loader: Reference | None = None
-    former_names: tuple[str, ...] = ()
-    optional: bool = False
-    published: str | None = None
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names that a saved folder may have for it."""
-        return tuple(entry.partition(":")[2] for entry in self.classes) + self.former_names
 
 
 @dataclass(frozen=True)
@@ -63,6 +31,8 @@ class ModelSpec:
         components: What the pipeline consists of, by name.
         convert: Function that converts its official checkpoints to a folder.
         conformance: Function that runs its golden cases.
+        license: Of the published weights, as the Hugging Face hub names it; None where their card says none.
+        task: What the pipeline does, as the hub names it.
         routes: Keys to the transformer's state dict inside its training checkpoints.
     """
 
@@ -75,6 +45,8 @@ class ModelSpec:
     components: Mapping[str, ComponentSpec]
     convert: Reference
     conformance: Reference
+    license: str | None = "mit"
+    task: str = "text-to-image"
     routes: tuple[tuple[str, ...], ...] = field(default=())
 
     @property

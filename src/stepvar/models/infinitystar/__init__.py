@@ -22,4 +22,5 @@ SPEC = ModelSpec(
     convert=f"{_HERE}.checkpoints:convert",
     conformance="stepvar.conformance.infinitystar:run",
     routes=(("trainer", "gpt_fsdp"), ("trainer", "gpt_wo_ddp"), ("state_dict",)),
+    task="text-to-video",
 )

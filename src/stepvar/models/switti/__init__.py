@@ -28,4 +28,5 @@ SPEC = ModelSpec(
     },
     convert=f"{_HERE}.checkpoints:convert",
     conformance="stepvar.conformance.switti:run",
+    license=None,
 )

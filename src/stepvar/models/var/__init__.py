@@ -23,4 +23,5 @@ SPEC = ModelSpec(
     convert=f"{_HERE}.checkpoints:convert",
     conformance="stepvar.conformance.var:run",
     routes=(("trainer", "var_wo_ddp"),),
+    task="unconditional-image-generation",
 )

@@ -1,0 +1,250 @@
+"""Base of pipelines that are loaded from folders of unknown origin, and saved so that diffusers finds them."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from stepvar.checkpoints.components import ComponentSpec
+from stepvar.checkpoints.errors import CheckpointError, first_line
+from stepvar.checkpoints.hub import HubOptions, PathLike, local_folder
+from stepvar.checkpoints.lock import LOADING
+from stepvar.checkpoints.model_card import CardFacts, write_card
+from stepvar.checkpoints.pipeline_folder import (
+    INDEX,
+    REMEDY,
+    Dtypes,
+    PipelineFolder,
+    check_saved,
+    check_text_side,
+)
+from stepvar.checkpoints.transformers_models import check_tokenizer_folder
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_HUB_OPTIONS = tuple(HubOptions.__dataclass_fields__)
+
+_BY_DIFFUSERS = ("device_map", "quantization_config", "max_memory", "offload_folder", "offload_state_dict")
+"""Arguments that only diffusers' own loading serves; it is run after the same checks."""
+
+_WITHOUT_MEANING = frozenset(
+    {"low_cpu_mem_usage", "use_safetensors", "trust_remote_code", "disable_mmap", "proxies", "mirror"}
+)
+"""Arguments of diffusers that are accepted and need nothing: weights are always safetensors first, built
+without memory, copied, and no code of a folder is ever run."""
+
+
+class PipelineTable(Protocol):
+    """What the loading of a pipeline knows of its model."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def repository(self) -> str: ...
+    @property
+    def components(self) -> Mapping[str, ComponentSpec]: ...
+    @property
+    def license(self) -> str | None: ...
+    @property
+    def task(self) -> str: ...
+
+
+class CheckedPipeline(DiffusionPipeline):
+    """A pipeline whose components come from a table.
+
+    Attributes:
+        spec: Its model: the components it may have, and what its card says.
+    """
+
+    spec: ClassVar[PipelineTable]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: PathLike, **kwargs: Any) -> Self:
+        """Loads a pipeline from a folder or a repository of the hub, after checking every part of it.
+
+        Nothing in the folder is executed, no file outside it is read, and it costs no more memory than its
+        files; see docs/security.md.
+
+        Args:
+            pretrained_model_name_or_path: A folder that `stepvar convert` or `save_pretrained` wrote, or the
+                name of a repository with one.
+            kwargs: `dtype` (or `torch_dtype`): number format, or one by component with "default" for the
+                others; float32 by default, "auto" keeps the files'. `revision`, `variant`, `cache_dir`,
+                `local_files_only`, `token`, `force_download` as in diffusers. Components and settings of the
+                constructor, which then do not come from the folder. `quantization_config` and `device_map` as
+                in diffusers.
+
+        Returns:
+            The pipeline, on the CPU.
+
+        Raises:
+            CheckpointError: When something is missing, damaged, executable, not finite, or of another model.
+            ValueError: When an argument is unknown.
+        """
+        hub = HubOptions(**{name: kwargs.pop(name) for name in _HUB_OPTIONS if kwargs.get(name) is not None})
+        dtype = _dtype(kwargs.pop("dtype", None), kwargs.pop("torch_dtype", None))
+        path = local_folder(pretrained_model_name_or_path, hub)
+        opened = PipelineFolder.open(path, hub.variant)
+        _require_pipeline(cls, opened)
+        special = {name: kwargs.pop(name) for name in _BY_DIFFUSERS if name in kwargs}
+        for name in kwargs.keys() & _WITHOUT_MEANING:
+            del kwargs[name]
+        defaults = _constructor(cls)
+        given = {name: kwargs.pop(name) for name in cls.spec.components if name in kwargs}
+        settings = {name: kwargs.pop(name) for name in defaults if name in kwargs}
+        if kwargs:
+            raise ValueError(
+                f"{cls.__name__}.from_pretrained has no argument {', '.join(sorted(kwargs))}: leave it out."
+            )
+        with LOADING:
+            settings = opened.settings(defaults) | settings
+            pipeline = _load(cls, opened, given, settings, dtype, special)
+        pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
+        return pipeline
+
+    def check_loaded(self) -> None:
+        """Checks that what was loaded can run; a model's own checks come here."""
+
+    def save_pretrained(self, save_directory: PathLike, *args: Any, **kwargs: Any) -> None:
+        """Saves the pipeline as diffusers does, with a model card, and a file by which diffusers finds it.
+
+        `DiffusionPipeline.from_pretrained(folder)` loads the folder where stepvar was imported; elsewhere it
+        needs `custom_pipeline="pipeline", trust_remote_code=True`, which runs the two lines of pipeline.py.
+        """
+        super().save_pretrained(save_directory, *args, **kwargs)
+        finish_folder(Path(save_directory), type(self).__name__, self.spec, self.origin)
+
+    @property
+    def origin(self) -> str:
+        """Where it was loaded from, or what it is."""
+        return str(self.config.get("_name_or_path") or type(self).__name__)
+
+
+def finish_folder(folder: Path, pipeline: str, spec: PipelineTable, origin: str) -> None:
+    """Completes a folder that a pipeline was saved to: index, card, and a file for diffusers."""
+    file = folder / INDEX
+    index = json.loads(file.read_text("utf-8"))
+    for name, component in spec.components.items():
+        entry = index.get(name)
+        # diffusers looks up a component, and its base classes, on the library that is named here.
+        if component.is_ours and isinstance(entry, list):
+            index[name] = ["stepvar", entry[1]]
+    file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", "utf-8")
+    (folder / "pipeline.py").write_text(
+        '"""The pipeline of this folder, for diffusers: '
+        'DiffusionPipeline.from_pretrained(folder, custom_pipeline="pipeline", trust_remote_code=True)."""\n\n'
+        f'from stepvar import {pipeline}\n\n__all__ = ["{pipeline}"]\n',
+        "utf-8",
+    )
+    write_card(folder, CardFacts(spec.name, spec.repository, spec.license, spec.task, pipeline, origin))
+
+
+def _dtype(dtype: Any, torch_dtype: Any) -> Dtypes:
+    chosen = torch_dtype if dtype is None else dtype
+    if chosen is None:
+        return torch.float32
+    if isinstance(chosen, str):
+        if chosen == "auto":
+            return None
+        named = getattr(torch, chosen, None)
+        if isinstance(named, torch.dtype):
+            return named
+    if isinstance(chosen, torch.dtype):
+        return chosen
+    if isinstance(chosen, Mapping):
+        formats = {name: _dtype(value, None) for name, value in chosen.items()}
+        return {name: value for name, value in formats.items() if isinstance(value, torch.dtype)}
+    raise ValueError(
+        f"dtype is {chosen!r}; pass a torch.dtype, a dictionary of them by component, or 'auto'."
+    )
+
+
+def _require_pipeline(kind: type[CheckedPipeline], opened: PipelineFolder) -> None:
+    """Refuses a folder of another pipeline than a class, or one it inherits from."""
+    name = opened.pipeline_name
+    if name not in {base.__name__ for base in kind.__mro__ if issubclass(base, CheckedPipeline)}:
+        raise CheckpointError(
+            f"'{opened.path}' holds a {name!r}, not {kind.__name__}; load it with stepvar.load."
+        )
+
+
+def _constructor(kind: type[CheckedPipeline]) -> dict[str, Any]:
+    """Settings of a pipeline's constructor, with their defaults."""
+    parameters = inspect.signature(kind.__init__).parameters.values()
+    return {
+        entry.name: entry.default
+        for entry in parameters
+        if entry.name not in kind.spec.components and entry.default is not inspect.Parameter.empty
+    }
+
+
+def _load(
+    kind: type[CheckedPipeline],
+    opened: PipelineFolder,
+    given: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    dtype: Dtypes,
+    special: Mapping[str, Any],
+) -> Any:
+    components = kind.spec.components
+    checked = opened.check(components, given)
+    parts = dict(given)
+    for name, class_name in checked.items():
+        if class_name is None:
+            parts[name] = None
+        elif special:
+            _check_component(opened, name, components[name])
+        else:
+            parts[name] = opened.load(name, components[name], class_name, dtype)
+    try:
+        if special:
+            pipeline = super(CheckedPipeline, kind).from_pretrained(
+                opened.path,
+                torch_dtype=dtype,
+                variant=opened.variant,
+                local_files_only=True,
+                **special,
+                **parts,
+            )
+        else:
+            pipeline = kind(**parts, **settings)
+        _check_texts(pipeline, components)
+        pipeline.check_loaded()
+    except CheckpointError:
+        raise
+    except Exception as error:  # the libraries raise almost any type for a damaged folder
+        if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+            raise
+        raise CheckpointError(
+            f"'{opened.path}' cannot be loaded ({type(error).__name__}: {first_line(error)}); {REMEDY}."
+        ) from error
+    return pipeline
+
+
+def _check_component(opened: PipelineFolder, name: str, spec: ComponentSpec) -> None:
+    """What loading a component checks, where diffusers loads it."""
+    folder = opened.path / name
+    if spec.is_ours:
+        check_saved(spec.load_class(), folder, opened.variant)
+    elif spec.loader is not None:
+        opened.load(name, spec, "", None)
+    else:
+        check_tokenizer_folder(folder, spec.class_names, name)
+
+
+def _check_texts(pipeline: CheckedPipeline, components: Mapping[str, ComponentSpec]) -> None:
+    for name in components:
+        if not name.startswith("text_encoder"):
+            continue
+        encoder = getattr(pipeline, name)
+        tokenizer = getattr(pipeline, name.replace("text_encoder", "tokenizer"), None)
+        if isinstance(encoder, nn.Module) and tokenizer is not None:
+            check_text_side(encoder, tokenizer)
