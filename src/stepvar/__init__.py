@@ -5,12 +5,17 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from stepvar.loading.diffusers_names import register as _register_with_diffusers
+
 if TYPE_CHECKING:
     from stepvar.embedded import load_embedded
     from stepvar.evaluation.calibration import calibrate
     from stepvar.generation.cascade import Cascade
     from stepvar.generation.report import Report, Summary
     from stepvar.generation.schedule import Scale, ScaleSchedule
+    from stepvar.loading.conversion import convert
+    from stepvar.loading.official_objects import from_official
+    from stepvar.loading.opener import load
     from stepvar.models.hart.pipeline import HARTPipeline
     from stepvar.models.hart.transformer import HARTTransformer
     from stepvar.models.hart.vae import HARTVAE
@@ -21,7 +26,6 @@ if TYPE_CHECKING:
     from stepvar.models.infinitystar.transformer import InfinityStarTransformer
     from stepvar.models.infinitystar.vae import InfinityStarVAE
     from stepvar.models.presets import PRESETS
-    from stepvar.models.registry import convert
     from stepvar.models.switti.pipeline import SwittiPipeline
     from stepvar.models.switti.transformer import SwittiTransformer
     from stepvar.models.switti.vae import SwittiVAE
@@ -65,7 +69,9 @@ _HOMES = {
     "VARPipeline": "stepvar.models.var.pipeline",
     "VARVAE": "stepvar.models.var.vae",
     "VARTransformer": "stepvar.models.var.transformer",
-    "convert": "stepvar.models.registry",
+    "convert": "stepvar.loading.conversion",
+    "from_official": "stepvar.loading.official_objects",
+    "load": "stepvar.loading.opener",
     "calibrate": "stepvar.evaluation.calibration",
     "load_embedded": "stepvar.embedded",
     "reproduce": "stepvar.report.run",
@@ -99,6 +105,8 @@ __all__ = [
     "VARTransformer",
     "calibrate",
     "convert",
+    "from_official",
+    "load",
     "load_embedded",
     "reproduce",
 ]
@@ -112,3 +120,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
+
+
+# Its own openers find our pipelines then; it is imported when somebody asks for it.
+_register_with_diffusers()

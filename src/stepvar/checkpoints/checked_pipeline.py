@@ -1,4 +1,4 @@
-"""Base of pipelines that are loaded from folders of unknown origin, and saved so that diffusers finds them."""
+"""Base of pipelines: loaded from folders of unknown origin, and saved so that diffusers finds them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from torch import nn
@@ -29,6 +30,18 @@ from stepvar.checkpoints.transformers_models import check_tokenizer_folder
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+DIFFUSERS_FILE = "pipeline.py"
+
+_FOR_DIFFUSERS = '''"""The pipeline of this folder, for diffusers; stepvar must be installed.
+
+DiffusionPipeline.from_pretrained(folder, custom_pipeline="pipeline", trust_remote_code=True)
+"""
+
+from stepvar import {pipeline}
+
+__all__ = ["{pipeline}"]
+'''
 
 _HUB_OPTIONS = tuple(HubOptions.__dataclass_fields__)
 
@@ -66,6 +79,12 @@ class CheckedPipeline(DiffusionPipeline):
 
     spec: ClassVar[PipelineTable]
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Makes a pipeline known to diffusers, which looks classes up by name in its own module."""
+        super().__init_subclass__(**kwargs)
+        if not hasattr(diffusers, cls.__name__):
+            setattr(diffusers, cls.__name__, cls)
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: PathLike, **kwargs: Any) -> Self:
         """Loads a pipeline from a folder or a repository of the hub, after checking every part of it.
@@ -89,13 +108,14 @@ class CheckedPipeline(DiffusionPipeline):
             CheckpointError: When something is missing, damaged, executable, not finite, or of another model.
             ValueError: When an argument is unknown.
         """
-        hub = HubOptions(**{name: kwargs.pop(name) for name in _HUB_OPTIONS if kwargs.get(name) is not None})
+        asked = {name: kwargs.pop(name, None) for name in _HUB_OPTIONS}
+        hub = HubOptions(**{name: value for name, value in asked.items() if value is not None})
         dtype = _dtype(kwargs.pop("dtype", None), kwargs.pop("torch_dtype", None))
         path = local_folder(pretrained_model_name_or_path, hub)
         opened = PipelineFolder.open(path, hub.variant)
         _require_pipeline(cls, opened)
-        special = {name: kwargs.pop(name) for name in _BY_DIFFUSERS if name in kwargs}
-        for name in kwargs.keys() & _WITHOUT_MEANING:
+        special = {name: kwargs.pop(name) for name in _BY_DIFFUSERS if kwargs.get(name) is not None}
+        for name in kwargs.keys() & {*_WITHOUT_MEANING, *_BY_DIFFUSERS}:
             del kwargs[name]
         defaults = _constructor(cls)
         given = {name: kwargs.pop(name) for name in cls.spec.components if name in kwargs}
@@ -138,12 +158,7 @@ def finish_folder(folder: Path, pipeline: str, spec: PipelineTable, origin: str)
         if component.is_ours and isinstance(entry, list):
             index[name] = ["stepvar", entry[1]]
     file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", "utf-8")
-    (folder / "pipeline.py").write_text(
-        '"""The pipeline of this folder, for diffusers: '
-        'DiffusionPipeline.from_pretrained(folder, custom_pipeline="pipeline", trust_remote_code=True)."""\n\n'
-        f'from stepvar import {pipeline}\n\n__all__ = ["{pipeline}"]\n',
-        "utf-8",
-    )
+    (folder / DIFFUSERS_FILE).write_text(_FOR_DIFFUSERS.format(pipeline=pipeline), "utf-8")
     write_card(folder, CardFacts(spec.name, spec.repository, spec.license, spec.task, pipeline, origin))
 
 
@@ -211,6 +226,7 @@ def _load(
                 torch_dtype=dtype,
                 variant=opened.variant,
                 local_files_only=True,
+                disable_mmap=True,
                 **special,
                 **parts,
             )

@@ -33,25 +33,28 @@ def write_index(
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
 
 
-def save_text_side(
-    encoder: Any, tokenizer: Any, folder: Path, suffix: str = ""
-) -> dict[str, tuple[str, str]]:
-    """Saves a text encoder and its tokenizer in a pipeline folder.
+def write_folder(
+    folder: Path, pipeline: str, components: Mapping[str, Any], settings: Mapping[str, Any]
+) -> None:
+    """Writes a pipeline folder.
 
     Args:
-        encoder, tokenizer: Of transformers.
-        folder: Of the pipeline.
-        suffix: Tells the components of several text encoders apart.
-
-    Returns:
-        Their entries in the index.
+        folder: An empty folder.
+        pipeline: Class name of the pipeline.
+        components: Objects with `save_pretrained` by name; None for one that is left out.
+        settings: Arguments of the pipeline's constructor that differ from its defaults.
     """
-    encoder.save_pretrained(folder / f"text_encoder{suffix}")
-    tokenizer.save_pretrained(folder / f"tokenizer{suffix}")
+    entries: dict[str, tuple[str | None, str | None]] = {}
+    for name, component in components.items():
+        entries[name] = (None, None)
+        if component is not None:
+            component.save_pretrained(folder / name)
+            entries[name] = _index_entry(component)
+    write_index(folder, pipeline, entries, settings)
+
+
+def _index_entry(component: Any) -> tuple[str, str]:
+    """Library and class of a component, as an index names them."""
+    name, library = type(component).__name__, type(component).__module__.partition(".")[0]
     # transformers 5 calls the generic class by a new name; the old one is known to all versions.
-    name = type(tokenizer).__name__
-    name = "PreTrainedTokenizerFast" if name == "TokenizersBackend" else name
-    return {
-        f"text_encoder{suffix}": ("transformers", type(encoder).__name__),
-        f"tokenizer{suffix}": ("transformers", name),
-    }
+    return library, "PreTrainedTokenizerFast" if name == "TokenizersBackend" else name

@@ -109,7 +109,7 @@ def _snapshot(repository: str, revision: str | None, patterns: Sequence[str], op
             raise
         raise CheckpointError(
             f"'{repository}' is no folder here, and could not be fetched from the hub "
-            f"({type(error).__name__}: {first_line(error)}); check the name and the connection, or give a folder."
+            f"({type(error).__name__}: {first_line(error)}); check name and connection, or give a folder."
         ) from error
     return Path(folder)
 

@@ -55,10 +55,9 @@ tags:
 
 # {facts.model}
 
-A folder of the pipeline `{facts.pipeline}` of [stepvar](https://pypi.org/project/stepvar/). It was written by
-stepvar {_own_version()} from {_origin(facts.origin)}; the weights are those of
-[{facts.repository}](https://github.com/{facts.repository}) or were trained from them, unless their owner says
-otherwise here. {stated}
+A folder of the pipeline `{facts.pipeline}` of stepvar, written by stepvar {_own_version()} from
+{_origin(facts.origin)}. Unless their owner says otherwise here, the weights are those of
+[{facts.repository}](https://github.com/{facts.repository}), or were trained from them. {stated}
 
 ```python
 import stepvar

@@ -70,7 +70,7 @@ class OfficialFormat(Generic[Transformer]):
             path: A state dict (.pth, .safetensors), a training checkpoint, a folder of shards with an index,
                 or a folder that `save_pretrained` wrote.
             dtype: Number format; None keeps the file's. What the model keeps in float32 is so in any case.
-            device: Where the weights go; None leaves them on the CPU, mapped from the file where possible.
+            device: Where the weights go; None is the CPU.
             overrides: Arguments of the constructor that an official file does not tell.
 
         Returns:
@@ -112,3 +112,18 @@ class OfficialFormat(Generic[Transformer]):
             source,
         )
         return transformer
+
+
+@dataclass(frozen=True)
+class OfficialObjects:
+    """Builds our models on the weights of a model's official objects, which stay as they are.
+
+    Attributes:
+        transformer: (official state dict, official object, our visual tokenizer, options) -> our transformer.
+        vae: (official state dict, official object) -> our visual tokenizer.
+        options: Names of arguments of `transformer` that an object does not tell.
+    """
+
+    transformer: Callable[..., ModelMixin]
+    vae: Callable[[Mapping[str, Tensor], Any], ModelMixin]
+    options: tuple[str, ...] = ()

@@ -234,5 +234,5 @@ def _check_setting(source: str, name: str, value: Any, default: Any) -> None:
             size = abs(number)
             if not math.isfinite(number) or size > _LARGEST or 0 < size < _SMALLEST:
                 raise CheckpointError(
-                    f"{source} sets {name} to {number}; a number between {_SMALLEST:g} and {_LARGEST:g} works."
+                    f"{source} sets {name} to {number}; give a number between {_SMALLEST:g} and {_LARGEST:g}."
                 )

@@ -59,7 +59,7 @@ def convert(
         import_silently()
         import torch
 
-        from stepvar.models.registry import convert as run
+        from stepvar.loading.conversion import convert as run
 
         asked = {"labels": labels, "resolution": resolution}
         own = {name: value for name, value in asked.items() if value is not None}

@@ -60,9 +60,18 @@ class ModelOptions:
     model: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR",
-            help=f"A folder that 'stepvar convert' wrote, or {EMBEDDED_VIDEO}. Default: embedded.",
+            metavar="MODEL",
+            help="A folder that 'stepvar convert' wrote, owner/name on the hub, an official file, or "
+            f"{EMBEDDED_VIDEO}. Default: embedded.",
         ),
+    ] = None
+    vae: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Visual tokenizer of an official file. Default: beside it."),
+    ] = None
+    text_encoder: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Its text encoder; again for a second one. Default: beside it."),
     ] = None
     dtype: Annotated[
         str | None,
@@ -81,6 +90,12 @@ class ModelOptions:
         if self.model is None:
             return "pictures"
         return "video" if str(self.model) == EMBEDDED_VIDEO else None
+
+    @property
+    def companions(self) -> dict[str, Any]:
+        """What `stepvar.load` takes beside an official transformer."""
+        given = {"vae": self.vae, "text_encoder": self.text_encoder}
+        return {name: value for name, value in given.items() if value}
 
     def resolve_device(self) -> str:
         """The device as torch names it.

@@ -9,7 +9,6 @@ import typer
 
 from stepvar.cli import display
 from stepvar.cli.errors import InputError, report_errors
-from stepvar.cli.models import read_index
 from stepvar.cli.options import EMBEDDED_VIDEO, Json
 
 if TYPE_CHECKING:
@@ -58,6 +57,8 @@ def _find(model: str) -> ModelSpec:
     Raises:
         InputError: When there is none.
     """
+    from stepvar.checkpoints.pipeline_folder import PipelineFolder
+    from stepvar.loading.opener import spec_of
     from stepvar.models import MODELS
 
     named = {spec.key: spec for spec in MODELS}
@@ -66,9 +67,4 @@ def _find(model: str) -> ModelSpec:
         return named[model]
     if not Path(model).exists():
         raise InputError(f"Unknown model {model!r}; known are {', '.join(named)}, or give a model's folder.")
-    pipeline = read_index(Path(model)).get("_class_name")
-    for spec in MODELS:
-        if spec.pipeline_name == pipeline:
-            return spec
-    known = ", ".join(spec.pipeline_name for spec in MODELS)
-    raise InputError(f"'{model}' holds a {pipeline!r}; known pipelines are {known}.")
+    return spec_of(PipelineFolder.open(Path(model)))

@@ -165,10 +165,9 @@ class NextScalePipeline(PlacedPipeline, Generic[Asked]):
         """Layers of the transformer."""
         return len(self.transformer.blocks)
 
-    @property
-    def origin(self) -> str:
-        """Where it was loaded from, or what it is."""
-        return str(self.config.get("_name_or_path") or type(self).__name__)
+    def check_loaded(self) -> None:
+        """Plans a dense run: settings and schedules that cannot run are refused when they are loaded."""
+        self.summary()
 
     def schedule(self) -> ScaleSchedule:
         """The scale schedule of a size; a model's own takes the arguments of a call that set it."""

@@ -7,14 +7,15 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor, nn
+
+from stepvar.checkpoints.checked_pipeline import CheckedPipeline
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class PlacedPipeline(DiffusionPipeline):
+class PlacedPipeline(CheckedPipeline):
     """A diffusers pipeline whose transformer is run layer by layer, never by its `forward`.
 
     Attributes:

@@ -29,7 +29,8 @@ class ModelSpec:
         pipeline: Its pipeline class.
         plans: Its presets, by name.
         components: What the pipeline consists of, by name.
-        convert: Function that converts its official checkpoints to a folder.
+        convert: Its `Conversion`: loads official checkpoints, and writes folders.
+        objects: Its `OfficialObjects`: builds on the weights of objects of the official code.
         conformance: Function that runs its golden cases.
         license: Of the published weights, as the Hugging Face hub names it; None where their card says none.
         task: What the pipeline does, as the hub names it.
@@ -44,6 +45,7 @@ class ModelSpec:
     plans: Reference
     components: Mapping[str, ComponentSpec]
     convert: Reference
+    objects: Reference
     conformance: Reference
     license: str | None = "mit"
     task: str = "text-to-image"

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stepvar.checkpoints.errors import CheckpointError
+from stepvar.loading.conversion import convert, model_of
 from stepvar.models.common.vq_vae_checkpoints import (
     infer_vae_config,
     vae_from_official,
@@ -25,7 +26,6 @@ from stepvar.models.hart.official import TRAINING_MASK, infer_config, to_officia
 from stepvar.models.hart.pipeline import HARTPipeline
 from stepvar.models.hart.transformer import HARTTransformer
 from stepvar.models.hart.vae import HARTVAE
-from stepvar.models.registry import convert, model_of
 from tiny_hart import make_hart, make_language_model, make_tokenizer, make_vae, write_published
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "hart"

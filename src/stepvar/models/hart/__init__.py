@@ -22,5 +22,6 @@ SPEC = ModelSpec(
         "tokenizer": text_tokenizer("Qwen2TokenizerFast", "Qwen2Tokenizer"),
     },
     convert=f"{_HERE}.checkpoints:convert",
+    objects=f"{_HERE}.checkpoints:OBJECTS",
     conformance="stepvar.conformance.hart:run",
 )

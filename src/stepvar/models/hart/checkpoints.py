@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from stepvar.checkpoints.conversion import Conversion, TextSide
 from stepvar.checkpoints.errors import CheckpointError
 from stepvar.checkpoints.layouts import saved_config
-from stepvar.checkpoints.official import OfficialFormat
+from stepvar.checkpoints.official import OfficialFormat, OfficialObjects
 from stepvar.checkpoints.weights import Checkpoint
 from stepvar.models.common import vq_vae_checkpoints as vector_checkpoints
 from stepvar.models.common.square_schedules import LEVELS
@@ -76,7 +77,7 @@ def load_transformer(
         path: A published folder llm/, a state dict (.bin, .safetensors), or a folder that `save_pretrained`
             wrote.
         dtype: Number format; None keeps the file's. A few small modules stay in float32 in any case.
-        device: Where the weights go; None leaves them on the CPU, mapped from the file where possible.
+        device: Where the weights go; None is the CPU.
         official: Contents of the official config.json; by default what lies in the folder or beside the
             file.
         averaged: Whether to take the averaged weights where a folder has both.
@@ -167,6 +168,23 @@ convert = Conversion(
             lambda config: config.context_channels,
         ),
     ),
-    told_by_tokenizer=lambda tokenizer: {"pixels_per_token": tokenizer.stride},
+    options_from_vae=lambda vae: {"pixels_per_token": vae.stride},
 )
 """Of a published folder llm/ it takes the averaged weights."""
+
+
+def _transformer_from_object(state: Mapping[str, Tensor], model: Any, vae: Any) -> HARTTransformer:
+    """A transformer on the weights of an official `HARTForT2I`, with what its configuration says."""
+    config = getattr(model, "config", None)
+    told = config.to_dict() if hasattr(config, "to_dict") else config
+    official = told if isinstance(told, Mapping) else None
+    return official_format(official).from_state(state, "The model", pixels_per_token=vae.stride)
+
+
+def _vae_from_object(state: Mapping[str, Tensor], model: Any) -> HARTVAE:
+    """A visual tokenizer on the weights of an official `HARTAutoEncoder`, or of the `vae` in it."""
+    part = {key.removeprefix("vae."): value for key, value in state.items() if key.startswith("vae.")}
+    return vector_checkpoints.vae_from_state(HARTVAE, part or state, "The visual tokenizer")
+
+
+OBJECTS = OfficialObjects(_transformer_from_object, _vae_from_object)

@@ -23,6 +23,7 @@ SPEC = ModelSpec(
         "tokenizer": text_tokenizer("T5TokenizerFast", "T5Tokenizer"),
     },
     convert=f"{_HERE}.checkpoints:convert",
+    objects=f"{_HERE}.checkpoints:OBJECTS",
     conformance="stepvar.conformance.infinity:run",
     routes=(("trainer", "gpt_fsdp"), ("trainer", "gpt_wo_ddp")),
 )

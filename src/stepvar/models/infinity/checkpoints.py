@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from stepvar.checkpoints.conversion import Conversion, TextSide
 from stepvar.checkpoints.errors import CheckpointError
 from stepvar.checkpoints.layouts import build_empty, build_saved, fill, require_same_layout, saved_config
+from stepvar.checkpoints.official import OfficialObjects
 from stepvar.checkpoints.weights import Checkpoint, TensorMap
 from stepvar.models.common.official import ZERO_BIAS, KeyMap, from_official_keys
 from stepvar.models.common.t5 import load_text_encoder, load_text_tokenizer
@@ -133,7 +135,7 @@ def load_transformer(
             or a folder that `save_pretrained` wrote.
         dtype: Number format; None keeps the file's. The modules outside the blocks that the official
             inference runs in float32 are float32 in any case.
-        device: Where the weights go; None leaves them on the CPU, mapped from the file where possible.
+        device: Where the weights go; None is the CPU.
         budgets: Pixel budgets the weights were trained for; None takes them from a file name with, say,
             "512x512" in it, or else from the published size.
 
@@ -238,3 +240,18 @@ convert = Conversion(
     ),
 )
 """The text encoder is stored in float16, as the official code runs it."""
+
+
+def _transformer_from_object(
+    state: Mapping[str, Tensor], model: Any, vae: Any, budgets: Sequence[str] | None = None
+) -> InfinityTransformer:
+    """A transformer on the weights of an official `Infinity`."""
+    transformer = transformer_from_state(state, "The model")
+    if budgets is not None:
+        transformer.register_to_config(budgets=list(budgets))
+    return transformer
+
+
+OBJECTS = OfficialObjects(
+    _transformer_from_object, lambda state, model: vae_from_state(state, "The visual tokenizer"), ("budgets",)
+)

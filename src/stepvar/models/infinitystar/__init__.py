@@ -20,6 +20,7 @@ SPEC = ModelSpec(
         "tokenizer": text_tokenizer("T5TokenizerFast", "T5Tokenizer"),
     },
     convert=f"{_HERE}.checkpoints:convert",
+    objects=f"{_HERE}.checkpoints:OBJECTS",
     conformance="stepvar.conformance.infinitystar:run",
     routes=(("trainer", "gpt_fsdp"), ("trainer", "gpt_wo_ddp"), ("state_dict",)),
     task="text-to-video",

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor
 from stepvar.checkpoints.conversion import Conversion, TextSide
 from stepvar.checkpoints.errors import CheckpointError
 from stepvar.checkpoints.layouts import build_empty, build_saved, fill, require_same_layout, saved_config
+from stepvar.checkpoints.official import OfficialObjects
 from stepvar.checkpoints.weights import Checkpoint, TensorMap
 from stepvar.models.common.t5 import load_text_encoder, load_text_tokenizer
 from stepvar.models.infinitystar.official import (
@@ -55,14 +55,16 @@ def from_official(state: Mapping[str, Tensor], source: str = "The state dict") -
 
 
 def transformer_from_state(
-    state: Mapping[str, Tensor], source: str = "The state dict"
+    state: Mapping[str, Tensor], source: str = "The state dict", resolution: str | None = None
 ) -> InfinityStarTransformer:
     """A transformer with the weights of an official state dict, checked strictly.
 
     Raises:
         CheckpointError: As for `from_official`.
     """
-    transformer = build_empty(InfinityStarTransformer, infer_config(state, source), source)
+    config = infer_config(state, source)
+    config |= {} if resolution is None else {"resolution": resolution}
+    transformer = build_empty(InfinityStarTransformer, config, source)
     transformer.load_state_dict(from_official(state, source), assign=True)
     return transformer.eval()
 
@@ -131,7 +133,7 @@ def load_transformer(
             folder that `save_pretrained` wrote.
         dtype: Number format of the blocks; None keeps the file's. What the official inference runs in
             float32 is float32 in any case.
-        device: Where the weights go; None leaves them on the CPU, mapped from the file where possible.
+        device: Where the weights go; None is the CPU.
         resolution: What the weights were trained for, "480p", "720p" or "interact"; None takes it from a
             saved folder's configuration, or from the name of the file or folder, or else of the folder around
             it, and 480p with a warning where no name says it.
@@ -241,7 +243,7 @@ def check_pair(transformer: InfinityStarTransformer, tokenizer: InfinityStarVAE)
         )
 
 
-_CONVERSION = Conversion(
+convert = Conversion(
     "InfinityStarPipeline",
     load_transformer,
     load_vae,
@@ -255,26 +257,28 @@ _CONVERSION = Conversion(
             lambda config: config.text_channels,
         ),
     ),
+    transformer_options=("resolution",),
 )
-"""The text encoder is stored in float16, as the official code runs it; `dtype` is that of the blocks."""
+"""`resolution` is what the weights were trained for, as for `load_transformer`.
+
+The text encoder is stored in float16, as the official code runs it; `dtype` is that of the blocks."""
 
 
-def convert(
-    transformer_path: PathLike,
-    tokenizer_path: PathLike,
-    text_encoder: PathLike | Sequence[PathLike] | None,
-    output_dir: PathLike,
-    dtype: torch.dtype | None = None,
-    resolution: str | None = None,
-) -> Path:
-    """Writes a folder that `InfinityStarPipeline.from_pretrained` loads; see `Conversion`.
-
-    Args:
-        resolution: What the weights were trained for, as for `load_transformer`.
+def _transformer_from_object(
+    state: Mapping[str, Tensor], model: Any, vae: Any, resolution: str = "480p"
+) -> InfinityStarTransformer:
+    """A transformer on the weights of an official `Infinity` of InfinityStar.
 
     Raises:
-        CheckpointError: When an input cannot be used, the inputs do not fit each other, or the folder exists.
         ValueError: When the resolution is unknown.
     """
-    told = replace(_CONVERSION, load_transformer=partial(load_transformer, resolution=resolution))
-    return told(transformer_path, tokenizer_path, text_encoder, output_dir, dtype)
+    if resolution not in PUBLISHED:
+        raise ValueError(f"Unknown resolution {resolution!r}; known are {', '.join(PUBLISHED)}.")
+    return transformer_from_state(state, "The model", resolution)
+
+
+OBJECTS = OfficialObjects(
+    _transformer_from_object,
+    lambda state, model: vae_from_state(state, "The video tokenizer"),
+    ("resolution",),
+)

@@ -27,6 +27,7 @@ SPEC = ModelSpec(
         "tokenizer_2": text_tokenizer("CLIPTokenizerFast", "CLIPTokenizer"),
     },
     convert=f"{_HERE}.checkpoints:convert",
+    objects=f"{_HERE}.checkpoints:OBJECTS",
     conformance="stepvar.conformance.switti:run",
     license=None,
 )

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from stepvar.checkpoints.conversion import Conversion, TextSide
 from stepvar.checkpoints.errors import CheckpointError
-from stepvar.checkpoints.official import OfficialFormat
+from stepvar.checkpoints.official import OfficialFormat, OfficialObjects
 from stepvar.models.common.square_schedules import LEVELS
-from stepvar.models.common.vq_vae_checkpoints import check_pair, load_vq_vae
+from stepvar.models.common.vq_vae_checkpoints import check_pair, load_vq_vae, vae_from_state
 from stepvar.models.switti.official import DERIVED, MASK, infer_config, rename, to_official
 from stepvar.models.switti.text import load_text_encoder, load_text_tokenizer
 from stepvar.models.switti.transformer import SwittiTransformer
@@ -106,4 +107,17 @@ convert = Conversion(
             lambda config: config.pooled_channels,
         ),
     ),
+)
+
+
+def _transformer_from_object(state: Mapping[str, Tensor], model: Any, vae: Any) -> SwittiTransformer:
+    """A transformer on the weights of an official `Switti`, whose attributes tell what weights do not."""
+    attributes = {name: getattr(model, name, None) for name in _TOLD_BY_CONFIG}
+    told = {_TOLD_BY_CONFIG[name]: value for name, value in attributes.items() if value is not None}
+    return FORMAT.from_state(state, "The model", **told)
+
+
+OBJECTS = OfficialObjects(
+    _transformer_from_object,
+    lambda state, model: vae_from_state(SwittiVAE, state, "The visual tokenizer"),
 )

@@ -21,6 +21,7 @@ SPEC = ModelSpec(
         "vae": our_component(f"{_HERE}.vae", "VARVAE", former_name="VARTokenizer"),
     },
     convert=f"{_HERE}.checkpoints:convert",
+    objects=f"{_HERE}.checkpoints:OBJECTS",
     conformance="stepvar.conformance.var:run",
     routes=(("trainer", "var_wo_ddp"),),
     task="unconditional-image-generation",

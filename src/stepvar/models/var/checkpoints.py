@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from stepvar.checkpoints.conversion import Conversion
 from stepvar.checkpoints.errors import CheckpointError
-from stepvar.checkpoints.official import OfficialFormat
+from stepvar.checkpoints.official import OfficialFormat, OfficialObjects
 from stepvar.models.common.square_schedules import LEVELS
-from stepvar.models.common.vq_vae_checkpoints import check_pair, load_vq_vae
+from stepvar.models.common.vq_vae_checkpoints import check_pair, load_vq_vae, vae_from_state
 from stepvar.models.var.official import DERIVED, ZERO_BIAS, infer_config, rename, to_official
 from stepvar.models.var.transformer import VARTransformer
 from stepvar.models.var.vae import VARVAE
@@ -49,9 +51,6 @@ def load_vae(
     return load_vq_vae(VARVAE, path, dtype, device)
 
 
-CONVERSION = Conversion("VARPipeline", load_transformer, load_vae, check_pair)
-
-
 def read_labels(path: PathLike, classes: int) -> list[str]:
     """Reads the names of classes: a JSON list, a JSON object by number, or a text with one name a line.
 
@@ -81,25 +80,29 @@ def _is_name(entry: object) -> bool:
     return isinstance(entry, str) and bool(entry.strip())
 
 
-def convert(
-    transformer_path: PathLike,
-    tokenizer_path: PathLike,
-    text_encoder: PathLike | Sequence[PathLike] | None,
-    output_dir: PathLike,
-    dtype: torch.dtype | None = None,
-    labels: PathLike | None = None,
-) -> Path:
-    """Writes a folder that `VARPipeline.from_pretrained` loads; see `Conversion`.
+def _label_setting(transformer: VARTransformer, labels: PathLike | None = None) -> dict[str, list[str]]:
+    """Names of the classes as an argument of the pipeline; None leaves them without names."""
+    return {} if labels is None else {"labels": read_labels(labels, transformer.config.classes)}
 
-    Args:
-        text_encoder: Must be None: VAR draws classes.
-        labels: Names of the classes, see `read_labels`; None leaves them without names.
 
-    Raises:
-        CheckpointError: When an input cannot be used, the inputs do not fit each other, or the folder exists.
-    """
+convert = Conversion(
+    "VARPipeline",
+    load_transformer,
+    load_vae,
+    check_pair,
+    setting_options=("labels",),
+    settings=_label_setting,
+)
+"""`labels` is a file with the names of the classes, see `read_labels`; there is no text encoder."""
 
-    def named(transformer: VARTransformer) -> dict[str, list[str]]:
-        return {} if labels is None else {"labels": read_labels(labels, transformer.config.classes)}
 
-    return CONVERSION.write(transformer_path, tokenizer_path, text_encoder, output_dir, dtype, named)
+def _transformer_from_object(state: Mapping[str, Tensor], model: Any, vae: Any) -> VARTransformer:
+    """A transformer on the weights of an official `VAR`, whose heads only its attention tells."""
+    heads = getattr(model, "num_heads", None)
+    return FORMAT.from_state(state, "The model", **({"heads": heads} if isinstance(heads, int) else {}))
+
+
+OBJECTS = OfficialObjects(
+    _transformer_from_object,
+    lambda state, model: vae_from_state(VARVAE, state, "The visual tokenizer"),
+)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepvar.checkpoints.components import Reference, load_reference
+from stepvar.checkpoints.components import load_reference
+from stepvar.checkpoints.conversion import Conversion
 from stepvar.checkpoints.errors import CheckpointError
+from stepvar.checkpoints.hub import HubOptions
 from stepvar.checkpoints.weights import Checkpoint
+from stepvar.loading.sources import local_path
 from stepvar.models import MODELS, find_spec
 from stepvar.models.common.architectures import name_architecture
 from stepvar.models.spec import ModelSpec
@@ -19,15 +21,6 @@ if TYPE_CHECKING:
     import torch
 
 PathLike = str | os.PathLike[str]
-
-TEXT_ENCODERS: dict[str, Reference] = {
-    class_name: component.loader
-    for spec in MODELS
-    for component in spec.components.values()
-    if component.loader is not None
-    for class_name in component.class_names
-}
-"""Function that loads a text encoder strictly, by the name of its class."""
 
 
 def convert(
@@ -41,7 +34,8 @@ def convert(
     """Writes a folder that the model's pipeline loads; which model it is follows from the transformer.
 
     Args:
-        transformer_path: A published file, a folder of shards, a training checkpoint or a saved folder.
+        transformer_path: A published file, a folder of shards, a training checkpoint or a saved folder; or
+            one of these on the hub, as owner/name or owner/name/file.
         tokenizer_path: The visual tokenizer it was trained with.
         text_encoder: Folder of its text encoder, or several where the model has several; None leaves them
             out.
@@ -56,14 +50,32 @@ def convert(
         CheckpointError: When an input cannot be used, the inputs do not fit each other, or the folder exists.
         ValueError: When the model has no use for an argument.
     """
-    spec = model_of(transformer_path)
-    run = load_reference(spec.convert)
-    for name in options.keys() - inspect.signature(run).parameters.keys():
-        raise ValueError(
-            f"'{transformer_path}' is {spec.transformer_title}, which has no {name}: leave it out."
-        )
-    folder: Path = run(transformer_path, tokenizer_path, text_encoder, output_dir, dtype, **options)
-    return folder
+    hub = HubOptions()
+    transformer = local_path(transformer_path, hub)
+    conversion = conversion_of(transformer, options)
+    encoders = [local_path(path, hub) for path in as_list(text_encoder)]
+    return conversion(transformer, local_path(tokenizer_path, hub), encoders, output_dir, dtype, **options)
+
+
+def as_list(paths: PathLike | Sequence[PathLike] | None) -> list[PathLike]:
+    """One path, several or none, as a list."""
+    if paths is None:
+        return []
+    return [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+
+
+def conversion_of(transformer: Path, options: dict[str, Any]) -> Conversion:
+    """The conversion of the model that a transformer belongs to.
+
+    Raises:
+        CheckpointError: As for `model_of`.
+        ValueError: When the model has no use for an option.
+    """
+    spec = model_of(transformer)
+    conversion: Conversion = load_reference(spec.convert)
+    for name in options.keys() - set(conversion.options):
+        raise ValueError(f"'{transformer}' is {spec.transformer_title}, which has no {name}: leave it out.")
+    return conversion
 
 
 def model_of(transformer_path: PathLike) -> ModelSpec:

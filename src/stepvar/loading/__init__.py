@@ -1,0 +1,1 @@
+"""Opening models: folders, repositories, official files and official objects become pipelines."""
