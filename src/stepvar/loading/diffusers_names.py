@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 def _add_attributes() -> None:
     import diffusers
 
-    # A pipeline of ours that is being imported is not there yet, and adds itself when it is.
-    if any(spec.pipeline.partition(":")[0] in sys.modules for spec in MODELS):
+    # It is our own pipelines that are importing diffusers: each adds itself when it is complete.
+    if "stepvar.checkpoints.checked_pipeline" in sys.modules:
         return
     for spec in MODELS:
         if not hasattr(diffusers, spec.pipeline_name):
