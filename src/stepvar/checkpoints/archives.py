@@ -10,7 +10,7 @@ import pickletools
 import re
 import zipfile
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from stepvar.checkpoints.errors import CheckpointError
 
@@ -68,7 +68,7 @@ def require_plain_pickle(file: Path) -> None:
         _require_tensors_only(file, stream, _LEGACY_PICKLES)
 
 
-def _require_tensors_only(file: Path, stream: BinaryIO, pickles: int) -> None:
+def _require_tensors_only(file: Path, stream: IO[bytes], pickles: int) -> None:
     """Reads the instructions of pickles without carrying them out."""
     try:
         for _ in range(pickles):

@@ -97,7 +97,7 @@ def _snapshot(repository: str, revision: str | None, patterns: Sequence[str], op
             repository,
             revision=revision,
             allow_patterns=list(patterns),
-            cache_dir=options.cache_dir,
+            cache_dir=None if options.cache_dir is None else Path(options.cache_dir),
             local_files_only=options.local_files_only,
             token=options.token,
             force_download=options.force_download,

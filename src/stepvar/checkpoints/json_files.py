@@ -80,8 +80,8 @@ def _numbers(content: Any, name: str) -> Iterator[tuple[str, float]]:
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        names = [key for key, _ in pairs]
+        twice = next(key for place, key in enumerate(names) if key in names[:place])
         raise ValueError(f"the key {twice!r} is there twice")
     return content
 

@@ -88,7 +88,8 @@ def load_text_model(
     with _described(f"The text encoder in '{path}'"), LOADING:
         checkpoint = Checkpoint.open(path, unwrap=False)
         model = _load(path, kinds[kind], fields, checkpoint, dtype)
-    return model.to(device).eval()
+    moved: PreTrainedModel = model.to(device=device) if device is not None else model
+    return moved.eval()
 
 
 @contextmanager

@@ -92,11 +92,11 @@ def _strippings(names: Sequence[str]) -> Iterator[tuple[str, Any]]:
     # A wrapped wrapper: DDP around a compiled model, in a trainer's own module.
     for _ in range(_DEPTH):
         shared = (entry for entry in _OUTER if all(name.startswith(entry) for name in inner))
-        prefix = next(shared, None) if inner else None
-        if prefix is None:
+        outer = next(shared, None) if inner else None
+        if outer is None:
             return
-        yield prefix, lambda name, prefix=prefix: name.removeprefix(prefix)
-        inner = [name.removeprefix(prefix) for name in inner]
+        yield outer, lambda name, outer=outer: name.removeprefix(outer)
+        inner = [name.removeprefix(outer) for name in inner]
 
 
 def _without(name: str, parts: Sequence[str]) -> str:

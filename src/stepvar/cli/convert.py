@@ -64,6 +64,7 @@ def convert(
         asked = {"labels": labels, "resolution": resolution}
         own = {name: value for name, value in asked.items() if value is not None}
         encoders = text_encoder[0] if text_encoder and len(text_encoder) == 1 else text_encoder
+        chosen = None if dtype is None else getattr(torch, dtype)
         with CleanupOnInterrupt():
             number_format = None if dtype is None else getattr(torch, dtype)
             folder = run(transformer, tokenizer, encoders, output, number_format, **own)
@@ -115,7 +116,7 @@ def _describe(report: CaseReport) -> str:
         for name, error in worst[:_SHOWN]
     ]
     if len(worst) > _SHOWN:
-        rows.append((f"... and {len(worst) - _SHOWN} closer ones",))
+        rows.append((f"... and {len(worst) - _SHOWN} closer ones", "", "", ""))
     failed = [name for name, error in worst if not error.passed]
     lines = [display.format_table(("tensor", "max abs", "max rel", ""), rows)]
     lines += [f"{name}: {report.tensors[name].note}" for name in failed if report.tensors[name].note]

@@ -64,7 +64,9 @@ def from_official(
     with LOADING:
         visual = objects.vae(_state_of(vae, "vae"), vae)
         transformer = objects.transformer(state, _unwrapped(model), visual, **own)
-        pipeline = spec.pipeline_class(transformer=transformer, vae=visual, **texts, **options)
+        # Every model's own constructor takes these; the base class has none.
+        parts: dict[str, Any] = {"transformer": transformer, "vae": visual, **texts, **options}
+        pipeline = spec.pipeline_class(**parts)
     pipeline.register_to_config(_name_or_path=f"an official {spec.name}")
     return pipeline
 

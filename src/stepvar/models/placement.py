@@ -23,7 +23,7 @@ class PlacedPipeline(CheckedPipeline):
     """
 
     streams_layers = False
-    model_cpu_offload_seq: ClassVar[str]  # type: ignore[assignment]  # diffusers types it as None
+    model_cpu_offload_seq: ClassVar[str]  # type: ignore[assignment,misc]  # diffusers types it as None
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """As in diffusers, but parts that a model keeps in float32 stay exact in every number format."""

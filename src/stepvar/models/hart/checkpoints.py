@@ -176,8 +176,9 @@ convert = Conversion(
 def _transformer_from_object(state: Mapping[str, Tensor], model: Any, vae: Any) -> HARTTransformer:
     """A transformer on the weights of an official `HARTForT2I`, with what its configuration says."""
     config = getattr(model, "config", None)
-    told = config.to_dict() if hasattr(config, "to_dict") else config
-    official = told if isinstance(told, Mapping) else None
+    official = config if isinstance(config, Mapping) else None
+    if config is not None and hasattr(config, "to_dict"):
+        official = config.to_dict()
     return official_format(official).from_state(state, "The model", pixels_per_token=vae.stride)
 
 
