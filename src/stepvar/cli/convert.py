@@ -64,7 +64,6 @@ def convert(
         asked = {"labels": labels, "resolution": resolution}
         own = {name: value for name, value in asked.items() if value is not None}
         encoders = text_encoder[0] if text_encoder and len(text_encoder) == 1 else text_encoder
-        chosen = None if dtype is None else getattr(torch, dtype)
         with CleanupOnInterrupt():
             number_format = None if dtype is None else getattr(torch, dtype)
             folder = run(transformer, tokenizer, encoders, output, number_format, **own)
