@@ -42,20 +42,26 @@ def fidelity(
     ] = None,
     weights: Weights = None,
     lpips: Lpips = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, max=256, help="Processes that compare. Default: one a CPU.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Tell how like a run is to another, picture by picture.
+    """Compare a run with another, picture by picture.
 
     PSNR, SSIM and fine detail; on request LPIPS and a Fréchet distance.
     """
     with quiet_libraries():
+        from stepvar.evaluation.pairs import available_processes
         from stepvar.evaluation.scoring import compare_runs
         from stepvar.metrics.perceptual import load_lpips
 
         extractor = None if features is None else _extractor(features, weights, model)
         perceptual = None if lpips is None else load_lpips(lpips, model.resolve_device())
         with display.progress_bar("comparing", 1.0) as move:
-            document = compare_runs(folder, dense, extractor, perceptual, _advance(move))
+            document = compare_runs(
+                folder, dense, extractor, perceptual, _advance(move), processes or available_processes()
+            )
     _show(document, json, f"{document['n']} pictures")
 
 

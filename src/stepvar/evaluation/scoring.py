@@ -13,18 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepvar.evaluation.manifest import MANIFEST, read_manifest
+from stepvar.evaluation.pairs import Pixels, load_picture, measure_pairs
 from stepvar.evaluation.run_folder import IMAGES
 from stepvar.files import write_atomically
-from stepvar.media.pictures import read_picture
 from stepvar.metrics.features import ClipFeatures, Extractor, alignment
-from stepvar.metrics.fidelity import bounded_psnr, high_frequency_energy, ssim
 from stepvar.metrics.frechet import frechet_distance, frechet_interval, require_enough
 from stepvar.metrics.perceptual import PerceptualDistance
 from stepvar.metrics.statistics import mean_interval
 
-Pixels = NDArray[np.uint8]
 Advance = Callable[[float], None]
-"""Told, now and again, what part of the whole was done since it was last told."""
+"""Called now and again with the part of the whole that was just done."""
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _BATCH = 16
@@ -36,6 +34,7 @@ def compare_runs(
     extractor: Extractor | None = None,
     perceptual: PerceptualDistance | None = None,
     advance: Advance | None = None,
+    processes: int = 1,
 ) -> dict[str, Any]:
     """Likeness of a run to another of the same prompts and seeds, picture by picture.
 
@@ -43,7 +42,8 @@ def compare_runs(
         folder, dense: Two folders of `stepvar evaluate`; the second is the reference.
         extractor: For a Fréchet distance; without one it is left out.
         perceptual: LPIPS; without it it is left out.
-        advance: Hears of every pair.
+        advance: Called for every pair.
+        processes: For what needs no network; see `stepvar.evaluation.pairs.measure_pairs`.
 
     Raises:
         ValueError: When the two runs do not draw the same pictures, or are too few for the extractor.
@@ -56,24 +56,20 @@ def compare_runs(
                 f"'{folder}' and '{dense}' do not draw the same pictures ({entry['file']} differs): likeness "
                 "needs equal prompts, seeds and sizes."
             )
-    values: dict[str, list[float]] = {"psnr": [], "ssim": [], "fine_detail": []}
+    values: dict[str, list[float]] = {}
     features: list[list[NDArray[np.float32]]] = [[], []]
-    for entry in ours:
-        pair = [load_picture(place / entry["file"]) for place in (folder, dense)]
-        if pair[0].shape != pair[1].shape:
-            raise ValueError(
-                f"'{folder / entry['file']}' and its counterpart differ in size: draw them anew."
-            )
-        values["psnr"].append(bounded_psnr(*pair))
-        values["ssim"].append(ssim(*pair))
-        energies = [high_frequency_energy(picture) for picture in pair]
-        values["fine_detail"].append(energies[0] / max(energies[1], 1e-9))
-        if perceptual is not None:
-            distance = perceptual(*(picture[None] for picture in pair))
-            values.setdefault("lpips", []).append(float(distance[0]))
-        if extractor is not None:
-            for side, picture in zip(features, pair, strict=True):
-                side.append(extractor(picture[None])[0])
+    pairs = [(folder / entry["file"], dense / entry["file"]) for entry in ours]
+    for paths, measured in zip(pairs, measure_pairs(pairs, processes), strict=True):
+        for name, value in measured.items():
+            values.setdefault(name, []).append(value)
+        # Networks stay in this process, on its device.
+        if perceptual is not None or extractor is not None:
+            pair = [load_picture(path)[None] for path in paths]
+            if perceptual is not None:
+                values.setdefault("lpips", []).append(float(perceptual(*pair)[0]))
+            if extractor is not None:
+                for side, picture in zip(features, pair, strict=True):
+                    side.append(extractor(picture)[0])
         if advance is not None:
             advance(1 / len(ours))
     document: dict[str, Any] = {name: mean_interval(found).as_json() for name, found in values.items()}
@@ -92,7 +88,7 @@ def frechet_of_folders(
     Args:
         folder: A run, or any folder of pictures.
         reference: Any folder of pictures, of any sizes.
-        advance: Hears of every batch.
+        advance: Called for every batch.
 
     Raises:
         ValueError: When one holds fewer pictures than the extractor has features.
@@ -118,7 +114,7 @@ def clip_score(folder: Path, clip: ClipFeatures, advance: Advance | None = None)
 
     Args:
         folder: A run of `stepvar evaluate`.
-        advance: Hears of every batch.
+        advance: Called for every batch.
 
     Raises:
         ValueError: When the run is not complete.
@@ -197,18 +193,6 @@ def list_pictures(folder: Path) -> list[Path]:
     if not found:
         raise ValueError(f"'{folder}' holds no pictures ({', '.join(SUFFIXES)}).")
     return found
-
-
-def load_picture(path: Path) -> Pixels:
-    """A picture as uint8 [H, W, 3].
-
-    Raises:
-        ValueError: When the file is damaged.
-    """
-    try:
-        return np.asarray(read_picture(path))
-    except ValueError as error:
-        raise ValueError(f"'{path}' is no readable picture: draw it anew.") from error
 
 
 def _features(

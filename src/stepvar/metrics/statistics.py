@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 CONFIDENCE = 0.95
 RESAMPLES = 2_000
+_NORMAL_QUANTILE = 1.959964
 
 Resampled = Callable[[NDArray[np.intp]], float]
 """A statistic of the pictures at some places, with repeats."""
@@ -125,6 +126,16 @@ def drawn_interval(value: float, drawn: NDArray[np.float64], count: int, centred
     low, high = _percentiles(drawn)
     shift = value - float(drawn.mean()) if centred else 0.0
     return Interval(value, low + shift, high + shift, count)
+
+
+def normal_interval(value: float, drawn: NDArray[np.float64], count: int) -> Interval:
+    """Interval of a statistic from few resamples, by their standard deviation.
+
+    With B resamples the width has a standard error of 1 / sqrt(2 (B - 1)), 16 % for 20; percentiles of so
+    few would be far less certain.
+    """
+    reach = _NORMAL_QUANTILE * float(drawn.std(ddof=1))
+    return Interval(value, value - reach, value + reach, count)
 
 
 def median_ratio_interval(numerator: Sequence[float], denominator: Sequence[float]) -> Interval:
