@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -58,7 +57,7 @@ def test_a_dozen_kills_lose_nothing(pipeline, task, finished, tmp_path):
         assert all(finished[f"images/{name}"] == content for name, content in images.items())
         assert known.items() <= images.items(), "what was there stays"
         known = images
-        assert sum(is_staging(path) for path in tmp_path.rglob("*")) <= 1, "only what this kill left"
+        assert sum(is_staging(path) for path in tmp_path.rglob("*")) <= 2, "only what this kill left"
     assert kills >= 12
     status = run.generate()
     assert status.missing == 0 and status.found + status.generated == 6

@@ -83,21 +83,21 @@ def compare(
     if json:
         display.print_json({**document, "file": str(path), "versions": versions()})
     else:
-        typer.echo(_describe(comparison, path))
+        typer.echo(_describe(comparison, plan.title if plan.title != "none" else "paper", path))
 
 
-def _describe(comparison: Comparison, path: Path) -> str:
+def _describe(comparison: Comparison, plan: str, path: Path) -> str:
     dense, pruned = comparison.dense, comparison.pruned
     spent = dict(pruned.stages)
     counts = {str(entry.plan.scale): entry.plan for entry in pruned.report.scales}
     rows: list[display.Row] = []
     for name, seconds in dense.stages:
-        plan = counts.get(name)
+        entry = counts.get(name)
         rows.append(
             (
-                name if plan is None else f"scale {name}",
-                "" if plan is None else f"{plan.scale.tokens:,}",
-                "" if plan is None else display.format_kept(plan.kept, plan.skipped),
+                name if entry is None else f"scale {name}",
+                "" if entry is None else f"{entry.scale.tokens:,}",
+                "" if entry is None else display.format_kept(entry.kept, entry.skipped),
                 display.format_seconds(seconds),
                 display.format_seconds(spent[name]) if name in spent else "",
             )
@@ -112,6 +112,7 @@ def _describe(comparison: Comparison, path: Path) -> str:
     return "\n".join(
         [
             display.format_table(("stage", "tokens", "kept", "dense", "pruned"), rows),
+            f"plan: {plan}",
             f"{comparison.speedup:.2f} x faster; {close}, SSIM {comparison.ssim:.4f}; seed {comparison.seed}",
             str(path),
         ]

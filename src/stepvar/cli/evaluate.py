@@ -21,7 +21,7 @@ Count = Annotated[int, typer.Option("-n", "--number", min=1, max=1_000_000, help
 Batch = Annotated[int, typer.Option(min=1, max=4096, help="Pictures drawn at a time.")]
 Reconstructions = Annotated[
     bool,
-    typer.Option("--reconstructions", help="Judge the visual tokenizer alone, the ceiling."),
+    typer.Option("--reconstructions", help="Score the visual tokenizer alone, the upper bound."),
 ]
 
 
@@ -44,10 +44,10 @@ def scenes(
     reconstructions: Reconstructions = False,
     json: Json = False,
 ) -> None:
-    """Judge pictures, or videos, of random scenes.
+    """Score pictures, or videos, of random scenes.
 
-    Prompts of pictures cover GenEval's six categories; those of videos say how objects move. All is judged
-    from pixels alone.
+    Prompts of pictures cover GenEval's six categories; those of videos say how objects move. All is checked
+    in the pixels alone.
     """
     dimensions, settings, pruning = size.arguments(), sampling.arguments(), plan.method()
     if reconstructions and (settings or pruning not in (None, "none")):
@@ -66,7 +66,7 @@ def scenes(
         )
 
         kind = MOVING if pipeline.draws_videos else STILL
-        with display.progress_bar("judging", float(number)) as move:
+        with display.progress_bar("scoring", float(number)) as move:
             advance = None if move is None else lambda done: move(float(done), "")
             if reconstructions:
                 scores = evaluate_reconstructions(pipeline, number, seed, batch, advance, dimensions, kind)
@@ -83,10 +83,10 @@ def scenes(
     if json:
         display.print_json(document)
     else:
-        typer.echo(_describe(scores))
+        typer.echo(_describe(scores, plan.title))
 
 
-def _describe(scores: SceneScores) -> str:
+def _describe(scores: SceneScores, plan: str) -> str:
     document = scores.as_json()
     low, high = document["interval"]
     rows: list[display.Row] = [(name, _percent(score)) for name, score in document["categories"].items()]
@@ -99,6 +99,7 @@ def _describe(scores: SceneScores) -> str:
     return "\n".join(
         [
             display.format_table(("category", "score"), rows),
+            f"plan: {plan}",
             f"95 % interval {_percent(low)} to {_percent(high)}, {document['n']} prompts, "
             f"{display.format_seconds(document['seconds_per_image'])} a picture",
             "",

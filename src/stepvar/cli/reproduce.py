@@ -17,6 +17,7 @@ from stepvar.cli.options import Json, Lpips, ModelOptions, Second
 from stepvar.cli.rules import RecoveryRule, ScoreRule, register_rules
 
 if TYPE_CHECKING:
+    from stepvar.pruning.stepvar import StepVAR
     from stepvar.report.run import Outcome, RunPlan
     from stepvar.report.steps import Advance
 
@@ -43,7 +44,7 @@ def reproduce(
 ) -> None:
     """Measure the paper's tables and figures.
 
-    Writes index.html, numbers.json and raw numbers. An interrupted run goes on when it is started again.
+    Writes index.html, numbers.json and raw numbers. An interrupted run continues when it is started again.
     A --score or a --recovery of yours is measured beside the built-in ones.
     """
     if quick and minutes is not None:
@@ -59,7 +60,7 @@ def reproduce(
         from stepvar.report.folder import check_place
 
         # What can be refused at once is refused before a model is loaded.
-        register_rules(score, recovery)
+        rules = _rules(register_rules(score, recovery))
         check_place(output)
         distance = None if lpips is None else load_lpips(lpips, model.resolve_device())
         pipeline = open_pipeline(model)
@@ -74,6 +75,7 @@ def reproduce(
                 minutes=wanted,
                 lpips=distance,
                 cascade=second,
+                rules=rules,
                 announce=progress.begin,
                 advance=progress.advance,
             )
@@ -83,6 +85,13 @@ def reproduce(
         display.print_json({"report": str(outcome.page), "steps": outcome.steps, **outcome.numbers})
     else:
         typer.echo(_describe(outcome))
+
+
+def _rules(names: dict[str, str]) -> dict[str, StepVAR]:
+    """The method of the rules that were given, under their names."""
+    from stepvar.pruning.stepvar import StepVAR
+
+    return {" + ".join(names.values()): StepVAR(**names)} if names else {}
 
 
 class _Progress:

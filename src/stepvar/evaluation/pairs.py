@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
+from stepvar.media.pictures import read_picture
 from stepvar.metrics.fidelity import bounded_psnr, high_frequency_energy, ssim
 
 Pixels = NDArray[np.uint8]
@@ -41,9 +41,8 @@ def load_picture(path: Path) -> Pixels:
         ValueError: When the file is damaged.
     """
     try:
-        with Image.open(path) as picture:
-            return np.asarray(picture.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        return np.asarray(read_picture(path))
+    except ValueError as error:
         raise ValueError(f"'{path}' is no readable picture: draw it anew.") from error
 
 

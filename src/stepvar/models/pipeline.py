@@ -350,8 +350,10 @@ class NextScalePipeline(PlacedPipeline, Generic[Asked]):
             ValueError: Saying what is wrong with it.
         """
         tokenizer, _ = self.text_parts()
-        for prompt in (*prompts, *negatives):
-            ids = tokenizer(prompt, verbose=False).input_ids
+        # All at once, which tokenizers do several times faster than one by one.
+        texts = [*prompts, *negatives]
+        encoded = tokenizer(texts, verbose=False).input_ids if texts else []
+        for prompt, ids in zip(texts, encoded, strict=True):
             length = len(ids)
             refuse_unknown_words(tokenizer, prompt, ids)
             if length > self.text_length:
