@@ -129,3 +129,16 @@ def test_damaged_headers_are_refused_in_words(tmp_path, header):
         assert Case.load(tmp_path).tensors == {}, "a file of no tensors is readable"
     except CaseError as error:
         assert "tensors.safetensors' cannot be read" in str(error)
+
+
+def test_a_name_that_ends_in_half_holds_every_second_row_and_column(tmp_path):
+    full = torch.rand(1, 3, 6, 8)
+    pictures = (full.permute(0, 2, 3, 1) * 255).to(torch.uint8)
+    tensors = {"decoded_half": full[..., ::2, ::2].clone(), "image_uint8_half": pictures[:, ::2, ::2].clone()}
+    comparison = Comparison(Case(tmp_path, {}, tensors))
+    comparison.check("decoded", full)
+    comparison.check("image_uint8", pictures)
+    report = comparison.finish()
+    assert report.passed and report.tensors.keys() == tensors.keys()
+    comparison.check("decoded", full + 1.0)
+    assert not comparison.finish().passed

@@ -156,3 +156,23 @@ def test_a_slice_tells_its_stride_by_its_length(stride, count):
     assert torch.equal(sliced("s01.logits_raw", tokens, (1, count, 1)), tokens[:, ::stride])
     assert torch.equal(sliced("image", maps, (1, 2, count)), maps.flatten(2)[:, :, ::stride])
     assert torch.equal(sliced("last.it0.diff_out", tokens[0], (count, 1)), tokens[0, ::stride])
+
+
+def test_slices_follow_the_strides_of_their_case(tmp_path):
+    """The same case as if every third of the stored positions had been kept."""
+    folder = tmp_path / "fastvar"
+    shutil.copytree(GOLDEN / "fastvar", folder)
+    for file in (folder / "inputs.safetensors", folder / "outputs.safetensors"):
+        stored = load_file(file)
+        for name, tensor in stored.items():
+            if name.endswith("slice"):
+                is_map = name.endswith(("f_hat.slice", "h.slice", "next_map.slice"))
+                axis = 0 if "diff_out" in name else 2 if is_map else 1
+                stored[name] = tensor[(slice(None),) * axis + (slice(None, None, 3),)].contiguous()
+        save_file(stored, file)
+    info = json.loads((folder / "case.json").read_text())
+    info |= {"token_stride": 3 * info["token_stride"], "logit_stride": 3 * info["logit_stride"]}
+    (folder / "case.json").write_text(json.dumps(info))
+    report = run_case(folder)
+    failed = {key: error for key, error in report.tensors.items() if not error.passed}
+    assert report.passed, (failed, report.uncompared)

@@ -1,4 +1,4 @@
-"""Proof of fidelity: runs our models on golden cases of official code and compares every stored tensor."""
+"""Runner of golden cases: our models on what official code computed, with every stored tensor compared."""
 
 from __future__ import annotations
 

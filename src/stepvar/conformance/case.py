@@ -1,4 +1,4 @@
-"""A golden case on disk: what the official code computed on small random weights."""
+"""Golden cases on disk: tensors that the official code computed on small random weights."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from stepvar.conformance.report import TOLERANCE, CaseReport, compare
+from stepvar.generation.schedule import Scale
+
+HALF = "_half"
+"""End of the names of tensors that hold every second row and column of the one named before it."""
 
 
 class CaseError(ValueError):
@@ -97,9 +101,11 @@ class Case:
         return f"{entry.get('meaning', '')} {entry.get('stored_slice', '')}"
 
     def sliced(self, name: str, full: Tensor) -> Tensor:
-        """Cuts a full tensor down to what was stored, as its description says."""
+        """Cuts a full tensor down to what was stored, as its name or its description says."""
         if name in self.tensors and self.tensors[name].shape == full.shape:
             return full
+        if name.endswith(HALF):
+            return self._halved(name, full)
         words = self.described(name)
         if "flattened" in words and (match := re.search(r"every (\d+)\w\w element", words)):
             return full.flatten()[:: int(match[1])]
@@ -112,6 +118,11 @@ class Case:
             if (cut := _cut(match[1])) is not None:
                 return full[cut]
         return full
+
+    def _halved(self, name: str, full: Tensor) -> Tensor:
+        """Every second row and column of maps [..., H, W], or of pictures [..., H, W, 3]."""
+        maps, pictures = full[..., ::2, ::2], full[..., ::2, ::2, :]
+        return pictures if pictures.shape == self.tensors[name].shape else maps
 
 
 def read_file(file: Path) -> dict[str, Tensor]:
@@ -131,8 +142,8 @@ def _cut(words: str) -> tuple[Any, ...] | None:
 
     A letter or a number stands for all of an axis, as in a shape.
     """
-    parts, cut = [part.strip() for part in words.split(",")], []
-    for part in parts:
+    cut: list[Any] = []
+    for part in (part.strip() for part in words.split(",")):
         if part == "...":
             cut.append(Ellipsis)
         elif re.fullmatch(r"-?\d*:-?\d*(:\d+)?", part):
@@ -142,6 +153,13 @@ def _cut(words: str) -> tuple[Any, ...] | None:
         else:
             return None
     return tuple(cut) if any(isinstance(part, slice) and part != slice(None) for part in cut) else None
+
+
+class DrawingSampler:
+    """Base of the samplers of golden cases, which draw and are never asked for an expected picture."""
+
+    def expect(self, logits: Tensor, scale: Scale) -> Any:
+        raise NotImplementedError("No golden case looks at a picture before it is finished.")
 
 
 def watch(module: nn.Module, use: Callable[[Tensor], None]) -> Any:
@@ -203,7 +221,9 @@ class Comparison:
         return None
 
     def check(self, name: str, computed: Tensor, tolerance: float = TOLERANCE) -> None:
-        """Compares a full computed tensor with what is stored under a name, if anything is."""
+        """Compares a full computed tensor with what is stored of it under a name, if anything is."""
+        if f"{name}{HALF}" in self.case.tensors:
+            self.check(f"{name}{HALF}", computed, tolerance)
         stored = self.case.tensors.get(name)
         if stored is None:
             return

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from stepvar.conformance.case import Case, Comparison
+from stepvar.conformance.case import Case, Comparison, DrawingSampler
 from stepvar.generation.sampling import (
     CodebookChoice,
     filter_logits,
@@ -44,7 +44,7 @@ def with_levels(state: Mapping[str, Tensor], sides: Sequence[int]) -> dict[str, 
     return {LEVELS: levels_of(sides), **state}
 
 
-class ReplaySampler:
+class ReplaySampler(DrawingSampler):
     """Draws as the official sampler does, then goes on with what is stored.
 
     So a flipped code shows at its own scale and does not blur the comparison of later ones.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepvar.conformance.case import Case, Comparison
+from stepvar.conformance.case import Case, Comparison, DrawingSampler
 from stepvar.conformance.fastvar import hart_fork
 from stepvar.conformance.hart_parts import (
     build_quantizer,
@@ -35,7 +35,8 @@ from stepvar.models.hart.sizes import levels, official_top_k, progress, scale_sc
 from stepvar.models.hart.text import ContextFeatures
 
 TOKEN_STRIDE, LOGIT_STRIDE = 61, 244
-"""Every how many tokens, or positions of a map, a ".slice" holds."""
+"""Every how many tokens, or positions of a map, a ".slice" holds of hidden states and of logits, where a case
+does not say."""
 
 AMPLIFIED, MANY_TOKENS = 5e-4, 1000
 """Tolerance where guidance amplifies the rounding in the diffusion head, and from how many tokens on it is
@@ -57,7 +58,7 @@ def run(case: Case) -> CaseReport:
     return comparison.finish()
 
 
-class GenerationRun:
+class GenerationRun(DrawingSampler):
     """One generation, compared at every landmark.
 
     It is its own sampler: it draws as the official one does, then goes on with what is stored, so that an
@@ -81,6 +82,8 @@ class GenerationRun:
         self.top_k = official_top_k(self.schedule)
         # With one part the order of its positions makes no difference.
         self.orders = comparison.take("last.orders").long() if "last.orders" in case.tensors else None
+        self.token_stride = int(case.info.get("token_stride", TOKEN_STRIDE))
+        self.logit_stride = int(case.info.get("logit_stride", LOGIT_STRIDE))
         self.scale = self.schedule[0]
         final = self.schedule.final
         self.tolerance = AMPLIFIED if final.height * final.width >= MANY_TOKENS else TOLERANCE
@@ -89,11 +92,12 @@ class GenerationRun:
         residual = None
         if self.call.get("final_stage", 0) == 0:
             residual = ResidualDraw(self._stored_noise(), self.call["cfg"] * self.progress[-1])
-        self.residual = residual
         model = self.transformer
-        handle = model.residual_norm.register_forward_hook(
-            lambda _module, _inputs, output: self._check_residual(output)
-        )
+
+        def replace_condition(_module: Any, _inputs: Any, output: Tensor) -> Tensor | None:
+            return None if residual is None else self._check_residual(residual, output)
+
+        handle = model.residual_norm.register_forward_hook(replace_condition)
         context, images = self._context(), self.call["B"]
         normed = context.features if model.text_norm is None else model.text_norm(context.features)
         self.check("context_norm_out", normed)
@@ -119,7 +123,8 @@ class GenerationRun:
         self.comparison.check(name, computed, tolerance)
         stored = self.comparison.case.tensors.get(f"{name}.slice")
         if stored is not None:
-            self.comparison.check(f"{name}.slice", sliced(name, computed, stored.shape), tolerance)
+            shown = sliced(name, computed, stored.shape, self.token_stride, self.logit_stride)
+            self.comparison.check(f"{name}.slice", shown, tolerance)
         digest = self.comparison.case.info.get("digests", {}).get(name)
         # The digest of the diffusion head's result includes unconditional rows, which cannot be computed.
         if digest is not None and digest["shape"] == list(computed.shape):
@@ -130,7 +135,8 @@ class GenerationRun:
         take = self.comparison.take
         features = take("context").float()
         given = ContextFeatures(features, take("context_mask").bool(), take("context_position_ids").long())
-        return given.joined(ContextFeatures.empty(*features.shape, features.device))
+        images, tokens, channels = features.shape
+        return given.joined(ContextFeatures.empty(images, tokens, channels, features.device))
 
     def _stored_noise(self) -> DiffusionNoise:
         """The stored noise of every part of the last map, by position."""
@@ -203,16 +209,16 @@ class GenerationRun:
             self.comparison.check_set(f"w{side}.{name}.kept", value)
         else:
             self.comparison.check(f"w{side}.{name}.score", value)
-            self.comparison.check(f"w{side}.{name}.score_slice", value[:, ::TOKEN_STRIDE])
+            self.comparison.check(f"w{side}.{name}.score_slice", value[:, :: self.token_stride])
 
-    def _check_residual(self, condition: Tensor) -> Tensor:
+    def _check_residual(self, draw: ResidualDraw, condition: Tensor) -> Tensor:
         """Condition and result of the diffusion head [R, n, C]; the result's conditional half alone, since
         the noise of the other one is not stored, nor does it reach the picture. Goes on with what is stored,
         whose rounding the head enlarges ten thousand times in its first step."""
         name = self.name(self.scale)
         self.check(f"{name}.diff_cond", condition)
         condition = self.comparison.replayed(f"{name}.diff_cond", condition)
-        draw, tokens = self.residual, condition.shape[0] // 2 * condition.shape[1]
+        tokens = condition.shape[0] // 2 * condition.shape[1]
 
         def take(what: str) -> Tensor:
             return self.comparison.take(f"{name}.diff_noise_{what}").float()[:tokens]
@@ -235,16 +241,23 @@ class GenerationRun:
         self.check("image", (pixels.clamp(-1.0, 1.0) + 1.0) / 2.0, self.tolerance)
 
 
-def sliced(name: str, full: Tensor, stored: Sequence[int]) -> Tensor:
+def sliced(
+    name: str,
+    full: Tensor,
+    stored: Sequence[int],
+    token_stride: int = TOKEN_STRIDE,
+    logit_stride: int = LOGIT_STRIDE,
+) -> Tensor:
     """The positions that a ".slice" holds: of a map, of the rows of a result, or of the tokens.
 
     Args:
-        stored: Shape of the slice, which tells the stride where there are two.
+        stored: Shape of the slice; where the stride of the tensor's kind does not lead to it, the other does.
+        token_stride, logit_stride: Of hidden states and maps, and of logits.
     """
     axis = 0 if name.endswith("diff_out") else 1
     if full.dim() == 4:
         full, axis = full.flatten(2), 2
-    strides = (TOKEN_STRIDE, LOGIT_STRIDE)
+    strides = (logit_stride, token_stride) if "logits" in name else (token_stride, logit_stride)
     kept = [full[(slice(None),) * axis + (slice(None, None, stride),)] for stride in strides]
     return next((part for part in kept if part.shape == stored), kept[0])
 

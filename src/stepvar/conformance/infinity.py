@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stepvar.conformance.case import Case, Comparison, watch
+from stepvar.conformance.case import Case, Comparison, DrawingSampler, watch
 from stepvar.conformance.fastvar import infinity_fork
 from stepvar.conformance.infinity_parts import draw_bits, run_sampler_units, run_tokenizer
 from stepvar.conformance.report import CaseReport
@@ -40,7 +40,7 @@ def run(case: Case) -> CaseReport:
     return comparison.finish()
 
 
-class _ReplaySampler:
+class _ReplaySampler(DrawingSampler):
     """Draws as the official sampler does, then goes on with the stored bits.
 
     So a flipped bit shows at its own scale and does not blur the comparison of later ones.

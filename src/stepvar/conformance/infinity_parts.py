@@ -92,7 +92,7 @@ def _watch_convolutions(comparison: Comparison, tokenizer: InfinityVAE) -> list[
         for index, level in enumerate(levels):
             name = f"{prefix}_{direction}{index}"
             handles.append(watch(level.block[-1], partial(comparison.check, f"{name}_last_block")))
-            if level.downsample or level.upsample:
-                change = level.downsample or level.upsample
+            change = level.downsample or level.upsample
+            if change is not None:
                 handles.append(watch(change, partial(comparison.check, f"{name}_{resampling}")))
     return handles

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,16 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepvar.conformance.case import Case, Comparison
+from stepvar.conformance.case import Case, Comparison, DrawingSampler
 from stepvar.conformance.report import CaseReport
 from stepvar.generation.guidance import Guidance, ProjectedGuidance, per_scale
 from stepvar.generation.loop import generate
 from stepvar.generation.sampling import bit_probabilities
+from stepvar.generation.schedule import Scale
 from stepvar.models.infinitystar.checkpoints import transformer_from_state, vae_from_state
 from stepvar.models.infinitystar.frames import to_bytes
 from stepvar.models.infinitystar.interactive import Continuation
 from stepvar.models.infinitystar.quantizer import codes_from_bits, expand, quantize
-from stepvar.models.infinitystar.schedules import PyramidSettings, VideoScale
+from stepvar.models.infinitystar.schedules import PyramidSettings
 from stepvar.models.infinitystar.session import InfinityStarSession, TextPrefix
 from stepvar.models.infinitystar.transformer import InfinityStarTransformer
 from stepvar.models.infinitystar.vae import InfinityStarVAE
@@ -44,29 +45,44 @@ def run(case: Case) -> CaseReport:
     return comparison.finish()
 
 
-class _ReplaySampler:
+class _ReplaySampler(DrawingSampler):
     """Draws as the official sampler does, then goes on with the stored bits.
 
     So a flipped bit shows at its own step and does not blur the comparison of later ones.
+
+    Args:
+        comparison: Of the case.
+        temperatures: One a step.
+        step_names: Names of the steps in the case.
+        encoded: Bits [B, N, d] of the steps that are given, by index: of a picture, or of a video's start.
     """
 
-    def __init__(self, comparison: Comparison, temperatures: Sequence[float], step_names: list[str]) -> None:
+    def __init__(
+        self,
+        comparison: Comparison,
+        temperatures: Sequence[float],
+        step_names: list[str],
+        encoded: Mapping[int, Tensor],
+    ) -> None:
         self.comparison = comparison
         self.temperatures = temperatures
         self.step_names = step_names
+        self.encoded = encoded
         seed = comparison.case.info.get("g_seed")
         self.is_random = "argmax" not in str(comparison.case.info.get("sampling", "argmax"))
         self.generator = None if seed is None else torch.Generator().manual_seed(int(seed))
 
-    def temperature(self, scale: VideoScale) -> float:
+    def temperature(self, scale: Scale) -> float:
         return self.temperatures[scale.index]
 
-    def sample(self, logits: Tensor, scale: VideoScale) -> Tensor:
+    def sample(self, logits: Tensor, scale: Scale) -> Tensor:
         check, name = self.comparison.check, self.step_names[scale.index]
         probability = bit_probabilities(logits)
         check(f"{name}.prob1", probability.flatten())
         bits = self._draw(probability, f"{name}.prob1", f"{name}.bits_sampled")
         stored = self.comparison.case.tensors
+        if scale.index in self.encoded:
+            return self.encoded[scale.index].view_as(bits)
         given = self.comparison.given(int(name[1:]), bits.numel())
         if given is not None:
             return given.bool().view_as(bits)
@@ -152,7 +168,8 @@ def _run_generation(
     session = InfinityStarSession(
         transformer, text, schedule, prefix_probe=partial(_prefix_probe, comparison)
     )
-    _sample(comparison, session, _guidance(info, weights), _per_step(info, _taus(info), "tau"))
+    temperatures = _per_step(info, _taus(info), "tau")
+    _sample(comparison, session, _guidance(info, weights), temperatures, _encoded_bits(comparison, tokenizer))
     latent = session.video()
     comparison.check("summed_codes", latent)
     decoded = tokenizer.decode(latent)
@@ -184,15 +201,37 @@ def _run_continuation(
     comparison.check("image_uint8_bgr_frames", shown[[0, 1, 2, -1]][None].flip(-1))
 
 
+def _encoded_bits(comparison: Comparison, tokenizer: InfinityStarVAE) -> dict[int, Tensor]:
+    """Bits of the beginning of a video: encoded, compared, and by step where the case gives them."""
+    case = comparison.case
+    if "enc.x" not in case.tensors:
+        return {}
+    latent = tokenizer.encode(comparison.take("enc.x"), comparison.take("enc.eps"))
+    schedule = _settings(case.info).build_clips(*_clips(case.info["encode_schedule"]))
+    given_scales = int(case.info.get("gt_leak", len(case.info["encode_schedule"])))
+    encoded = {}
+    for number, step in enumerate(quantize(latent, schedule)):
+        name, bits = f"enc.q{number:02}.bits", step.bits
+        comparison.check(name, bits.unflatten(1, step.scale.grid).to(torch.uint8))
+        # The official code replaces drawn bits in its first scales, each of which may be several steps.
+        if case.info["step_list"][number][1] < given_scales:
+            encoded[number] = case.tensors[name].bool().view_as(bits) if name in case.tensors else bits
+    return encoded
+
+
 def _taus(info: dict[str, Any]) -> float | Sequence[float]:
     return info["tau"] if "tau" in info else info["tau_list"]
 
 
 def _sample(
-    comparison: Comparison, session: InfinityStarSession, guidance: Guidance, temperatures: Sequence[float]
+    comparison: Comparison,
+    session: InfinityStarSession,
+    guidance: Guidance,
+    temperatures: Sequence[float],
+    encoded: Mapping[int, Tensor] = {},
 ) -> None:
     names = _step_names(comparison.case.info)
-    sampler = _ReplaySampler(comparison, temperatures, names)
+    sampler = _ReplaySampler(comparison, temperatures, names, encoded)
     generate(
         session,
         guidance=guidance,
@@ -219,21 +258,21 @@ def _probe(
     session: InfinityStarSession,
     names: Sequence[str],
     name: str,
-    scale: VideoScale,
+    scale: Scale,
     tensor: Tensor,
 ) -> None:
-    prefix = names[scale.index]
+    prefix, step = names[scale.index], session.schedule[scale.index]
     _check_layer(comparison, prefix, name, tensor, session.depth)
     if name == "input":
-        comparison.check(f"{prefix}.rope", _cosine_sine(session.rotary.scale(scale)))
+        comparison.check(f"{prefix}.rope", _cosine_sine(session.rotary.scale(step)))
     elif name == f"layer {session.depth - 1}":
         comparison.check(f"{prefix}.logits", session.logits(tensor).flatten(2))
     elif name == "logits":
         comparison.check(f"{prefix}.guided", tensor.flatten(2))
     elif name == "choice":
-        comparison.check(f"{prefix}.codes", codes_from_bits(tensor, scale.grid))
+        comparison.check(f"{prefix}.codes", codes_from_bits(tensor, step.grid))
         channels, sides = session.transformer.config.detail_bits, session.schedule.position_grid
-        comparison.check(f"{prefix}.codes_up", expand(tensor, scale, channels, sides))
+        comparison.check(f"{prefix}.codes_up", expand(tensor, step, channels, sides))
 
 
 def _check_layer(comparison: Comparison, prefix: str, name: str, tensor: Tensor, depth: int) -> None:

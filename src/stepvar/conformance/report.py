@@ -1,4 +1,4 @@
-"""Comparing computed tensors with stored ones, and saying how it went."""
+"""Comparison of computed tensors with stored ones, and the report of a case."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepvar.conformance.case import Case, CaseError, Comparison
+from stepvar.conformance.case import Case, CaseError, Comparison, watch
 from stepvar.conformance.codebook import (
     RELATIVE,
     ReplaySampler,
@@ -114,9 +114,12 @@ def _check_constants(comparison: Comparison, transformer: SwittiTransformer) -> 
     """What neither the text nor the seed changes: the crop, and rotary positions."""
     if transformer.config.crop_condition:
         comparison.check("crop_embed", transformer.crop_features())
-        comparison.check("crop_cond", transformer.embed_crop())
+        crop = transformer.embed_crop()
+        if crop is not None:
+            comparison.check("crop_cond", crop)
     if transformer.config.rotary:
-        tables = [transformer.rotary(scale)[0] for scale in transformer.schedule]
+        rotary = (transformer.rotary(scale) for scale in transformer.schedule)
+        tables = [table[0] for table in rotary if table is not None]
         comparison.check("freqs_cis_real_imag", torch.view_as_real(torch.cat(tables)))
 
 
@@ -125,13 +128,13 @@ def _watch_branches(
 ) -> list[Any]:
     first = transformer.blocks[0]
 
-    def check(name: str, _module: Any, _inputs: Any, output: Tensor) -> None:
+    def check(name: str, output: Tensor) -> None:
         comparison.check(f"{scale_name[0]}.block0_{name}_out", output)
 
     return [
-        first.self_attention.register_forward_hook(partial(check, "selfattn")),
-        first.cross_attention.register_forward_hook(partial(check, "crossattn")),
-        first.feed_forward.register_forward_hook(partial(check, "ffn")),
+        watch(first.self_attention, partial(check, "selfattn")),
+        watch(first.cross_attention, partial(check, "crossattn")),
+        watch(first.feed_forward, partial(check, "ffn")),
     ]
 
 

@@ -118,11 +118,11 @@ def _grids(case: Case) -> list[tuple[int, int]]:
 
     Wherever they are listed, they have as many places as the stored tokens.
     """
-    counts = []
+    counts: list[int] = []
     while (tokens := case.tensors.get(f"tokens.{len(counts):02}")) is not None:
         counts.append(tokens.shape[-1])
-    told = {key: value for key, value in case.info.items() if key not in ("tensors", "constructor")}
-    for entry in told.values():
+    described = {key: value for key, value in case.info.items() if key not in ("tensors", "constructor")}
+    for entry in described.values():
         found = re.findall(r"[\[(](\d+), ?(\d+)[\])]", json.dumps(entry))
         pairs = [(int(rows), int(columns)) for rows, columns in found]
         if pairs and (not counts or [rows * columns for rows, columns in pairs] == counts):

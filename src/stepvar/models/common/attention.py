@@ -11,11 +11,23 @@ import math
 import torch
 from torch import Tensor, nn
 
+from stepvar.generation.tokens import Tokens
 from stepvar.models.common.base import MultiMethodModule, through_forward
 from stepvar.models.common.layers import Linear, linear_with_bias
 
 LARGEST_LOG_SCALE = math.log(100)
 """Cosine attention's learned log scale is clamped here."""
+
+
+def rotary_of(tokens: Tokens) -> Tensor:
+    """The rotary table of tokens.
+
+    Raises:
+        ValueError: When a session has given them none.
+    """
+    if tokens.positions is None:
+        raise ValueError(f"The tokens of scale {tokens.scale.index} have no rotary table.")
+    return tokens.positions
 
 
 class ProjectedAttention(MultiMethodModule):

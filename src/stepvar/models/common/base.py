@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
-from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 
 import torch
 from accelerate.hooks import CpuOffload
@@ -59,9 +59,9 @@ class ConfiguredModel(  # type: ignore[misc]  # two of diffusers' classes declar
     `add_adapter`, `set_adapters`.
     """
 
-    # diffusers types these as None.
-    _keep_in_fp32_modules: ClassVar[list[str] | None] = None  # type: ignore[assignment]
-    _no_split_modules: ClassVar[list[str] | None] = None  # type: ignore[assignment]
+    # diffusers declares these as None.
+    _keep_in_fp32_modules: list[str] | None = None  # type: ignore[assignment]
+    _no_split_modules: list[str] | None = None  # type: ignore[assignment]
 
     @property
     def config(self) -> Config:  # type: ignore[override]  # diffusers types it as a dictionary

@@ -27,7 +27,7 @@ def block_keys(keys: KeyMap, depth: int, chunks: int = 1) -> dict[str, str]:
         depth: Blocks.
         chunks: Chunks that the official keys group the blocks into.
     """
-    names = {}
+    names: dict[str, str] = {}
     for index in range(depth):
         chunk, position = divmod(index, depth // chunks)
         official = f"blocks.{index}" if chunks == 1 else f"block_chunks.{chunk}.module.{position}"

@@ -1,4 +1,4 @@
-"""Resizing of latent maps [B, d, H, W]: three rules, each the identity when the size is right already."""
+"""Resizing of latent maps [B, d, H, W] by three rules, each the identity where the size is right already."""
 
 from __future__ import annotations
 
@@ -28,4 +28,4 @@ def resize_area(latent: Tensor, grid: Sequence[int]) -> Tensor:
     """Resize ``[B, d, H, W]`` to ``grid`` by averaging areas (adaptive average pooling)."""
     if tuple(latent.shape[-2:]) == tuple(grid):
         return latent
-    return functional.adaptive_avg_pool2d(latent, tuple(grid))
+    return functional.adaptive_avg_pool2d(latent, (grid[0], grid[1]))

@@ -1,4 +1,4 @@
-"""The scale schedules of VAR and Switti, and how official files tell theirs.
+"""Scale schedules of VAR and Switti, and how official files state theirs.
 
 Source: FoundationVision/VAR, utils/arg_util.py and models/var.py.
 """
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stepvar.checkpoints.errors import CheckpointError
+from stepvar.models.common.official import shape_of
 
 SIDES_BY_PIXELS: dict[int, tuple[int, ...]] = {
     256: (1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
@@ -21,7 +22,7 @@ SIDES_BY_PIXELS: dict[int, tuple[int, ...]] = {
 """Sides of the square token maps by the side of the picture, for 16 pixels a token."""
 
 LEVELS = "lvl_1L"
-"""Official buffer with the scale of every token: the one place where a file says its schedule."""
+"""Official buffer with the scale of every token: the one place where a file states its schedule."""
 
 
 def levels_of(sides: Sequence[int]) -> Tensor:
@@ -35,12 +36,12 @@ def read_sides(state: Mapping[str, Tensor], length: int, source: str) -> list[in
 
     Args:
         state: The state dict. On the meta device only the schedules above are recognised, by their number of
-            scales and tokens; otherwise the buffer of levels tells any.
+            scales and tokens; otherwise the buffer of levels states any.
         length: L, tokens of all scales.
         source: What errors call the state dict.
 
     Raises:
-        CheckpointError: When it tells too little, or contradicts itself.
+        CheckpointError: When it states too little, or contradicts itself.
     """
     scales = shape_of(state, "lvl_embed.weight", source)[0]
     levels = state.get(LEVELS)
@@ -50,23 +51,10 @@ def read_sides(state: Mapping[str, Tensor], length: int, source: str) -> list[in
         if [side**2 for side in sides] == counts and len(sides) == scales and sum(counts) == length:
             return sides
         raise CheckpointError(f"{source} is damaged: {LEVELS} names no schedule of {scales} square scales.")
-    for sides in SIDES_BY_PIXELS.values():
-        if len(sides) == scales and sum(side**2 for side in sides) == length:
-            return list(sides)
+    for known in SIDES_BY_PIXELS.values():
+        if len(known) == scales and sum(side**2 for side in known) == length:
+            return list(known)
     raise CheckpointError(
         f"{source} does not say its schedule: {scales} scales with {length} tokens are none that the "
         f"official code names, and the buffer {LEVELS} is missing; give the file as it was published."
     )
-
-
-def shape_of(state: Mapping[str, Tensor], key: str, source: str, dimensions: int = 2) -> tuple[int, ...]:
-    """Shape of a tensor that must be there, with this many sides.
-
-    Raises:
-        CheckpointError: When it is not.
-    """
-    shape = tuple(state[key].shape) if key in state else ()
-    if len(shape) != dimensions or 0 in shape:
-        found = f"is {list(shape)}" if key in state else "is missing"
-        raise CheckpointError(f"{source} does not fit the model: {key} {found}; fetch it again.")
-    return shape

@@ -1,6 +1,6 @@
 """Multi-scale residual vector quantisation: from features to code indices per scale and back.
 
-What VAR, Switti and HART share. Scale after scale quantises what the coarser ones left over; a scale's codes
+VAR, Switti and HART share it. Scale after scale quantises what the coarser ones left over; a scale's codes
 are enlarged to the latent grid and refined by a convolution before they are added. Always in float32.
 
 Facts of the method: FoundationVision/VAR, ``models/quant.py`` (MIT).
@@ -20,6 +20,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from stepvar.generation.schedule import Scale
+from stepvar.models.common.base import BlockList
 from stepvar.models.common.resizing import Grid, resize_area, resize_bicubic
 
 
@@ -55,9 +56,20 @@ def nearest_codes(features: Tensor, codebook: Tensor, cosine: bool = False) -> T
     return torch.addmm(distance, flat, codes.T, alpha=-2.0).argmin(1).view(features.shape[:-1])
 
 
+class Refinement(nn.Conv2d):
+    """A 3 x 3 convolution in float32, whatever the number format of its weights."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, padding=1)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.float()
+        return functional.conv2d(codes, self.weight.float(), bias, padding=1)
+
+
 @dataclass(frozen=True)
 class MultiScaleIndex:
-    """What quantising one batch of features yields.
+    """Codes of one batch of features, and what they leave over.
 
     Attributes:
         index: Per scale, int64 [B, N]: the codes in row-major order, the labels a transformer learns.
@@ -100,9 +112,7 @@ class VectorQuantizer(nn.Module):
         self.refine_by_scale = refine_by_scale
         self.refinement_share = refinement_share
         self.codebook = nn.Embedding(codes, channels)
-        self.refinements = nn.ModuleList(
-            nn.Conv2d(channels, channels, 3, padding=1) for _ in range(refinements)
-        )
+        self.refinements: BlockList[Refinement] = BlockList(Refinement(channels) for _ in range(refinements))
 
     def lookup(self, index: Tensor) -> Tensor:
         """Codes of indices: [B, N] -> [B, N, D] in float32."""
@@ -113,9 +123,7 @@ class VectorQuantizer(nn.Module):
         if not self.refinement_share or not self.refinements:
             return codes
         layer = self.refinements[refinement_index(scale, scales, len(self.refinements))]
-        weight, bias = layer.weight.float(), None if layer.bias is None else layer.bias.float()
-        refined = functional.conv2d(codes, weight, bias, padding=layer.padding)
-        return torch.lerp(codes, refined, self.refinement_share)
+        return torch.lerp(codes, layer(codes), self.refinement_share)
 
     def enlarge(self, codes: Tensor, grid: Grid, latent_grid: Grid, scale: int, scales: int) -> Tensor:
         """What a scale adds to the latent: its codes at the latent grid, refined.
@@ -147,7 +155,7 @@ class VectorQuantizer(nn.Module):
         Raises:
             ValueError: When it is not.
         """
-        latent_grid = tuple(features.shape[-2:])
+        latent_grid = (features.shape[-2], features.shape[-1])
         if not grids or tuple(grids[-1]) != latent_grid:
             raise ValueError(f"The schedule must end at the latent grid {latent_grid}; got {list(grids)}.")
         remainder = features.float()

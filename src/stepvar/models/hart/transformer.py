@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from stepvar.generation.cache import Memory
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.generation.tokens import Tokens
-from stepvar.models.common.attention import ProjectedAttention
+from stepvar.models.common.attention import ProjectedAttention, rotary_of
 from stepvar.models.common.base import BlockList, ConfiguredModel, MultiMethodModule, through_forward
 from stepvar.models.common.layers import (
     BlockModulation,
@@ -146,7 +146,7 @@ class HARTBlock(MultiMethodModule):
         normed = self.norm(hidden)
         if modulation is not None:
             normed = torch.addcmul(modulation.attention_shift, normed, modulation.attention_scale)
-        attended = self.attention.attend(normed.to(dtype), tokens.positions, memory, constants)
+        attended = self.attention.attend(normed.to(dtype), rotary_of(tokens), memory, constants)
         return attended if modulation is None else modulation.attention_gate * attended
 
     @through_forward
@@ -303,7 +303,9 @@ class HARTTransformer(ConfiguredModel[HARTConfig]):
 
     def embed_codes(self, codes: Tensor) -> Tensor:
         """Codes [..., D] -> [..., C] in float32, without a level."""
-        hidden: Tensor = self.token_embedding(codes.to(self.compute_dtype))
+        hidden: Tensor = self.token_embedding(
+            codes.to(self.compute_dtype, memory_format=torch.contiguous_format)
+        )
         return hidden.float()
 
     def context_positions(self, positions: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from stepvar.generation.cache import Memory, attention
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.generation.tokens import Tokens
-from stepvar.models.common.attention import ProjectedAttention
+from stepvar.models.common.attention import ProjectedAttention, rotary_of
 from stepvar.models.common.base import BlockList, ConfiguredModel, MultiMethodModule, through_forward
 from stepvar.models.common.layers import (
     BlockModulation,
@@ -80,7 +80,8 @@ class SelfAttention(ProjectedAttention):
         qkv = self.project(hidden, bias)
 
         def scale_and_rotate(pair: Tensor, rotary: Tensor) -> Tensor:
-            return rotate(functional.normalize(pair, dim=-1) * scales, rotary)
+            directions = functional.normalize(pair, dim=-1)
+            return rotate(directions if scales is None else directions * scales, rotary)
 
         # Queries and keys go through norm, scale and rotation together: half the calls.
         pair = apply_in_chunks(scale_and_rotate, qkv[:, :, :2], rotary)
@@ -146,7 +147,7 @@ class InfinityBlock(MultiMethodModule):
         dtype: torch.dtype,
     ) -> Tensor:
         normed = modulated_norm(hidden, modulation.attention_scale, modulation.attention_shift).to(dtype)
-        attended = self.self_attention.attend(normed, tokens.positions, memory, constants)
+        attended = self.self_attention.attend(normed, rotary_of(tokens), memory, constants)
         return modulation.attention_gate * attended
 
     @through_forward
@@ -307,7 +308,9 @@ class InfinityTransformer(ConfiguredModel[InfinityConfig]):
 
     def embed_tokens(self, codes: Tensor, scale: Scale) -> Tensor:
         """Resized accumulated codes [R, N, D] -> hidden states [R, N, C] in float32."""
-        hidden: Tensor = self.token_embedding(codes.to(self.compute_dtype)).float()
+        hidden: Tensor = self.token_embedding(
+            codes.to(self.compute_dtype, memory_format=torch.contiguous_format)
+        ).float()
         return hidden + embed_index(self.level_embedding, scale.index, codes.device)
 
     def logits(self, hidden: Tensor, modulation: tuple[Tensor, Tensor]) -> Tensor:

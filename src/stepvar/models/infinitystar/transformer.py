@@ -221,8 +221,8 @@ class InfinityStarTransformer(ConfiguredModel[InfinityStarConfig]):
         settings = PyramidSettings(
             semantic_scales=config.semantic_scales,
             detail_minimum=None,
-            image_repetitions=tuple(config.image_repetitions),
-            video_repetitions=tuple(config.video_repetitions),
+            image_repetitions=tuple(config.image_repetitions or ()),
+            video_repetitions=tuple(config.video_repetitions or ()),
             clip_frames=config.clip_frames,
             semantic_bits=config.semantic_bits,
             detail_bits=config.detail_bits,

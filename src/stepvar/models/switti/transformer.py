@@ -335,7 +335,9 @@ class SwittiTransformer(ConfiguredModel[SwittiConfig]):
     @through_forward
     def embed_tokens(self, codes: Tensor, scale: Scale) -> Tensor:
         """Resized accumulated codes [R, N, D] -> hidden states [R, N, C] in float32."""
-        hidden: Tensor = self.token_embedding(codes.to(self.compute_dtype)).float()
+        hidden: Tensor = self.token_embedding(
+            codes.to(self.compute_dtype, memory_format=torch.contiguous_format)
+        ).float()
         return hidden + self._positions(scale, codes.device)
 
     def head_modulations(self, condition: Tensor) -> tuple[Tensor, Tensor]:

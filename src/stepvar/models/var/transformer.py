@@ -81,7 +81,7 @@ class VARBlock(MultiMethodModule):
             shared: [R, 1, 6, C], what all blocks share of it where they do.
             dtype: Number format of the products.
         """
-        if isinstance(self.modulation, nn.Parameter):
+        if shared is not None and isinstance(self.modulation, nn.Parameter):
             return BlockModulation.unpack(self.modulation.float() + shared)
         values = self.modulation(functional.silu(condition.float()).to(dtype)).float()
         return BlockModulation.unpack(values.unflatten(-1, (1, 6, -1)))
@@ -218,7 +218,9 @@ class VARTransformer(ConfiguredModel[VARConfig]):
     @through_forward
     def embed_tokens(self, codes: Tensor, scale: Scale) -> Tensor:
         """Resized accumulated codes [R, N, D] -> hidden states [R, N, C] in float32."""
-        hidden: Tensor = self.token_embedding(codes.to(self.compute_dtype)).float()
+        hidden: Tensor = self.token_embedding(
+            codes.to(self.compute_dtype, memory_format=torch.contiguous_format)
+        ).float()
         return hidden + self._positions(scale, codes.device)
 
     def modulations(self, condition: Tensor) -> list[BlockModulation]:
