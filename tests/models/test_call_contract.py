@@ -50,6 +50,11 @@ def pixels(output: Any) -> np.ndarray:
     return np.asarray(output.images[0])
 
 
+def latents(output: Any) -> torch.Tensor:
+    """The accumulated codes of an output of type "latent"."""
+    return output.frames if hasattr(output, "frames") else output.images
+
+
 def test_every_model_is_here():
     assert MAKERS.keys() == {spec.key for spec in MODELS}
 
@@ -153,8 +158,7 @@ def test_encoded_prompts_are_one_tensor_and_a_mask(name):
     expected = pipeline(prompts, seed=3, output_type="latent", **length)
     arguments = encoded(name, prompts)
     found = pipeline(seed=3, output_type="latent", **arguments, **length)
-    drawn = "frames" if pipeline.draws_videos else "images"
-    assert torch.equal(getattr(found, drawn), getattr(expected, drawn))
+    assert torch.equal(latents(found), latents(expected))
     assert pipeline.summary(**arguments).costs == pipeline.summary(images=2).costs
 
 
@@ -308,3 +312,59 @@ def test_progress_is_shown_until_it_is_turned_off(name, capsys):
     pipeline.set_progress_bar_config()
     report = call(pipeline, name).report
     assert f"{len(report.scales)}/{len(report.scales)}" in capsys.readouterr().err
+
+
+@each_model
+def test_a_callback_is_called_after_every_scale_that_ran(name):
+    pipeline, seen = made(name), []
+
+    def callback(pipe: Any, step: int, timestep: int, tensors: dict[str, torch.Tensor]) -> dict:
+        assert pipe is pipeline and step == timestep and set(tensors) == {"latents"}
+        seen.append((step, tensors["latents"].clone()))
+        return {}
+
+    output = call(pipeline, name, pruning="skip", callback_on_step_end=callback, output_type="latent")
+    ran = [report.plan.scale.index for report in output.report.scales if not report.plan.skipped]
+    assert [step for step, _ in seen] == ran
+    assert torch.equal(seen[-1][1], latents(output))
+    assert torch.equal(latents(output), latents(call(pipeline, name, pruning="skip", output_type="latent")))
+
+
+@each_model
+def test_a_callback_may_interrupt_and_change_the_latents(name):
+    pipeline = made(name)
+
+    def stop(pipe: Any, step: int, timestep: int, tensors: dict[str, torch.Tensor]) -> dict:
+        pipe._interrupt = step == 1
+        assert pipe.interrupt == (step == 1)
+        return {}
+
+    report = call(pipeline, name, callback_on_step_end=stop).report
+    assert [scale.plan.skipped for scale in report.scales] == [False] * 2 + [True] * (len(report.scales) - 2)
+    assert not any(scale.plan.skipped for scale in call(pipeline, name).report.scales), "a call starts anew"
+
+    def blank(pipe: Any, step: int, timestep: int, tensors: dict[str, torch.Tensor]) -> dict:
+        return {"latents": torch.zeros_like(tensors["latents"])}
+
+    output = call(pipeline, name, callback_on_step_end=blank, output_type="latent")
+    assert not latents(output).any()
+    with pytest.raises(ValueError, match="callback_on_step_end_tensor_inputs has 'noise'; known are latents"):
+        call(pipeline, name, callback_on_step_end=stop, callback_on_step_end_tensor_inputs=["noise"])
+
+
+@each_model
+def test_logits_that_are_not_finite_are_an_error(name):
+    pipeline = MAKERS[name][0]()
+    heads = [value for key, value in pipeline.transformer.named_parameters() if key.endswith("head.weight")]
+    heads[0].data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="logits that are no finite numbers at scale 1x1"):
+        call(pipeline, name)
+
+
+@each_model
+def test_pixels_that_are_not_finite_are_an_error(name):
+    pipeline = MAKERS[name][0]()
+    bias = next(value for key, value in pipeline.vae.decoder.named_parameters() if key.endswith("bias"))
+    bias.data[0] = float("nan")
+    with pytest.raises(ValueError, match="pixels that are no finite numbers"):
+        call(pipeline, name)

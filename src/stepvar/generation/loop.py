@@ -108,6 +108,13 @@ class Sampler(Protocol):
 Probe = Callable[[str, Scale, Any], None]
 """Called with (name, scale, value) for intermediate values; see `generate`."""
 
+ScaleCallback = Callable[[ScaleReport, Tensor], Tensor | None]
+"""Called with the report of a scale that ran and the accumulated codes; see `generate`."""
+
+
+class NonFiniteError(ValueError):
+    """A model computed logits that are no finite numbers."""
+
 
 @dataclass
 class Generation:
@@ -136,6 +143,7 @@ def generate(
     probe: Probe | None = None,
     preview: Preview | None = None,
     prefix: Mapping[int, Choice] | None = None,
+    on_scale_end: ScaleCallback | None = None,
 ) -> Generation:
     """Runs all scales of a schedule.
 
@@ -150,9 +158,14 @@ def generate(
             "choice" and "latent".
         preview: Decodes accumulated codes of any size, for methods that look at the picture so far.
         prefix: Values of scales that are known already, by index: the model reads them, and draws the rest.
+        on_scale_end: Called after every scale that ran; returns the codes to go on with, or None to leave out
+            the scales that are left.
 
     Returns:
         The accumulated latent, the choices and the reports.
+
+    Raises:
+        NonFiniteError: When logits were not finite; found out at the end, so that no device waits in between.
     """
     plan = plan_generation(pruning, session.schedule, session.depth)
     pruner = start_pruner(pruning, plan, session.latent.device)
@@ -163,25 +176,26 @@ def generate(
     result = Generation(session.latent, cache_bytes=cache.bytes)
     limits = Limits.planned(plan, session.images)
     watch = Stopwatch(session.latent.device)
+    ended = False
     for entry in plan.scales:
         index = entry.scale.index
         watch.mark()
-        limits = pruner.decide(entry.scale, session.latent, preview) or limits
+        limits = (None if ended else pruner.decide(entry.scale, session.latent, preview)) or limits
         report = ScaleReport(limits.of(entry))
         if not report.plan.skipped:
-            before = session.latent
-            limited = replace(guidance, until=limits.guided_until)
-            report.rows = limited.rows(index, session.images, session.copies)
-            pruner.begin_scale(entry, session.images, before)
-            result.choices[index] = step.run(entry.scale, report.rows, limited, (prefix or {}).get(index))
-            session.latent = _keep_ended(limits.running(index), session.latent, before)
-            report.kept_index = pruner.kept_index
+            result.choices[index] = step.run_limited(report, limits, guidance, (prefix or {}).get(index))
         watch.mark()
         result.scales.append(report)
         if not watch.deferred:
             report.seconds = watch.seconds(2 * index)
         if observer is not None:
             observer(report)
+        if on_scale_end is not None and not report.plan.skipped:
+            changed = on_scale_end(report, session.latent)
+            ended = changed is None
+            session.latent = session.latent if changed is None else changed
+            limits = limits.ended_after(index) if ended else limits
+    step.require_finite()
     for index, report in enumerate(result.scales):
         report.seconds = watch.seconds(2 * index)
     result.latent = session.latent
@@ -197,6 +211,33 @@ class ScaleStep:
     pruner: Pruner
     sampler: Sampler
     probe: Probe | None
+    extremes: dict[str, Tensor] = field(default_factory=dict)
+
+    def require_finite(self) -> None:
+        """Raises NonFiniteError when logits of any scale were not finite; waits for the device once."""
+        if not self.extremes or self.session.latent.is_meta:
+            return
+        finite = torch.stack(list(self.extremes.values())).isfinite().all(dim=1).tolist()
+        broken = [scale for scale, good in zip(self.extremes, finite, strict=True) if not good]
+        if broken:
+            raise NonFiniteError(
+                f"The model computed logits that are no finite numbers at scale {broken[0]}: its weights are "
+                "damaged, a setting is extreme, or the number format is too small; load it again, or use "
+                "float32."
+            )
+
+    def run_limited(
+        self, report: ScaleReport, limits: Limits, guidance: Guidance, given: Choice | None
+    ) -> Choice:
+        """Runs a scale for the images that have not ended, and notes in its report what was computed."""
+        session, scale, before = self.session, report.plan.scale, self.session.latent
+        limited = replace(guidance, until=limits.guided_until)
+        report.rows = limited.rows(scale.index, session.images, session.copies)
+        self.pruner.begin_scale(report.plan, session.images, before)
+        choice = self.run(scale, report.rows, limited, given)
+        session.latent = _keep_ended(limits.running(scale.index), session.latent, before)
+        report.kept_index = self.pruner.kept_index
+        return choice
 
     def run(self, scale: Scale, rows: int, guidance: Guidance, given: Choice | None) -> Choice:
         """Embeds a scale, runs the layers, samples its values unless they are given, and commits them.
@@ -237,6 +278,7 @@ class ScaleStep:
         else:
             logits = self.session.logits(hidden[: self.session.images]) / temperature
         self._show("logits", scale, logits)
+        self.extremes[str(scale)] = torch.stack(torch.aminmax(logits))
         drawn = self.sampler.sample(logits, scale)
         return self.pruner.settle(tokens, drawn, lambda: self.sampler.expect(logits, scale))
 

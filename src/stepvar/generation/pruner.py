@@ -44,6 +44,10 @@ class Limits:
         end = len(plan.scales)
         return cls((end,) * images, (end if plan.unguided is None else plan.unguided,) * images)
 
+    def ended_after(self, scale: int) -> Limits:
+        """No image runs any scale after this one."""
+        return replace(self, stop=tuple(min(stop, scale + 1) for stop in self.stop))
+
     def running(self, scale: int) -> list[bool]:
         """Which images still run at a scale."""
         return [scale < stop for stop in self.stop]

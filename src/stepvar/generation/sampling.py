@@ -136,7 +136,8 @@ def draw_index(logits: Tensor, uniform: Tensor) -> Tensor:
     """
     cumulated = logits.softmax(dim=-1).cumsum(dim=-1)
     threshold = uniform[..., None] * cumulated[..., -1:]
-    return torch.searchsorted(cumulated, threshold, right=True).squeeze(-1)
+    # Logits that are no numbers lead beyond the end; they are reported once the run is over.
+    return torch.searchsorted(cumulated, threshold, right=True).squeeze(-1).clamp_max(logits.shape[-1] - 1)
 
 
 def gumbel_softmax(logits: Tensor, exponential: Tensor, temperature: float) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -15,11 +15,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from stepvar.generation.loop import NonFiniteError
 from stepvar.generation.progress import Observer, Stopwatch
 from stepvar.generation.report import Report
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 STAGES = ("text", "scales", "decode")
+CALLBACK_TENSORS = ("latents",)
+
+StepCallback = Callable[[Any, int, int, dict[str, Tensor]], Mapping[str, Tensor] | None]
+"""A callback of diffusers: (pipeline, step, timestep, tensors) -> tensors that replace them."""
 
 Output = TypeVar("Output", bound=BaseOutput)
 
@@ -32,16 +37,27 @@ class CallOptions:
         output_type: One of `OUTPUT_TYPES`.
         observer: Called after each scale.
         return_dict: False for the output's fields as a tuple, as in diffusers.
+        callback: Called as callback(pipeline, step, timestep, tensors) after each scale that ran; step and
+            timestep are its index. Tensors that it returns replace those it was given.
+        callback_tensors: Names of the tensors it is given: "latents", the accumulated codes.
 
     Raises:
-        ValueError: When there is no such form.
+        ValueError: When there is no such form, or no such tensor.
     """
 
     output_type: str = "pil"
     observer: Observer | None = None
     return_dict: bool = True
+    callback: StepCallback | None = None
+    callback_tensors: Sequence[str] = CALLBACK_TENSORS
 
     def __post_init__(self) -> None:
+        for name in self.callback_tensors:
+            if name not in CALLBACK_TENSORS:
+                raise ValueError(
+                    f"callback_on_step_end_tensor_inputs has {name!r}; known are "
+                    f"{', '.join(CALLBACK_TENSORS)}."
+                )
         if self.output_type not in OUTPUT_TYPES:
             raise ValueError(
                 f"Unknown output_type {self.output_type!r}; known are {', '.join(OUTPUT_TYPES)}."
@@ -134,6 +150,20 @@ def peak_memory(device: torch.device) -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def require_finite_pixels(pixels: Tensor) -> Tensor:
+    """Decoded pixels, which lie in a range of a few units.
+
+    Raises:
+        NonFiniteError: When one is no finite number; waits for the device.
+    """
+    if not pixels.is_meta and not bool(pixels.sum(dtype=torch.float32).isfinite()):
+        raise NonFiniteError(
+            "The visual tokenizer decoded pixels that are no finite numbers: its weights are damaged, or the "
+            "number format is too small; load it again, or use float32."
+        )
+    return pixels
 
 
 def to_output(pixels: Tensor, kind: str) -> list[Image.Image] | NDArray[np.float32] | Tensor:

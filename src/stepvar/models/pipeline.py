@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stepvar.generation.cascade import generate_in_cascade
 from stepvar.generation.guidance import Guidance
-from stepvar.generation.loop import Generation, Sampler, Session, generate
+from stepvar.generation.loop import Generation, Sampler, ScaleCallback, Session, generate
 from stepvar.generation.plan import GenerationPlan
 from stepvar.generation.progress import ScaleReport
 from stepvar.generation.pruner import PruningMethod, plan_generation
@@ -22,7 +22,14 @@ from stepvar.generation.sampling import CodebookChoice
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.models.arguments import refuse_unknown
 from stepvar.models.common.t5 import refuse_unknown_words
-from stepvar.models.output import ImageOutput, as_json_value, peak_memory, to_output
+from stepvar.models.output import (
+    CALLBACK_TENSORS,
+    ImageOutput,
+    as_json_value,
+    peak_memory,
+    require_finite_pixels,
+    to_output,
+)
 from stepvar.models.placement import PlacedPipeline
 from stepvar.models.request import Request, check_guidance, check_plan
 from stepvar.models.spec import ModelSpec
@@ -90,6 +97,8 @@ class NextScalePipeline(PlacedPipeline, Generic[Asked]):
     spec: ClassVar[ModelSpec]
     presets: ClassVar[Mapping[str, Preset]]
     reads_text = True
+    _callback_tensor_inputs: ClassVar[list[str]] = list(CALLBACK_TENSORS)
+    _interrupt = False
     draws_videos = False
     draws_previews = True
     example_prompt: str = "two yellow stars above a striped blue ring on sand"
@@ -200,6 +209,7 @@ class NextScalePipeline(PlacedPipeline, Generic[Asked]):
                     pruning=request.method,
                     observer=observe,
                     preview=self.preview,
+                    on_scale_end=self._scale_callback(request),
                 )
             result = generate_in_cascade(
                 draft,
@@ -214,6 +224,26 @@ class NextScalePipeline(PlacedPipeline, Generic[Asked]):
             cascade.drafter.maybe_free_model_hooks()
             return result
 
+    def _scale_callback(self, request: Asked) -> ScaleCallback | None:
+        """What the loop calls after every scale: the callback of diffusers, which may interrupt the run."""
+        self._interrupt = False
+        options = request.options
+        callback = options.callback
+        if callback is None:
+            return None
+
+        def call(report: ScaleReport, latent: Tensor) -> Tensor | None:
+            tensors = dict.fromkeys(options.callback_tensors, latent)
+            changed = callback(self, report.plan.scale.index, report.plan.scale.index, tensors) or {}
+            return None if self._interrupt else changed.get("latents", latent)
+
+        return call
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the scales that are left are left out; a callback sets `_interrupt`, a call resets it."""
+        return self._interrupt
+
     def decode(self, session: Session, result: Generation, request: Asked) -> ImageOutput:
         """Pixels of the finished codes, in the form asked for, and the report of the whole call."""
         kind = request.options.output_type
@@ -221,7 +251,7 @@ class NextScalePipeline(PlacedPipeline, Generic[Asked]):
             images: Any = result.latent
             if kind != "latent":
                 self.load_to_device(self.vae)
-                images = to_output(self.vae.decode(result.latent), kind)
+                images = to_output(require_finite_pixels(self.vae.decode(result.latent)), kind)
         output = ImageOutput(images=images, report=self.report(result, request))
         self.maybe_free_model_hooks()
         return request.options.packed(output)

@@ -26,7 +26,7 @@ from stepvar.models.hart.sizes import draw_orders, scale_schedule
 from stepvar.models.hart.text import ContextFeatures, as_context, encode_prompts
 from stepvar.models.hart.transformer import HARTTransformer
 from stepvar.models.hart.vae import HARTVAE
-from stepvar.models.output import CallOptions, ImageOutput, StageTimer
+from stepvar.models.output import CALLBACK_TENSORS, CallOptions, ImageOutput, StageTimer, StepCallback
 from stepvar.models.request import Inputs, PerScale
 from stepvar.pruning.presets import Pruning
 
@@ -115,6 +115,8 @@ class HARTPipeline(CodebookPipeline[HARTRequest]):
         output_type: str = "pil",
         return_dict: bool = True,
         observer: Observer | None = None,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = CALLBACK_TENSORS,
     ) -> HARTRequest:
         """Checks the arguments of a call, and computes nothing yet.
 
@@ -144,6 +146,9 @@ class HARTPipeline(CodebookPipeline[HARTRequest]):
             output_type: "pil", "np", "pt", or "latent" for the accumulated codes.
             return_dict: False returns the fields of the output as a tuple.
             observer: Called after every scale with its report.
+            callback_on_step_end: Called as callback(pipeline, step, timestep, tensors) after every scale that
+                ran; may return other latents, or set `pipeline._interrupt` to leave out the other scales.
+            callback_on_step_end_tensor_inputs: What it is given: "latents", the accumulated codes.
 
         Returns:
             The pictures, and a report of what ran.
@@ -177,7 +182,13 @@ class HARTPipeline(CodebookPipeline[HARTRequest]):
             guidance=guidance,
             sampling=sampling,
             method=self.check_pruning(pruning, schedule, guidance),
-            options=CallOptions(output_type, observer, return_dict),
+            options=CallOptions(
+                output_type,
+                observer,
+                return_dict,
+                callback_on_step_end,
+                callback_on_step_end_tensor_inputs,
+            ),
             timer=StageTimer(self._execution_device),
             residual=residual,
         )

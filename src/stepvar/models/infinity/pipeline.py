@@ -28,7 +28,7 @@ from stepvar.models.infinity.presets import PRESETS
 from stepvar.models.infinity.session import InfinitySession, TextCondition
 from stepvar.models.infinity.transformer import InfinityTransformer
 from stepvar.models.infinity.vae import InfinityVAE
-from stepvar.models.output import CallOptions, ImageOutput, StageTimer
+from stepvar.models.output import CALLBACK_TENSORS, CallOptions, ImageOutput, StageTimer, StepCallback
 from stepvar.models.pipeline import NextScalePipeline
 from stepvar.models.request import (
     Inputs,
@@ -126,6 +126,8 @@ class InfinityPipeline(NextScalePipeline[InfinityRequest]):
         output_type: str = "pil",
         return_dict: bool = True,
         observer: Observer | None = None,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = CALLBACK_TENSORS,
     ) -> InfinityRequest:
         """Checks the arguments of a call, and computes nothing yet.
 
@@ -152,6 +154,9 @@ class InfinityPipeline(NextScalePipeline[InfinityRequest]):
             output_type: "pil", "np", "pt", or "latent" for the accumulated codes.
             return_dict: False returns the fields of the output as a tuple.
             observer: Called after every scale with its report.
+            callback_on_step_end: Called as callback(pipeline, step, timestep, tensors) after every scale that
+                ran; may return other latents, or set `pipeline._interrupt` to leave out the other scales.
+            callback_on_step_end_tensor_inputs: What it is given: "latents", the accumulated codes.
 
         Returns:
             The pictures, and a report of what ran.
@@ -172,13 +177,21 @@ class InfinityPipeline(NextScalePipeline[InfinityRequest]):
         method = self.check_pruning(pruning, schedule, guidance)
         if cascade is not None:
             cascade.check(self, schedule, guidance, method)
+            if callback_on_step_end is not None:
+                raise ValueError("callback_on_step_end is for one model, not for a cascade: pass observer.")
         return InfinityRequest(
             inputs=inputs,
             schedule=schedule,
             guidance=guidance,
             sampling=self._sampling(temperature, top_k, top_p, len(schedule)),
             method=method,
-            options=CallOptions(output_type, observer, return_dict),
+            options=CallOptions(
+                output_type,
+                observer,
+                return_dict,
+                callback_on_step_end,
+                callback_on_step_end_tensor_inputs,
+            ),
             timer=StageTimer(self._execution_device),
             cascade=cascade,
         )

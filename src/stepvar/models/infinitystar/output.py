@@ -18,7 +18,7 @@ from stepvar.generation.report import Report
 from stepvar.models.infinitystar.frames import collect
 from stepvar.models.infinitystar.interactive import Continuation
 from stepvar.models.infinitystar.vae import InfinityStarVAE
-from stepvar.models.output import describe_media, describe_run
+from stepvar.models.output import describe_media, describe_run, require_finite_pixels
 
 
 @dataclass(repr=False)
@@ -96,7 +96,7 @@ def decode_frames(
         chunks = tokenizer.decode_stream(whole, decoding.chunk)
     else:
         chunks = tokenizer.decode_tiled(whole, decoding.tile, decoding.tile // 4, decoding.chunk)
-    shown = collect(chunks)
+    shown = collect(require_finite_pixels(chunk) for chunk in chunks)
     return shown if before is None else shown[-4 * latent.shape[2] :]
 
 

@@ -49,7 +49,7 @@ from stepvar.models.infinitystar.session import InfinityStarSession, TextPrefix
 from stepvar.models.infinitystar.text import format_prompt
 from stepvar.models.infinitystar.transformer import InfinityStarTransformer
 from stepvar.models.infinitystar.vae import DECODER_CHUNK, InfinityStarVAE
-from stepvar.models.output import CallOptions, StageTimer
+from stepvar.models.output import CALLBACK_TENSORS, CallOptions, StageTimer, StepCallback
 from stepvar.models.pipeline import NextScalePipeline
 from stepvar.models.request import Inputs, PerScale
 from stepvar.pruning.presets import Pruning
@@ -157,6 +157,8 @@ class InfinityStarPipeline(NextScalePipeline[VideoRequest]):
         output_type: str = "pil",
         return_dict: bool = True,
         observer: Observer | None = None,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = CALLBACK_TENSORS,
     ) -> VideoRequest:
         """Checks the arguments of a call, and computes nothing yet.
 
@@ -192,6 +194,9 @@ class InfinityStarPipeline(NextScalePipeline[VideoRequest]):
             output_type: "pil", "np", "pt", or "latent" for the accumulated codes.
             return_dict: False returns the fields of the output as a tuple.
             observer: Called after every step with its report.
+            callback_on_step_end: Called as callback(pipeline, step, timestep, tensors) after every scale that
+                ran; may return other latents, or set `pipeline._interrupt` to leave out the other scales.
+            callback_on_step_end_tensor_inputs: What it is given: "latents", the accumulated codes.
 
         Returns:
             The videos, and a report of what ran.
@@ -199,7 +204,13 @@ class InfinityStarPipeline(NextScalePipeline[VideoRequest]):
         Raises:
             ValueError: When an input is wrong; nothing has been computed then.
         """
-        options = CallOptions(output_type, observer, return_dict)
+        options = CallOptions(
+            output_type,
+            observer,
+            return_dict,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )
         sizes = (self.transformer.config.text_channels, self.text_length)
         embeds = (
             split_embeds(prompt_embeds, prompt_attention_mask, *sizes),

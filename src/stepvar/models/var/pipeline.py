@@ -16,7 +16,7 @@ from stepvar.generation.sampling import CodebookSettings
 from stepvar.models.arguments import with_arguments_of
 from stepvar.models.codebook_pipeline import CodebookPipeline, CodebookRequest, even_progress
 from stepvar.models.common.vq_vae_checkpoints import check_pair
-from stepvar.models.output import CallOptions, ImageOutput, StageTimer
+from stepvar.models.output import CALLBACK_TENSORS, CallOptions, ImageOutput, StageTimer, StepCallback
 from stepvar.models.request import Inputs, PerScale, check_filters
 from stepvar.models.var import SPEC
 from stepvar.models.var.costs import scale_costs
@@ -103,6 +103,8 @@ class VARPipeline(CodebookPipeline[CodebookRequest]):
         output_type: str = "pil",
         return_dict: bool = True,
         observer: Observer | None = None,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = CALLBACK_TENSORS,
     ) -> CodebookRequest:
         """Checks the arguments of a call, and computes nothing yet.
 
@@ -124,6 +126,9 @@ class VARPipeline(CodebookPipeline[CodebookRequest]):
             output_type: "pil", "np", "pt", or "latent" for the accumulated codes.
             return_dict: False returns the fields of the output as a tuple.
             observer: Called after every scale with its report.
+            callback_on_step_end: Called as callback(pipeline, step, timestep, tensors) after every scale that
+                ran; may return other latents, or set `pipeline._interrupt` to leave out the other scales.
+            callback_on_step_end_tensor_inputs: What it is given: "latents", the accumulated codes.
 
         Returns:
             The pictures, and a report of what ran.
@@ -140,7 +145,13 @@ class VARPipeline(CodebookPipeline[CodebookRequest]):
             guidance=guidance,
             sampling=self._sampling(top_k, top_p, smooth),
             method=self.check_pruning(pruning, schedule, guidance),
-            options=CallOptions(output_type, observer, return_dict),
+            options=CallOptions(
+                output_type,
+                observer,
+                return_dict,
+                callback_on_step_end,
+                callback_on_step_end_tensor_inputs,
+            ),
             timer=StageTimer(self._execution_device),
         )
 
