@@ -8,6 +8,7 @@ import torch
 
 from stepvar.models.infinity.pipeline import InfinityPipeline
 from stepvar.scenes import VOCABULARY, parse, sample
+from stepvar.training.common.accelerator import build_accelerator, launch
 from stepvar.training.common.crops import PIXELS_PER_TOKEN
 from stepvar.training.common.curriculum import BatchSpec, Phase
 from stepvar.training.common.features import SHARD, object_tokens
@@ -39,12 +40,12 @@ def store(tmp_path_factory):
     return loaded
 
 
-def make_trainer(store, folder, settings, start=None):
+def make_trainer(store, folder, settings, start=None, accelerator=None):
     torch.manual_seed(settings.seed)
     model = PictureModel(SIZE)
     if start is not None:
         model.load_packaged(start)
-    return TransformerTrainer(model, store, folder, settings)
+    return TransformerTrainer(model, store, folder, settings, accelerator)
 
 
 def package_run(run, folder):
@@ -207,19 +208,69 @@ def test_muon_finds_a_matrix():
     assert (found - target).abs().max() < 0.1
 
 
-def _one_step_in_a_group(rank, folder, store):
-    torch.distributed.init_process_group(
-        "gloo", store=torch.distributed.FileStore(str(folder / "group"), 2), rank=rank, world_size=2
-    )
+def _one_step_in_a_group(folder, store):
+    accelerator = build_accelerator("cpu", folder / "run")
     settings = TransformerTraining((Phase(1.0, (BatchSpec(2, 2),)),), minutes=1e-4, checkpoint_minutes=1.0)
-    trainer = make_trainer(store, folder / "run", settings)
+    trainer = make_trainer(store, folder / "run", settings, accelerator=accelerator)
+    rank = accelerator.process_index
+    assert accelerator.num_processes == 2
     list(trainer.run())
     torch.save(trainer.model.state_dict(), folder / f"weights-{rank}.pt")
 
 
 def test_processes_of_a_group_end_with_the_same_weights(store, tmp_path):
     few = PictureFeatures(store.features[:8].clone(), store.objects[:8].clone(), store.specs[:8])
-    torch.multiprocessing.spawn(_one_step_in_a_group, (tmp_path, few), 2)
+    launch(_one_step_in_a_group, (tmp_path, few), 2)
     first, second = (torch.load(tmp_path / f"weights-{rank}.pt", weights_only=True) for rank in (0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert (tmp_path / "run" / "checkpoint.pt").exists()
+    assert (tmp_path / "run" / "checkpoint").is_dir()
+
+
+def test_passes_add_up_to_one_batch(store, tmp_path):
+    weights = []
+    for passes in (1, 2):
+        spec = BatchSpec(3, 4, passes=passes)
+        settings = TransformerTraining((Phase(1.0, (spec,)),), flip=0.0, drop_text=0.0)
+        trainer = make_trainer(store, tmp_path / str(passes), settings)
+        torch.manual_seed(0)
+        trainer.random = np.random.default_rng(0)
+        trainer._train_step(spec, 4)
+        weights.append(trainer.model.state_dict())
+    names = [name for name in weights[0] if "blocks.0" in name]
+    assert names
+    for name in names:
+        torch.testing.assert_close(weights[0][name], weights[1][name], atol=3e-3, rtol=0.0)
+
+
+def test_a_run_killed_between_two_renames_resumes(run, store):
+    run.checkpoint.rename(run.checkpoint.with_suffix(".former"))
+    assert make_trainer(store, run.folder, SETTINGS).step == run.step
+    run.checkpoint.with_suffix(".former").rename(run.checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("device", "tracker", "message"),
+    [
+        ("tpu", "", "no device 'tpu'; use auto, cpu or cuda"),
+        ("cpu", "paper", "no tracker 'paper'; use one of"),
+    ],
+)
+def test_unknown_devices_and_trackers_are_refused(tmp_path, device, tracker, message):
+    with pytest.raises(ValueError, match=message):
+        build_accelerator(device, tmp_path, tracker)
+
+
+def test_a_missing_tracker_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("stepvar.training.common.accelerator.get_available_trackers", list)
+    with pytest.raises(ValueError, match="pip install trackio"):
+        build_accelerator("cpu", tmp_path, "trackio")
+
+
+def test_trackers_get_the_numbers_of_the_log(store, tmp_path):
+    pytest.importorskip("tensorboard")
+    accelerator = build_accelerator("cpu", tmp_path, "tensorboard")
+    settings = TransformerTraining((Phase(1.0, (BatchSpec(2, 2),)),), minutes=1e-4)
+    trainer = make_trainer(store, tmp_path, settings, accelerator=accelerator)
+    trainer.append({"loss_per_scale": [0.5, 0.25], "name": "none"})
+    list(trainer.run())
+    assert list(tmp_path.rglob("events.out.tfevents*"))

@@ -13,6 +13,7 @@ import typer
 from rich.logging import RichHandler
 
 from stepvar.scenes.network import WEIGHTS, load_scene_network
+from stepvar.training.common.accelerator import TRACKERS
 from stepvar.training.common.options import settings_command
 from stepvar.training.pictures.sizes import SIZES
 from stepvar.training.pictures.train import PictureTraining
@@ -31,7 +32,8 @@ Scenes = Annotated[int, typer.Option(help="Scenes to encode for the transformer.
 Weights = Annotated[
     Path | None, typer.Option(help="Folder of the finished model; by default OUTPUT/weights.")
 ]
-Device = Annotated[str, typer.Option(help="torch device; auto takes CUDA where it is.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto for CUDA where it is.")]
+LogWith = Annotated[str, typer.Option(help=f"Experiment tracker: {', '.join(TRACKERS)}.")]
 Start = Annotated[Path | None, typer.Option(help="A finished model whose transformer is trained further.")]
 Vae = Annotated[Path | None, typer.Option(help="A finished VAE to use instead of training one.")]
 Processes = Annotated[int, typer.Option(help="Processes of the transformer's training on a CPU.")]
@@ -47,6 +49,7 @@ _HAS_COMPILER = shutil.which("g++") is not None
 def configure() -> None:
     """Trains the embedded models; a command given again continues where it stopped."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_path=False)])
+    logging.getLogger("accelerate").setLevel(logging.WARNING)
 
 
 @app.command()
@@ -60,13 +63,14 @@ def pictures(
     start: Start = None,
     vae: Vae = None,
     processes: Processes = _CORES,
+    log_with: LogWith = "",
     compiled: Compiled = _HAS_COMPILER,
 ) -> None:
     """Trains the picture model: VAE, text encoder, transformer, packaging."""
     if size not in SIZES:
         raise typer.BadParameter(f"There is no size {size!r}; use one of {', '.join(SIZES)}.")
     PictureTraining(
-        output, minutes, scenes, weights, device, start, vae, processes, compiled, size=size
+        output, minutes, scenes, weights, device, start, vae, processes, log_with, compiled, size=size
     ).run()
 
 
@@ -80,10 +84,11 @@ def video(
     start: Start = None,
     vae: Vae = None,
     processes: Processes = _CORES,
+    log_with: LogWith = "",
     compiled: Compiled = _HAS_COMPILER,
 ) -> None:
     """Trains the video model: VAE, text encoder, transformer, packaging."""
-    VideoTraining(output, minutes, scenes, weights, device, start, vae, processes, compiled).run()
+    VideoTraining(output, minutes, scenes, weights, device, start, vae, processes, log_with, compiled).run()
 
 
 def _train_picture_vae(settings: PictureVAETraining) -> None:

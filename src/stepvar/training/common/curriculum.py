@@ -16,12 +16,14 @@ class BatchSpec:
         examples: Pictures or videos, in every process.
         share: Of the tokens of a fine scale that are run.
         latent_frames: Of a video, the first ones; None for all.
+        passes: Parts that the examples are run in, whose gradients are added up, to bound the memory.
     """
 
     scales: int | None
     examples: int
     share: float = 1.0
     latent_frames: int | None = None
+    passes: int = 1
 
 
 @dataclass(frozen=True)

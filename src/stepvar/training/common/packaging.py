@@ -7,9 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_model
+from torch import nn
 
 from stepvar.models.pipeline import NextScalePipeline
 from stepvar.training.common.prompted_model import PromptedModel
+
+_AVERAGE = "model_1.safetensors"
+"""Averaged weights in a checkpoint: the second module that a trainer prepares."""
 
 _LARGEST_FILE = "15MB"
 """Small files can be moved to and from machines that limit the size of a file."""
@@ -20,21 +25,21 @@ def load_average(model: PromptedModel[Any], checkpoint: Path) -> None:
 
     Args:
         model: Of the run's size.
-        checkpoint: As written by `TransformerTrainer.save`.
+        checkpoint: Folder as written by `TransformerTrainer.save`.
     """
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    model.load_state_dict(state["average"])
+    load_model(model, checkpoint / _AVERAGE)
     model.eval()
 
 
 def package(pipeline: NextScalePipeline, folder: Path) -> int:
     """Writes a pipeline in bfloat16; returns its size in bytes."""
-    for part in (pipeline.transformer, pipeline.vae, pipeline.text_encoder):
-        part.to(torch.bfloat16)
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            part.to(torch.bfloat16)
     fresh = folder.with_name(folder.name + ".partial")
     shutil.rmtree(fresh, ignore_errors=True)
     # Paths of the training machine do not belong into a package.
-    pipeline.vae.register_to_config(_name_or_path="")
+    pipeline.components["vae"].register_to_config(_name_or_path="")
     pipeline.save_pretrained(fresh, max_shard_size=_LARGEST_FILE)
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)

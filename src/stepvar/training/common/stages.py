@@ -7,16 +7,16 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 
 from stepvar.models.pipeline import NextScalePipeline
+from stepvar.training.common.accelerator import build_accelerator, launch, uses_cuda
 from stepvar.training.common.features import SHARD, FeatureDataset
 from stepvar.training.common.packaging import load_average, package
-from stepvar.training.common.processes import show_encoding, train_in_processes
+from stepvar.training.common.progress_bars import show_encoding, show_training
 from stepvar.training.common.prompted_model import PromptedModel
 from stepvar.training.common.run import CHECKPOINT
 from stepvar.training.common.transformer_trainer import TransformerTrainer, TransformerTraining
@@ -36,10 +36,11 @@ class ModelTraining(ABC):
         minutes: Budget of VAE and transformer together.
         scenes: Scenes to encode for the transformer.
         weights: Folder of the finished model; by default "weights" in the output.
-        device: torch device; "auto" takes CUDA where it is.
+        device: "cpu", "cuda", or "auto" for CUDA where it is.
         start: A finished model whose transformer is trained further; none trains from scratch.
         vae: A finished VAE to use instead of training one.
         processes: Processes of the transformer's training on a CPU.
+        log_with: An experiment tracker: tensorboard, wandb, trackio, or empty for none.
         compiled: Whether torch.compile fuses the blocks; needs a C++ compiler on a CPU.
     """
 
@@ -51,6 +52,7 @@ class ModelTraining(ABC):
     start: Path | None
     vae: Path | None
     processes: int
+    log_with: str
     compiled: bool
 
     vae_share: ClassVar[float]
@@ -87,9 +89,7 @@ class ModelTraining(ABC):
     @property
     def place(self) -> str:
         """The torch device."""
-        if self.device != "auto":
-            return self.device
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if uses_cuda(self.device) else "cpu"
 
     @property
     def on_cpu(self) -> bool:
@@ -110,16 +110,15 @@ class ModelTraining(ABC):
         shards = -(-self.scenes // SHARD)
         show_encoding(self.encode(vae, self.output / "features", shards), shards)
         text = None if self.start is not None else self.train_text_encoder(self.output / "text_encoder")
-        make = partial(self.build_trainer, minutes, text)
-        train_in_processes(make, self.processes if self.on_cpu else 1, self.output)
+        launch(self.train_transformer, (minutes, text), self.processes if self.on_cpu else 1)
         model = self.build_model()
         load_average(model, self._folder / CHECKPOINT)
         folder = self.weights or self.output / "weights"
         size = package(self.assemble(vae, model), folder)
         logger.info("the model is in %s: %.1f MB", folder, size / 1e6)
 
-    def build_trainer(self, minutes: float, text: Path | None) -> TransformerTrainer:
-        """The transformer's trainer; called in every process that trains it.
+    def train_transformer(self, minutes: float, text: Path | None) -> None:
+        """Trains the transformer; called in every process that takes part.
 
         Args:
             minutes: Its budget.
@@ -127,12 +126,14 @@ class ModelTraining(ABC):
         """
         settings = self.transformer_settings(minutes)
         torch.manual_seed(settings.seed)
-        model = self.build_model().to(self.place)
+        model = self.build_model()
         if self.start is not None:
             model.load_packaged(self.start)
         if text is not None:
             model.load_text_encoder(text)
-        return TransformerTrainer(model, self.load_features(self.output / "features"), self._folder, settings)
+        accelerator = build_accelerator(self.device, self._folder, self.log_with)
+        features = self.load_features(self.output / "features")
+        show_training(TransformerTrainer(model, features, self._folder, settings, accelerator))
 
     @property
     def _folder(self) -> Path:

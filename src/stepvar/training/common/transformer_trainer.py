@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as distributed
+from accelerate import Accelerator
 from torch import Tensor, nn
 
+from stepvar.training.common.accelerator import build_accelerator
 from stepvar.training.common.curriculum import BatchSpec, Phase, batch_at
 from stepvar.training.common.features import FeatureDataset
 from stepvar.training.common.muon import Muon
 from stepvar.training.common.precision import mixed_precision
 from stepvar.training.common.prompted_model import PromptedModel
-from stepvar.training.common.run import Stateful, TrainingRun, update_ema
+from stepvar.training.common.run import TrainingRun, to_device, update_ema
 
 _LOG_EVERY = 25
 
@@ -65,9 +67,7 @@ class TransformerTraining:
     compiled: bool = False
 
 
-def build_optimisers(
-    model: PromptedModel[Any], settings: TransformerTraining
-) -> dict[str, torch.optim.Optimizer]:
+def build_optimisers(model: PromptedModel[Any], settings: TransformerTraining) -> list[torch.optim.Optimizer]:
     """Muon for the blocks' matrices, AdamW for the rest; groups name their share of the learning rate."""
     matrices = [p for p in model.transformer.blocks.parameters() if p.dim() == 2]
     text = list(model.text_encoder.parameters())
@@ -78,24 +78,25 @@ def build_optimisers(
         {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0, "rate": 1.0},
         {"params": text, "weight_decay": 0.0, "rate": settings.text_rate},
     ]
-    return {
-        "muon": Muon(matrices, settings.learning_rate, weight_decay=0.02),
-        "adamw": torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.97)),
-    }
+    return [
+        Muon(matrices, settings.learning_rate, weight_decay=0.02),
+        torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.97)),
+    ]
 
 
 class TransformerTrainer(TrainingRun[TransformerTraining]):
     """Runs, logs, checkpoints and resumes the training of a model of pictures or videos.
 
-    In a process group every process draws examples of its own and the gradients are averaged; the
-    first process logs and saves. On a CPU two processes of one thread are faster than one process of two,
-    whose many small operations wait for each other's threads.
+    In a process group every process draws examples of its own and the gradients are averaged. On a CPU two
+    processes of one thread are faster than one process of two, whose many small operations wait for each
+    other's threads.
 
     Args:
-        model: To train, on its device.
+        model: To train.
         examples: Encoded scenes.
         folder: Checkpoints and log.
         settings: See `TransformerTraining`.
+        accelerator: Of this run; by default one on the CPU.
     """
 
     def __init__(
@@ -104,19 +105,19 @@ class TransformerTrainer(TrainingRun[TransformerTraining]):
         examples: FeatureDataset[Any],
         folder: Path,
         settings: TransformerTraining,
+        accelerator: Accelerator | None = None,
     ) -> None:
-        device = next(model.parameters()).device
-        super().__init__(folder, settings, settings.minutes, device)
-        self.examples, self.model = examples, model
-        self.average = copy.deepcopy(model).eval().requires_grad_(False)
-        self.optimisers = build_optimisers(model, settings)
-        self.rank = distributed.get_rank() if distributed.is_initialized() else 0
-        self.processes = distributed.get_world_size() if distributed.is_initialized() else 1
+        accelerator = accelerator or build_accelerator("cpu", folder)
+        super().__init__(folder, settings, settings.minutes, accelerator)
+        self.examples, self.model = examples, to_device(model, self.device)
+        self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
+        optimisers = build_optimisers(self.model, settings)
+        # `trained` is the model itself, or what averages its gradients over processes.
+        self.trained = accelerator.prepare_model(self.model)
+        accelerator.prepare_model(self.average, evaluation_mode=True)
+        self.optimisers = [accelerator.prepare_optimizer(optimiser) for optimiser in optimisers]
         self.resume()
-        self.random = np.random.default_rng([settings.seed, self.step, self.rank])
-
-    def parts(self) -> Mapping[str, Stateful]:
-        return {"model": self.model, "average": self.average, **self.optimisers}
+        self.random = np.random.default_rng([settings.seed, self.step, accelerator.process_index])
 
     def run(self) -> Iterable[dict[str, Any]]:
         """Trains until the budget is spent; yields a log entry now and then."""
@@ -132,36 +133,33 @@ class TransformerTrainer(TrainingRun[TransformerTraining]):
                 entry = self._log_entry(losses, self.spent - last_log)
                 last_log, losses = self.spent, []
                 yield entry
-            if self.rank == 0 and self.spent - last_save > 60.0 * self.settings.checkpoint_minutes:
+            if self.spent - last_save > 60.0 * self.settings.checkpoint_minutes:
                 self.save()
                 last_save = self.spent
-        if self.rank == 0:
-            self.save()
+        self.save()
+        self.finish()
 
     def _mean_over_processes(self, seconds: float) -> float:
         """The same time in all processes, so that they change phases at the same step."""
-        if self.processes == 1:
-            return seconds
-        shared = torch.tensor([seconds], dtype=torch.float64)
-        distributed.all_reduce(shared)
-        return shared.item() / self.processes
-
-    def _average_gradients(self) -> None:
-        if self.processes == 1:
-            return
-        gradients = []
-        for parameter in self.model.parameters():
-            if parameter.grad is None:  # the unconditional text, where no example lost its own
-                parameter.grad = torch.zeros_like(parameter)
-            gradients.append(parameter.grad)
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        distributed.all_reduce(flat)
-        flat /= self.processes
-        parts = flat.split([gradient.numel() for gradient in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
+        shared = torch.tensor(seconds, dtype=torch.float64, device=self.device)
+        return float(self.accelerator.reduce(shared, reduction="mean").item())
 
     def _train_step(self, batch: BatchSpec, examples: int) -> Tensor:
+        """Updates the weights on a batch; returns the losses of its steps."""
+        sizes = [len(part) for part in np.array_split(np.arange(examples), batch.passes)]
+        total: Tensor | None = None
+        for number, size in enumerate(sizes, start=1):
+            last = number == len(sizes)
+            with nullcontext() if last else self.accelerator.no_sync(self.trained):
+                losses = self._losses(batch, size) * (size / examples)
+                self.accelerator.backward(losses.mean())
+            total = losses.detach() if total is None else total + losses.detach()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self._update()
+        assert total is not None
+        return total
+
+    def _losses(self, batch: BatchSpec, examples: int) -> Tensor:
         settings = self.settings
         chosen = self.random.integers(len(self.examples), size=examples)
         features = self.examples.features[torch.from_numpy(chosen)].to(self.device)
@@ -173,22 +171,18 @@ class TransformerTrainer(TrainingRun[TransformerTraining]):
         dropped = (self.random.random(examples) < settings.drop_text).tolist()
         flip = torch.from_numpy(self.random.random(examples)).float().to(self.device) * settings.flip
         with mixed_precision(self.device):
-            losses = self.model(
+            losses: Tensor = self.trained(
                 features, weights, prompts, dropped, batch.scales, flip, batch.share, settings.compiled
             )
-        losses.mean().backward()
-        self._average_gradients()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self._update()
-        return losses.detach()
+        return losses
 
     def _update(self) -> None:
         rate = self.settings.learning_rate * self._rate()
-        for optimiser in self.optimisers.values():
+        for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = rate * group.get("rate", 1.0)
             optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+            optimiser.zero_grad()
         self.step += 1
         update_ema(self.average, self.model, self.step, self.settings.average)
 
@@ -204,11 +198,11 @@ class TransformerTrainer(TrainingRun[TransformerTraining]):
             torch.stack([losses[scale] for _, losses in steps if len(losses) > scale]).mean().item()
             for scale in range(scales)
         ]
+        examples = self.accelerator.num_processes * sum(count for count, _ in steps)
         entry = {
             "scales": scales,
-            "examples_per_second": round(self.processes * sum(count for count, _ in steps) / seconds, 1),
+            "examples_per_second": round(examples / seconds, 1),
             "loss_per_scale": [round(value, 4) for value in means],
         }
-        if self.rank == 0:
-            self.append(entry)
+        self.append(entry)
         return entry

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from stepvar.models.infinity.vae import InfinityVAE
 from stepvar.models.infinitystar.vae import InfinityStarVAE
+from stepvar.training.common.accelerator import build_accelerator
 from stepvar.training.common.crops import to_signed
 from stepvar.training.common.precision import mixed_precision
-from stepvar.training.common.run import Stateful, TrainingRun, to_device, update_ema
+from stepvar.training.common.run import TrainingRun, to_device, update_ema
 from stepvar.training.common.vae_losses import (
     bit_entropy,
     commitment_loss,
@@ -45,7 +46,8 @@ class VAETraining:
     Attributes:
         output: Folder of checkpoints, log and reconstruction sheets.
         minutes: Budget of training time; the learning rate reaches zero at its end.
-        device: torch device.
+        device: "cpu", "cuda", or "auto" for CUDA where it is.
+        log_with: An experiment tracker: tensorboard, wandb, trackio, or empty for none.
         threads: CPU threads of the main process.
         workers: Processes that render.
         batch: Crops a step while crops are small; whole pictures a step hold the same number of pixels.
@@ -65,6 +67,7 @@ class VAETraining:
     output: Path = Path("runs/vae")
     minutes: float = 35.0
     device: str = "cpu"
+    log_with: str = ""
     threads: int = 2
     workers: int = 1
     batch: int = 16
@@ -119,7 +122,8 @@ class VAETrainer(TrainingRun[Settings], Generic[Settings, VAE]):
     """
 
     def __init__(self, settings: Settings, canvas: int) -> None:
-        super().__init__(settings.output, settings, settings.minutes, torch.device(settings.device))
+        accelerator = build_accelerator(settings.device, settings.output, settings.log_with)
+        super().__init__(settings.output, settings, settings.minutes, accelerator)
         torch.set_num_threads(settings.threads)
         torch.manual_seed(settings.seed)
         self.canvas = canvas
@@ -127,9 +131,12 @@ class VAETrainer(TrainingRun[Settings], Generic[Settings, VAE]):
         self.average: VAE = to_device(self.build(), self.device)
         self.average.load_state_dict(self.model.state_dict())
         self.average.eval().requires_grad_(False)
-        self.optimiser = torch.optim.AdamW(
+        optimiser = torch.optim.AdamW(
             self.model.parameters(), settings.learning_rate, betas=(0.9, 0.98), weight_decay=1e-4, fused=True
         )
+        for module in (self.model, self.average):
+            accelerator.prepare_model(module, evaluation_mode=True)
+        self.optimiser = accelerator.prepare_optimizer(optimiser)
         self.resume()
 
     def build(self) -> VAE:
@@ -147,9 +154,6 @@ class VAETrainer(TrainingRun[Settings], Generic[Settings, VAE]):
     def evaluate(self) -> tuple[dict[str, Any], Tensor]:
         """Measures of the averaged VAE, and a sheet of pictures to inspect, uint8 [rows, columns, 3]."""
         raise NotImplementedError
-
-    def parts(self) -> Mapping[str, Stateful]:
-        return {"model": self.model, "average": self.average, "adamw": self.optimiser}
 
     def run(self) -> Path:
         """Trains until the budget is spent and returns the folder of the saved VAE."""
@@ -171,6 +175,7 @@ class VAETrainer(TrainingRun[Settings], Generic[Settings, VAE]):
                 self._checkpoint()
                 saved, logged = self.spent, time.monotonic()
         self._checkpoint()
+        self.finish()
         return self.folder / VAE_FOLDER
 
     def truncated(self, batch: int) -> int:
@@ -204,8 +209,8 @@ class VAETrainer(TrainingRun[Settings], Generic[Settings, VAE]):
         with mixed_precision(self.device):
             result = self.reconstruct(target)
         parts = self.losses(result)
-        self.optimiser.zero_grad(set_to_none=True)
-        parts["loss"].backward()
+        self.optimiser.zero_grad()
+        self.accelerator.backward(parts["loss"])
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimiser.step()
         self.step += 1

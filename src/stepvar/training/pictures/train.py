@@ -56,6 +56,7 @@ class PictureTraining(ModelTraining):
             output=folder,
             minutes=minutes,
             device=self.place,
+            log_with=self.log_with,
             threads=cores(),
             size=self.size,
             batch=self.batch_factor * defaults.batch,

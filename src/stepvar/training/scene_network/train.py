@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,11 @@ from torch import Tensor, nn
 
 from stepvar.scenes.network.image_backbone import normalise_pixels
 from stepvar.scenes.network.network import SceneNetwork
+from stepvar.training.common.accelerator import build_accelerator
 from stepvar.training.common.crops import stream
 from stepvar.training.common.muon import Muon
 from stepvar.training.common.precision import mixed_precision
-from stepvar.training.common.run import Stateful, TrainingRun
+from stepvar.training.common.run import TrainingRun, to_device
 from stepvar.training.scene_network.batches import (
     MapBatch,
     MapBatches,
@@ -55,7 +56,8 @@ class SceneNetworkTraining:
     Attributes:
         output: Folder of the checkpoint, the log and the finished network.
         minutes: Budget of training time; learning rates reach zero at the end of each stage.
-        device: torch device.
+        device: "cpu", "cuda", or "auto" for CUDA where it is.
+        log_with: An experiment tracker: tensorboard, wandb, trackio, or empty for none.
         threads: CPU threads of the main process.
         workers: Processes that render and write prompts; 0 does it in the main one.
         backbone_share, encoding_share: Parts of the budget; the encoders have the rest.
@@ -77,6 +79,7 @@ class SceneNetworkTraining:
     output: Path = Path("runs/scene_network")
     minutes: float = 12.0
     device: str = "cpu"
+    log_with: str = ""
     threads: int = 1
     workers: int = 1
     backbone_share: float = 0.30
@@ -98,37 +101,48 @@ class SceneNetworkTraining:
     seed: int = 0
 
 
+class Alignment(nn.Module):
+    """Parameters of the encoders' training that the finished network does not need.
+
+    Args:
+        features: Of the embeddings.
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(math.log(_FIRST_SCALE), dtype=torch.float32))
+        # A linear read-out of attributes, shared by both embeddings, aligns them from the start.
+        self.reader = nn.Linear(features, SPEC_TARGETS)
+
+    @property
+    def scale(self) -> Tensor:
+        """Inverse temperature of the cosines."""
+        return self.log_scale.exp().clamp(max=_LARGEST_SCALE)
+
+
 class SceneNetworkTrainer(TrainingRun[SceneNetworkTraining]):
     """One run: the network, its optimisers and the progress so far."""
 
     def __init__(self, config: SceneNetworkTraining) -> None:
-        super().__init__(config.output, config, config.minutes, torch.device(config.device))
+        accelerator = build_accelerator(config.device, config.output, config.log_with)
+        super().__init__(config.output, config, config.minutes, accelerator)
         torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
-        self.network = SceneNetwork().to(self.device)
-        self.scale = nn.Parameter(
-            torch.tensor(math.log(_FIRST_SCALE), dtype=torch.float32, device=self.device)
-        )
-        # A linear read-out of attributes, shared by both embeddings, aligns them from the start.
-        self.reader = nn.Linear(self.network.size.features, SPEC_TARGETS).to(self.device)
-        encoders = nn.ModuleList((self.network.picture_encoder, self.network.word_encoder))
-        backbone_rates = config.backbone_filter_rate, config.backbone_rate
-        prompt_rates = config.prompt_matrix_rate, config.prompt_rate
+        self.network = to_device(SceneNetwork(), self.device)
+        self.alignment = to_device(Alignment(self.network.size.features), self.device)
+        encoders = nn.ModuleList((self.network.picture_encoder, self.network.word_encoder, self.alignment))
         self.optimisers = {
-            "backbone": _optimisers(self.network.backbone, [], *backbone_rates),
-            "encoders": _optimisers(encoders, [self.scale, *self.reader.parameters()], *prompt_rates),
+            "backbone": _optimisers(self.network.backbone, config.backbone_filter_rate, config.backbone_rate),
+            "encoders": _optimisers(encoders, config.prompt_matrix_rate, config.prompt_rate),
+        }
+        for module in (self.network, self.alignment):
+            accelerator.prepare_model(module, evaluation_mode=True)
+        self.optimisers = {
+            stage: [accelerator.prepare_optimizer(optimiser) for optimiser in pair]
+            for stage, pair in self.optimisers.items()
         }
         self.resume()
         self.random = np.random.default_rng([config.seed, self.step])
-
-    def parts(self) -> Mapping[str, Stateful]:
-        modules = {"network": self.network, "reader": self.reader, "scale": nn.ParameterList([self.scale])}
-        optimisers = {
-            f"{stage} {index}": optimiser
-            for stage, pair in self.optimisers.items()
-            for index, optimiser in enumerate(pair)
-        }
-        return {**modules, **optimisers}
 
     def run(self) -> Path:
         """Trains until the budget is spent and returns the folder of the finished network."""
@@ -153,6 +167,7 @@ class SceneNetworkTrainer(TrainingRun[SceneNetworkTraining]):
             )
             self._stage("encoders", stream(prompts, self.settings.workers), prompts_start, 1.0, encoded)
         self.network.eval().save(self.folder / "network")
+        self.finish()
         return self.folder / "network"
 
     def _seed(self, stage: int) -> int:
@@ -223,9 +238,9 @@ class SceneNetworkTrainer(TrainingRun[SceneNetworkTraining]):
         with mixed_precision(self.device):
             pictures = self.network.picture_encoder(*encoded.at(batch.scenes))
             prompts = self.network.word_encoder(batch.ids, batch.lengths)
-            scale = self.scale.exp().clamp(max=_LARGEST_SCALE)
+            scale = self.alignment.scale
             parts = alignment_losses(pictures, prompts, scale, batch)
-            shown, asked = (self.reader(_TARGET_SCALE * vectors) for vectors in (pictures, prompts))
+            shown, asked = (self.alignment.reader(_TARGET_SCALE * vectors) for vectors in (pictures, prompts))
             parts["picture_targets"] = target_loss(shown, batch.scene_targets)
             parts["prompt_targets"] = target_loss(asked, batch.prompt_targets, batch.prompt_known)
         parts["loss"] = parts["loss"] + _TARGET_WEIGHT * (parts["picture_targets"] + parts["prompt_targets"])
@@ -233,14 +248,14 @@ class SceneNetworkTrainer(TrainingRun[SceneNetworkTraining]):
         return parts
 
     def _update(self, name: str, loss: Tensor, rate: float) -> None:
-        loss.backward()
+        self.accelerator.backward(loss)
         for optimiser in self.optimisers[name]:
             for group in optimiser.param_groups:
                 group["lr"] = rate * group["peak"]
             parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+            optimiser.zero_grad()
         self.step += 1
 
     def _encoded(self, end: float) -> ProposalDataset:
@@ -272,9 +287,7 @@ class SceneNetworkTrainer(TrainingRun[SceneNetworkTraining]):
         logger.info("step %d: %s", self.step, record)
 
 
-def _optimisers(
-    module: nn.Module, others: list[nn.Parameter], matrix_rate: float, rate: float
-) -> list[torch.optim.Optimizer]:
+def _optimisers(module: nn.Module, matrix_rate: float, rate: float) -> list[torch.optim.Optimizer]:
     """Muon for filters of convolutions and matrices of blocks, AdamW for the rest."""
     matrices = [
         parameter
@@ -282,7 +295,7 @@ def _optimisers(
         if parameter.dim() > 2 or (parameter.dim() == 2 and ".blocks." in name)
     ]
     chosen = {id(parameter) for parameter in matrices}
-    rest = [parameter for parameter in module.parameters() if id(parameter) not in chosen] + others
+    rest = [parameter for parameter in module.parameters() if id(parameter) not in chosen]
     pair = [
         Muon(matrices, matrix_rate, weight_decay=0.01),
         torch.optim.AdamW(rest, rate, betas=(0.9, 0.98), weight_decay=1e-4),

@@ -53,6 +53,7 @@ class VideoTraining(ModelTraining):
             output=folder,
             minutes=minutes,
             device=self.place,
+            log_with=self.log_with,
             threads=cores(),
             batch=self.batch_factor * defaults.batch,
             pictures=self.batch_factor * defaults.pictures,
