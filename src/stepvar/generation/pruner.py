@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,14 +13,14 @@ from stepvar.generation.cache import Cache
 from stepvar.generation.frozen import FrozenMapping
 from stepvar.generation.plan import GenerationPlan, ScalePlan, find_scale, resolve_plan
 from stepvar.generation.schedule import Scale, ScaleSchedule
-from stepvar.generation.tokens import Tokens
+from stepvar.generation.tokens import Choice, Tokens
 
 Branch = Callable[[Tensor, Tokens], Tensor]
 """A residual branch: hidden states [R, N, C] and their tokens -> what is added, [R, N, C]."""
 
 
-Expect = Callable[[], Any]
-"""Gives what a scale's values are on average, in a form that the session commits."""
+Expect = Callable[[], Choice]
+"""Returns the mean of what a scale's values could be drawn as, in a form that the session commits."""
 
 Preview = Callable[[Tensor], Tensor]
 """Draws accumulated codes [B, d, (t,) h, w], of any size, as pixels in -1..1."""
@@ -113,12 +113,12 @@ class Pruner:
         """After the last layer: returns hidden states of all N positions, [R, N, C]."""
         return hidden
 
-    def settle(self, tokens: Tokens, choice: Any, expect: Expect) -> Any:
+    def settle(self, tokens: Tokens, choice: Choice, expect: Expect) -> Choice:
         """After sampling: the values that enter the picture.
 
         Args:
             choice: What the sampler drew.
-            expect: Gives what it draws on average.
+            expect: Returns the mean of what it draws.
         """
         return choice
 
@@ -172,6 +172,14 @@ class LateScalePruning:
         for name, ratio in self.ratios.items():
             if not 0.0 <= ratio <= 1.0:
                 raise ValueError(f"The pruning ratio of scale {name} is {ratio:g}; it must lie in 0..1.")
+
+    def plan(self, schedule: ScaleSchedule, depth: int) -> GenerationPlan:
+        """See `PruningMethod.plan`."""
+        raise NotImplementedError
+
+    def start(self, plan: GenerationPlan, device: torch.device) -> Pruner:
+        """See `PruningMethod.start`."""
+        raise NotImplementedError
 
     def resolve(
         self, schedule: ScaleSchedule, depth: int, first_layer: int, last_layer: int
@@ -232,7 +240,7 @@ class NestedPruner(Pruner):
     def leave(self, tokens: Tokens, hidden: Tensor) -> Tensor:
         return self.inner.leave(tokens, hidden)
 
-    def settle(self, tokens: Tokens, choice: Any, expect: Expect) -> Any:
+    def settle(self, tokens: Tokens, choice: Choice, expect: Expect) -> Choice:
         return self.inner.settle(tokens, choice, expect)
 
     @property

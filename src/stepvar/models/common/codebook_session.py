@@ -50,7 +50,7 @@ class CodebookSession:
         self.schedule, self.depth = schedule, len(transformer.blocks)
         self.images, self.copies = images, copies
         grid = (schedule.final.height, schedule.final.width)
-        self.latent = torch.zeros(images, channels, *grid, device=self.device)
+        self.latent = torch.zeros(images, channels, *grid, dtype=torch.float32, device=self.device)
 
     def allocate_cache(self, plan: GenerationPlan) -> Cache:
         config = self.transformer.config

@@ -231,5 +231,5 @@ def padding_mask(lengths: list[int], longest: int, device: torch.device) -> Tens
     """
     if all(length == longest for length in lengths):
         return None
-    sizes = torch.tensor(lengths, device=device)
+    sizes = torch.tensor(lengths, dtype=torch.int64, device=device)
     return (torch.arange(longest, device=device) < sizes[:, None])[:, None, None, :]

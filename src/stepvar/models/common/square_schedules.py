@@ -27,7 +27,7 @@ LEVELS = "lvl_1L"
 
 def levels_of(sides: Sequence[int]) -> Tensor:
     """The official buffer for a schedule, [1, L] int64."""
-    tokens = torch.tensor([side**2 for side in sides], device="cpu")
+    tokens = torch.tensor([side**2 for side in sides], dtype=torch.int64, device="cpu")
     return torch.arange(len(tokens), device="cpu").repeat_interleave(tokens)[None]
 
 

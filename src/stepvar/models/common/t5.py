@@ -79,7 +79,10 @@ def encode_prompts(
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     device = torch.device(device) if device is not None else text_encoder.device
     # A prompt that occurs several times is encoded once.
-    ids = {prompt: torch.tensor(token_ids(tokenizer, prompt, max_length)) for prompt in prompts}
+    ids = {
+        prompt: torch.tensor(token_ids(tokenizer, prompt, max_length), dtype=torch.int64)
+        for prompt in prompts
+    }
     if not ids:
         return []
     lengths = [len(row) for row in ids.values()]

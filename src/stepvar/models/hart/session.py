@@ -51,7 +51,9 @@ def draw_residual_noise(
 ) -> DiffusionNoise:
     """Normal random numbers of every image from its own generator: [B, N, D], and [S, B, N, D]."""
     drawn = [
-        torch.randn(steps + 1, tokens, channels, generator=generator, device=generator.device).to(device)
+        torch.randn(
+            steps + 1, tokens, channels, generator=generator, dtype=torch.float32, device=generator.device
+        ).to(device)
         for generator in generators
     ]
     noise = torch.stack(drawn, dim=1)
@@ -183,7 +185,7 @@ class HARTSession(CodebookSession):
         drawn = drawn.unflatten(0, (images, -1))
         if chosen is None:
             return drawn
-        everywhere = torch.zeros(images, count, drawn.shape[2], device=drawn.device)
+        everywhere = torch.zeros(images, count, drawn.shape[2], dtype=torch.float32, device=drawn.device)
         return everywhere.scatter_(1, chosen[..., None].expand_as(drawn), drawn)
 
 

@@ -71,7 +71,7 @@ class ContextFeatures:
         """What stands for no prompt at all: zeros, every token numbered 0, the first one counted."""
         mask = torch.zeros(images, tokens, dtype=torch.bool, device=device)
         mask[:, 0] = True
-        features = torch.zeros(images, tokens, channels, device=device)
+        features = torch.zeros(images, tokens, channels, dtype=torch.float32, device=device)
         return cls(features, mask, torch.zeros(images, tokens, dtype=torch.long, device=device))
 
     def repeat(self, times: int) -> ContextFeatures:
@@ -152,7 +152,7 @@ def encode_prompts(
         use_cache=False,
     )
     features = encoded.last_hidden_state[:, len(lead) :].float()
-    places = torch.tensor([unique.index(prompt) for prompt in prompts], device=device)
+    places = torch.tensor([unique.index(prompt) for prompt in prompts], dtype=torch.int64, device=device)
     return ContextFeatures.from_mask(features[places], mask[places])
 
 
@@ -160,7 +160,8 @@ def _padded_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, max_length: int
     """[T] token ids of one prompt, padded on the tokenizer's side."""
     ids = token_ids(tokenizer, prompt, max_length)
     padding = [tokenizer.pad_token_id] * (max_length - len(ids))
-    return torch.tensor(padding + ids if tokenizer.padding_side == "left" else ids + padding)
+    padded = padding + ids if tokenizer.padding_side == "left" else ids + padding
+    return torch.tensor(padded, dtype=torch.int64)
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, max_length: int = 300) -> list[int]:

@@ -86,7 +86,9 @@ def codes_from_bits(bits: Tensor) -> Tensor:
     if bits.is_floating_point():
         signed = (2.0 * bits.float() - 1.0) * step
     else:
-        signed = torch.where(bits.bool(), step, -step).to(torch.float32)
+        # As a tensor: a number alone would take the default number format of the program.
+        positive = torch.full((), step, dtype=torch.float32, device=bits.device)
+        signed = torch.where(bits.bool(), positive, -positive)
     return signed.permute(0, 3, 1, 2).contiguous()
 
 
@@ -124,7 +126,7 @@ def quantize_multiscale(
         bits = (shrunk.detach() > 0).permute(0, 2, 3, 1).contiguous()
         used = bits
         if flips_wanted:
-            draw = torch.rand(bits.shape, generator=generator, device=bits.device)
+            draw = torch.rand(bits.shape, generator=generator, dtype=torch.float32, device=bits.device)
             used = bits ^ (draw < probability.reshape(-1, 1, 1, 1))
         addition = resize_bilinear(_SignCode.apply(shrunk, used), features.shape[-2:])
         residual = residual - addition

@@ -70,7 +70,9 @@ class InfinitySession:
         channels = transformer.config.bits // self.patch**2
         final = schedule.final
         self.latent = torch.zeros(
-            self.images, channels, final.height * self.patch, final.width * self.patch, device=self.device
+            *(self.images, channels, final.height * self.patch, final.width * self.patch),
+            dtype=torch.float32,
+            device=self.device,
         )
 
     def _prepare_text(self, condition: TextCondition) -> None:

@@ -134,7 +134,7 @@ def encode_latent(
         cell = tokenizer.pixels_per_cell
         frames = 1 + (pixels.shape[2] - 1) // 4
         shape = (1, tokenizer.cell_channels, frames, pixels.shape[3] // cell, pixels.shape[4] // cell)
-        noise = torch.randn(shape, generator=generator, device=generator.device)
+        noise = torch.randn(shape, generator=generator, dtype=torch.float32, device=generator.device)
     return tokenizer.encode(pixels.to(device), noise)
 
 

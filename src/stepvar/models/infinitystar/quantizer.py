@@ -39,7 +39,9 @@ def codes_from_bits(bits: Tensor, grid: Grid) -> Tensor:
     if bits.is_floating_point():
         codes = (2.0 * bits.float() - 1.0) * step
     else:
-        codes = torch.where(bits.bool(), step, -step).to(torch.float32)
+        # As a tensor: a number alone would take the default number format of the program.
+        positive = torch.full((), step, dtype=torch.float32, device=bits.device)
+        codes = torch.where(bits.bool(), positive, -positive)
     return codes.transpose(1, 2).unflatten(2, grid)
 
 
@@ -112,7 +114,9 @@ def quantize(latent: Tensor, schedule: VideoSchedule, flip: Tensor | None = None
         bits = bits_from_residual(residual)
         used = bits
         if flip is not None:
-            used = bits ^ (torch.rand(bits.shape, device=bits.device) < flip[:, None, None])
+            used = bits ^ (
+                torch.rand(bits.shape, dtype=torch.float32, device=bits.device) < flip[:, None, None]
+            )
         before, total = total, total + expand(used, scale, latent.shape[1], schedule.position_grid)
         yield QuantizedStep(scale, residual, bits, used, before, total)
 

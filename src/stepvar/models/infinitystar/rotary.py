@@ -50,10 +50,10 @@ class RotaryTables:
             (torch.arange(size, device=device).float() * (full / size)).round()
             for size, full in zip(sides, self.position_grid, strict=True)
         ]
-        step = self._turn(torch.tensor([position], device=device))
+        step = self._turn(torch.tensor([position], dtype=torch.int64, device=device))
         axes = (
             step[:, None, None],
-            self._turn(torch.tensor(frames, device=device))[:, None, None],
+            self._turn(torch.tensor(frames, dtype=torch.int64, device=device))[:, None, None],
             self._turn(places[0])[None, :, None],
             self._turn(places[1])[None, None, :],
         )

@@ -120,7 +120,9 @@ class InfinityStarSession:
         if scale.given and self.known is not None:
             return self.known.entering[scale.clip].to(self.device)
         grid = (scale.frames, *self.schedule.position_grid)
-        return torch.zeros(1, self.transformer.config.detail_bits, *grid, device=self.device)
+        return torch.zeros(
+            1, self.transformer.config.detail_bits, *grid, dtype=torch.float32, device=self.device
+        )
 
     def windows(self, plan: GenerationPlan) -> list[Window]:
         """What each layer makes and sees, for the tokens of a plan."""

@@ -64,7 +64,7 @@ def _ramp(
 
     A tile does not know what lies beyond its edge, so the outer quarter of an overlap counts for nothing.
     """
-    weights = torch.ones((span[1] - span[0]) * pixels_per_cell, device=device)
+    weights = torch.ones((span[1] - span[0]) * pixels_per_cell, dtype=torch.float32, device=device)
     length = overlap * pixels_per_cell
     ramp = (2.0 * (torch.arange(length, device=device) + 0.5) / max(length, 1) - 0.5).clamp(0.0, 1.0)
     if span[0] > 0:

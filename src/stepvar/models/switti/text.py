@@ -57,10 +57,13 @@ def encode_prompts(
     lengths = [len(row) for row in ids[0]]
     place = torch.device(device) if device is not None else encoders[0].device
     mask = torch.arange(max(lengths), device=place) < torch.tensor(lengths, device=place)[:, None]
-    padded = [pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(place) for rows in ids]
+    padded = [
+        pad_sequence([torch.tensor(row, dtype=torch.int64) for row in rows], batch_first=True).to(place)
+        for rows in ids
+    ]
     features, pooled = encode_ids(encoders, padded, [mask.long()] * len(padded))
     tokens = {prompt: row[:length] for prompt, row, length in zip(different, features, lengths, strict=True)}
-    order = torch.tensor([different.index(prompt) for prompt in prompts], device=place)
+    order = torch.tensor([different.index(prompt) for prompt in prompts], dtype=torch.int64, device=place)
     return TextFeatures(tuple(tokens[prompt] for prompt in prompts), pooled[order])
 
 

@@ -235,7 +235,11 @@ class VARPipeline(CodebookPipeline[CodebookRequest]):
             self.load_to_device(self.transformer)
             quantizer, guided = self.quantizer(self._execution_device), request.guidance.active
             return VARSession(
-                self.transformer, quantizer, torch.tensor(classes), guided, self._execution_device
+                self.transformer,
+                quantizer,
+                torch.tensor(classes, dtype=torch.int64),
+                guided,
+                self._execution_device,
             )
 
     def scale_costs(
