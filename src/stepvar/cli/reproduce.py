@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -87,11 +89,12 @@ def reproduce(
         typer.echo(_describe(outcome))
 
 
-def _rules(names: dict[str, str]) -> dict[str, StepVAR]:
+def _rules(names: Mapping[str, Any]) -> dict[str, StepVAR]:
     """The method of the rules that were given, under their names."""
     from stepvar.pruning.stepvar import StepVAR
 
-    return {" + ".join(names.values()): StepVAR(**names)} if names else {}
+    rule = replace(StepVAR(), **names)
+    return {" + ".join(names.values()): rule} if names else {}
 
 
 class _Progress:

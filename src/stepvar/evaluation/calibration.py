@@ -14,6 +14,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -377,11 +378,11 @@ class _Search:
         return speeds
 
     def _times(self, plans: Sequence[tuple[float, int]], pictures: _Pictures) -> list[list[float]]:
-        contestants = {"dense": lambda: pictures.draw(1, None)}
+        runs: dict[str, Callable[[], list[Any]]] = {"dense": partial(pictures.draw, 1, None)}
         for index, plan in enumerate(plans):
-            contestants[str(index)] = lambda plan=plan: pictures.draw(1, self.plan(*plan))
-        samples = interleaved(contestants, self.repeats, self.pipeline._execution_device)
-        return [samples[name].seconds for name in contestants]
+            runs[str(index)] = partial(pictures.draw, 1, self.plan(*plan))
+        samples = interleaved(runs, self.repeats, self.pipeline._execution_device)
+        return [samples[name].seconds for name in runs]
 
     def likeness(self, share: float, skips: int) -> tuple[Trial, float]:
         """Mean PSNR of a plan's pictures to the dense ones; what was measured before is looked up."""

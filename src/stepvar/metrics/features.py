@@ -103,11 +103,16 @@ class ClipFeatures:
             raise ValueError(f"'{folder}' holds no usable CLIP model ({error}).") from error
         self.model.eval().to(device)
         self.device = device
+        # Their stubs allow configurations of other models, which have other fields.
+        vision: Any = self.model.config.vision_config
+        text: Any = self.model.config.text_config
+        self.side = int(vision.image_size)
+        self.longest = int(text.max_position_embeddings)
 
     @torch.no_grad()
     def __call__(self, pictures: Pixels) -> NDArray[np.float32]:
         """Unit features [N, F] of pictures."""
-        side = self.model.config.vision_config.image_size
+        side = self.side
         planes = np.stack([_clip_input(picture, side) for picture in pictures])
         inputs = torch.from_numpy(planes).permute(0, 3, 1, 2).to(self.device)
         return self._unit(self.model.get_image_features(pixel_values=inputs))
@@ -115,9 +120,8 @@ class ClipFeatures:
     @torch.no_grad()
     def texts(self, prompts: Sequence[str]) -> NDArray[np.float32]:
         """Unit features [N, F] of prompts, cut at CLIP's longest text."""
-        longest = self.model.config.text_config.max_position_embeddings
         encoded = self.tokenizer(
-            list(prompts), padding=True, truncation=True, max_length=longest, return_tensors="pt"
+            list(prompts), padding=True, truncation=True, max_length=self.longest, return_tensors="pt"
         )
         inputs = {key: encoded[key].to(self.device) for key in ("input_ids", "attention_mask")}
         return self._unit(self.model.get_text_features(**inputs))

@@ -142,15 +142,23 @@ class _Products:
         count = weights.sum()
         taken = weights > 0.0
         rows, scale = weights[taken, None] / count, np.sqrt(weights[taken, None] / (count - 1))
-        sides, means, spread = [], [], 0.0
+        sides: list[NDArray[np.float64]] = []
+        means: list[NDArray[np.float64]] = []
+        spread = 0.0
         for features in (self.features[taken], others[taken]):
             means.append((rows * features).sum(axis=0))
             side = scale * (features - means[-1])
             spread += float((side**2).sum())
             # More pictures than features are replaced by a triangle with the same products.
-            sides.append(np.linalg.qr(side, mode="r") if len(side) > side.shape[1] else side)
+            sides.append(_triangle(side) if len(side) > side.shape[1] else side)
         overlap = np.linalg.svd(sides[0] @ sides[1].T, compute_uv=False).sum()
         return float(((means[0] - means[1]) ** 2).sum() + spread - 2.0 * overlap)
+
+
+def _triangle(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A square matrix [F, F] with the same R^T R as rows [N, F]."""
+    triangle: Any = np.linalg.qr(rows, mode="r")  # numpy's stub gives this mode a pair
+    return np.asarray(triangle)
 
 
 def frechet_interval(dense: Features, pruned: Features, repeats: int = 200) -> Interval:

@@ -19,7 +19,7 @@ def with_peak_memory(work: Callable[[], Result], device: torch.device) -> tuple[
     """Runs something and tells how far memory grew above what it was before, in bytes.
 
     On CUDA that is the device's allocated memory, on Linux this process's resident memory; elsewhere it
-    cannot be told, and is None.
+    cannot be measured, and is None.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -27,9 +27,9 @@ def with_peak_memory(work: Callable[[], Result], device: torch.device) -> tuple[
         before = torch.cuda.memory_allocated(device)
         result = work()
         return result, torch.cuda.max_memory_allocated(device) - before
-    before = _restart()
+    resident = _restart()
     result = work()
-    return result, None if before is None else max(_status("VmHWM") - before, 0)
+    return result, None if resident is None else max(_status("VmHWM") - resident, 0)
 
 
 def _restart() -> int | None:
@@ -47,4 +47,4 @@ def _status(name: str) -> int:
     for line in _STATUS.read_text().splitlines():
         if line.startswith(f"{name}:"):
             return 1024 * int(line.split()[1])
-    raise OSError(f"{_STATUS} does not tell {name}.")
+    raise OSError(f"{_STATUS} has no line {name}.")

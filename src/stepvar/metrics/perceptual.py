@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -68,7 +68,8 @@ def load_lpips(network: str | Path = "alex", device: str = "cpu") -> PerceptualD
     require_tensors_only(file, "weights for LPIPS")
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
-    name = next(name for name, known in BACKBONES.items() if known == file.name)
+    # torchmetrics takes literal names.
+    name: Any = next(name for name, known in BACKBONES.items() if known == file.name)
     with _found_by_torchvision(file):
         metric = LearnedPerceptualImagePatchSimilarity(net_type=name).eval().to(device)
 

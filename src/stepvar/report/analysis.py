@@ -92,14 +92,12 @@ def saliency(experiment: Experiment, pictures: int) -> Numbers:
 
 def object_tokens(picture: NDArray[np.uint8], scale: Scale) -> NDArray[np.float64]:
     """Share of each token's pixels that lies on an object, [N]."""
-    mask = np.zeros(picture.shape[:2])
+    mask: NDArray[np.float64] = np.zeros(picture.shape[:2])
     for blob in segment(picture.astype(np.float32)).blobs:
         mask[blob.top : blob.bottom, blob.left : blob.right] = np.maximum(
             mask[blob.top : blob.bottom, blob.left : blob.right], blob.mask
         )
-    rows, columns = (
-        side // count for side, count in zip(mask.shape, (scale.height, scale.width), strict=True)
-    )
+    rows, columns = picture.shape[0] // scale.height, picture.shape[1] // scale.width
     cells = mask[: rows * scale.height, : columns * scale.width]
     return cells.reshape(scale.height, rows, scale.width, columns).mean(axis=(1, 3)).ravel()
 

@@ -20,7 +20,7 @@ INK, FAINT, RULE = "#1c1e24", "#70747e", "#d9dce2"
 OURS, DENSE_COLOUR, RIVAL, SKIPPED = "#007a6c", "#31343c", "#e8a33d", "#a8acb6"
 COLD, WARM = "#165c7d", "#c8553d"
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 9.5,
     "text.color": INK,

@@ -209,11 +209,11 @@ class Configurations:
         self.add("decomposition", DENSE, None, CENTRAL)
         self.add("decomposition", SKIP_ONLY, StepVAR(skip=WITH_SKIPS[1]), CENTRAL)
         self.add("decomposition", PRUNE_ONLY, StepVAR(ratios=WITH_SKIPS[0]), CENTRAL)
-        for table, plan, note in (("table 1", WITHOUT_SKIPS, ""), ("table 2", WITH_SKIPS, " and skips")):
+        for table, scales, note in (("table 1", WITHOUT_SKIPS, ""), ("table 2", WITH_SKIPS, " and skips")):
             self.add(table, DENSE, None)
             self.add(table, SKIP_ONLY, StepVAR(skip=WITH_SKIPS[1]))
             for name, build in self.methods().items():
-                self.add(table, f"{name}{note}", build(*plan), CENTRAL if name == OURS else MAIN)
+                self.add(table, f"{name}{note}", build(*scales), CENTRAL if name == OURS else MAIN)
         self.add("decomposition", "prune and skip", StepVAR(*WITH_SKIPS))
         self.add("decomposition", "prune the last two instead", StepVAR(*WITHOUT_SKIPS))
         for name, plan in self.searched.items():
@@ -286,7 +286,7 @@ class Configurations:
 
     def methods(self) -> dict[str, Build]:
         """Every method of the main tables by its label, ours first."""
-        known = {LABELS.get(name, name): partial(with_scales, name) for name in METHODS}
+        known: dict[str, Build] = {LABELS.get(name, name): partial(with_scales, name) for name in METHODS}
         rules = {name: partial(_with_scales, rule) for name, rule in self.rules.items()}
         return {**known, **BASELINES, **rules}
 

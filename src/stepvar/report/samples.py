@@ -62,7 +62,7 @@ def make_samples(pipeline: NextScalePipeline, size: tuple[int, int], count: int,
             Sample(prompt.text, seed + index, prompt if checked else None)
             for index, prompt in enumerate(prompts)
         ]
-    classes = np.random.default_rng(seed).integers(0, pipeline.transformer.config.classes, count)
+    classes = np.random.default_rng(seed).integers(0, pipeline.transformer.config["classes"], count)
     return [Sample(str(number), seed + index) for index, number in enumerate(classes)]
 
 
