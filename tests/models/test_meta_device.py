@@ -1,0 +1,62 @@
+"""Every model and method on the meta device: a wait for numbers, or a tensor of another device, raises."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+
+from stepvar import FastVAR, ScaleKV, SkipVAR, StepVAR
+from stepvar.pruning.recovery import RECOVERIES
+from stepvar.pruning.scores import SCORERS
+from tiny_pipelines import MAKERS
+
+RATIOS = {-2: 0.4, -1: 0.6}
+METHODS = {
+    "dense": None,
+    "fastvar": FastVAR(RATIOS),
+    "unguided": StepVAR(unguided=-2),
+    "skips": StepVAR(skip=(-1,)),
+    "scalekv": ScaleKV(share=0.15, pruning=StepVAR(RATIOS)),
+    "stages and a dense end": StepVAR(RATIOS, recovery="update", values="copied"),
+    **{f"score {name}": StepVAR(RATIOS, score=name) for name in SCORERS},
+    **{f"recovery {name}": StepVAR(RATIOS, recovery=name, values="expected") for name in RECOVERIES},
+}
+
+
+@cache
+def on_meta(name: str):
+    """A pipeline whose weights hold no numbers, and what to draw with it, encoded before."""
+    make, (subject, _), _ = MAKERS[name]
+    pipeline = make()
+    if not pipeline.reads_text:
+        return pipeline.to("meta"), {pipeline._subject: [subject]}
+    with torch.no_grad():
+        inputs = {"prompt_embeds": pipeline.encode([subject])}
+        if "switti" in name:
+            # Its unconditional copy reads an empty text.
+            inputs["negative_prompt_embeds"] = pipeline.encode([""])
+    return pipeline.to("meta"), inputs
+
+
+def draw(name: str, method):
+    pipeline, inputs = on_meta(name)
+    length = {"seconds": 0} if pipeline.draws_videos else {}
+    output = pipeline(**inputs, **length, pruning=method, output_type="latent", seed=3)
+    return output.frames if pipeline.draws_videos else output.images
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_loop_never_waits_for_the_device(name, method):
+    if method == "scalekv" and name in ("switti", "infinitystar"):
+        pytest.skip("keeps no keys and values that could be forgotten")
+    drawn = draw(name, METHODS[method])
+    assert all(latent.device.type == "meta" for latent in drawn)
+
+
+def test_skipvar_waits_once():
+    """It looks at the picture: the only method that reads numbers from the device."""
+    with pytest.raises(RuntimeError, match="meta"):
+        draw("infinity", SkipVAR())
