@@ -1,5 +1,6 @@
 """Command line of the trainings."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from typer.testing import CliRunner
 
 from stepvar.training.__main__ import app
 from stepvar.training.common.options import attribute_texts, settings_command
+from stepvar.training.pictures.growth import PictureGrowth
 
 
 @dataclass(frozen=True)
@@ -60,3 +62,23 @@ def test_commands_describe_all_their_options(name):
 def test_an_unknown_size_is_refused():
     result = CliRunner().invoke(app, ["pictures", "--size", "7"])
     assert result.exit_code == 2 and "192, 256, 384" in result.output
+
+
+def test_the_growth_is_described_and_knows_what_is_finished(tmp_path):
+    result = CliRunner().invoke(app, ["picture-growth", "--describe", "--output", str(tmp_path)])
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert [line.split()[:3] for line in lines[1:]] == [
+        ["192", "9", "1216"],
+        ["256", "10", "2240"],
+        ["384", "12", "6144"],
+    ]
+    first, second, _ = PictureGrowth(tmp_path).trainings()
+    assert second.start == first.weights_folder and second.vae == first.weights_folder / "vae"
+    assert not first.finished
+    first.weights_folder.mkdir(parents=True)
+    (tmp_path / "192" / "transformer").mkdir()
+    record = {"step": 7, "spent": 60 * first.minutes}
+    (tmp_path / "192" / "transformer" / "run.json").write_text(json.dumps(record))
+    assert first.finished and not second.finished
+    assert "finished" in PictureGrowth(tmp_path).describe()

@@ -15,6 +15,7 @@ from rich.logging import RichHandler
 from stepvar.scenes.network import WEIGHTS, load_scene_network
 from stepvar.training.common.accelerator import TRACKERS
 from stepvar.training.common.options import settings_command
+from stepvar.training.pictures.growth import PictureGrowth
 from stepvar.training.pictures.sizes import SIZES
 from stepvar.training.pictures.train import PictureTraining
 from stepvar.training.pictures.vae import PictureVAETrainer, PictureVAETraining
@@ -72,6 +73,27 @@ def pictures(
     PictureTraining(
         output, minutes, scenes, weights, device, start, vae, processes, log_with, compiled, size=size
     ).run()
+
+
+@app.command()
+def picture_growth(
+    output: Output = Path("runs/growth"),
+    factor: Annotated[float, typer.Option(help="Multiplies the budgets of all sizes.")] = 1.0,
+    device: Device = "auto",
+    processes: Processes = _CORES,
+    log_with: LogWith = "",
+    compiled: Compiled = _HAS_COMPILER,
+    describe: Annotated[
+        bool, typer.Option("--describe", help="Only show the steps and what is spent.")
+    ] = False,
+) -> None:
+    """Trains the picture model size by size, 192 to 384 pixels, each from the weights before."""
+    growth = PictureGrowth(
+        output, factor=factor, device=device, processes=processes, log_with=log_with, compiled=compiled
+    )
+    typer.echo(growth.describe())
+    if not describe:
+        growth.run()
 
 
 @app.command()

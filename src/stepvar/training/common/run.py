@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint"
+_RECORD = "run.json"
 
 Settings = TypeVar("Settings", bound="DataclassInstance")
 Module = TypeVar("Module", bound=nn.Module)
@@ -53,7 +54,7 @@ class TrainingRun(Generic[Settings]):
     A subclass prepares its modules and optimisers with `accelerator` before it calls `resume`.
 
     Args:
-        folder: Of checkpoint, log and settings.
+        folder: Of checkpoint, log and a record of the settings.
         settings: Of the run.
         minutes: Time budget.
         accelerator: Device, processes and trackers; of this run alone.
@@ -116,8 +117,8 @@ class TrainingRun(Generic[Settings]):
         self.accelerator.save_state(str(fresh))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            settings = json.dumps(asdict(self.settings), indent=1, default=str)
-            (self.folder / "settings.json").write_text(settings + "\n")
+            record = self._spending.state_dict() | {"settings": asdict(self.settings)}
+            (self.folder / _RECORD).write_text(json.dumps(record, indent=1, default=str) + "\n")
             if self.checkpoint.exists():
                 self.checkpoint.replace(former)
             fresh.replace(self.checkpoint)
@@ -136,6 +137,14 @@ class TrainingRun(Generic[Settings]):
     def finish(self) -> None:
         """Closes the trackers."""
         self.accelerator.end_training()
+
+
+def read_spending(folder: Path) -> Progress:
+    """What the run of a folder had spent at its last checkpoint; nothing where there is none."""
+    progress = Progress()
+    if (folder / _RECORD).exists():
+        progress.load_state_dict(json.loads((folder / _RECORD).read_text()))
+    return progress
 
 
 def _numbers(record: dict[str, Any]) -> dict[str, float]:

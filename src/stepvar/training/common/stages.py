@@ -18,7 +18,7 @@ from stepvar.training.common.features import SHARD, FeatureDataset
 from stepvar.training.common.packaging import load_average, package
 from stepvar.training.common.progress_bars import show_encoding, show_training
 from stepvar.training.common.prompted_model import PromptedModel
-from stepvar.training.common.run import CHECKPOINT
+from stepvar.training.common.run import CHECKPOINT, read_spending
 from stepvar.training.common.transformer_trainer import TransformerTrainer, TransformerTraining
 
 logger = logging.getLogger(__name__)
@@ -101,30 +101,46 @@ class ModelTraining(ABC):
         """Multiplies the examples of every step."""
         return 1 if self.on_cpu else GPU_BATCH_FACTOR
 
+    @property
+    def weights_folder(self) -> Path:
+        """Folder of the finished model."""
+        return self.weights or self.output / "weights"
+
+    @property
+    def transformer_minutes(self) -> float:
+        """Budget of the transformer: what the VAE leaves of the minutes."""
+        return self.minutes if self.vae is not None else (1.0 - self.vae_share) * self.minutes
+
+    @property
+    def runs(self) -> list[Path]:
+        """Folders of the VAE's run, if it is trained, and of the transformer's."""
+        return [self._folder] if self.vae is not None else [self.output / "vae", self._folder]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the model is packaged, and the transformer's budget spent."""
+        spent = read_spending(self._folder).spent
+        return self.weights_folder.is_dir() and spent >= 60.0 * self.transformer_minutes
+
     def run(self) -> None:
         """Runs all stages."""
-        minutes, vae = self.minutes, self.vae
-        if vae is None:
-            vae = self.train_vae(self.output / "vae", self.vae_share * minutes)
-            minutes *= 1.0 - self.vae_share
+        vae = self.vae or self.train_vae(self.output / "vae", self.vae_share * self.minutes)
         shards = -(-self.scenes // SHARD)
         show_encoding(self.encode(vae, self.output / "features", shards), shards)
         text = None if self.start is not None else self.train_text_encoder(self.output / "text_encoder")
-        launch(self.train_transformer, (minutes, text), self.processes if self.on_cpu else 1)
+        launch(self.train_transformer, (text,), self.processes if self.on_cpu else 1)
         model = self.build_model()
         load_average(model, self._folder / CHECKPOINT)
-        folder = self.weights or self.output / "weights"
-        size = package(self.assemble(vae, model), folder)
-        logger.info("the model is in %s: %.1f MB", folder, size / 1e6)
+        size = package(self.assemble(vae, model), self.weights_folder)
+        logger.info("the model is in %s: %.1f MB", self.weights_folder, size / 1e6)
 
-    def train_transformer(self, minutes: float, text: Path | None) -> None:
+    def train_transformer(self, text: Path | None) -> None:
         """Trains the transformer; called in every process that takes part.
 
         Args:
-            minutes: Its budget.
             text: Folder of a pretrained text encoder.
         """
-        settings = self.transformer_settings(minutes)
+        settings = self.transformer_settings(self.transformer_minutes)
         torch.manual_seed(settings.seed)
         model = self.build_model()
         if self.start is not None:
