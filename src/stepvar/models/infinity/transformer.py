@@ -283,8 +283,8 @@ class InfinityTransformer(ConfiguredModel[InfinityConfig]):
 
     def embed_text(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """Text features [..., E] -> (normalised [..., E], projected for cross-attention [..., C])."""
-        normed = self.text_norm(text)
-        return normed, self.text_projection(normed.to(self.compute_dtype))
+        normed = self.text_norm(text).to(self.compute_dtype)
+        return normed, self.text_projection(normed)
 
     def shared_modulations(self, pooled: Tensor) -> Tensor:
         """Pooled text [R, C] -> the modulation that all blocks share, [R, 1, 6, C], float32."""

@@ -1,0 +1,141 @@
+"""Adapters, number formats, offloading and hooks act on every linear layer of every model."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from accelerate import cpu_offload
+from torch import Tensor, nn
+
+from tiny_hart import make_pipeline as make_hart_pipeline
+from tiny_pipeline import make_pipeline as make_infinity_pipeline
+from tiny_star import make_star_pipeline
+from tiny_switti import make_switti_pipeline
+from tiny_var import make_var_pipeline
+
+CPU = torch.device("cpu")
+MAKERS = {
+    "infinity": (make_infinity_pipeline, "a red star"),
+    "var": (make_var_pipeline, 1),
+    "hart": (make_hart_pipeline, "a red star"),
+    "switti": (make_switti_pipeline, "a red star"),
+    "infinitystar": (make_star_pipeline, "a red star on sand"),
+}
+each_model = pytest.mark.parametrize("name", MAKERS)
+
+
+def draw(pipeline, name: str) -> Tensor:
+    """Latent of one picture or video of a fixed seed."""
+    output = pipeline(MAKERS[name][1], seed=3, output_type="latent")
+    return output.frames if pipeline.draws_videos else output.images
+
+
+@cache
+def plain(name: str) -> Tensor:
+    """What the untouched model draws."""
+    return draw(MAKERS[name][0](), name)
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+
+
+@each_model
+def test_a_run_calls_every_linear_layer(name):
+    pipeline, called = MAKERS[name][0](), set()
+    layers = linear_layers(pipeline.transformer)
+    for layer, module in layers.items():
+        module.register_forward_hook(lambda *_, layer=layer: called.add(layer))
+    draw(pipeline, name)
+    assert called == layers.keys()
+
+
+@each_model
+def test_lora_on_every_linear_layer_acts_and_leaves_without_a_trace(name):
+    peft = pytest.importorskip("peft")
+    pipeline = MAKERS[name][0]()
+    model = pipeline.transformer
+    for layer in linear_layers(model):
+        torch.manual_seed(0)
+        # A regular expression: an exact name, not an ending that several layers share.
+        pattern = layer.replace(".", r"\.")
+        model.add_adapter(peft.LoraConfig(r=2, target_modules=pattern, init_lora_weights=False))
+        assert not torch.equal(draw(pipeline, name), plain(name)), f"LoRA on {layer} does nothing"
+        model.disable_adapters()
+        assert torch.equal(draw(pipeline, name), plain(name))
+        model.delete_adapters("default")
+    assert torch.equal(draw(pipeline, name), plain(name))
+
+
+@each_model
+def test_offloading_module_by_module_changes_nothing(name):
+    pipeline = MAKERS[name][0]()
+    cpu_offload(pipeline.transformer, CPU)
+    assert all(parameter.is_meta for parameter in pipeline.transformer.parameters())
+    assert torch.equal(draw(pipeline, name), plain(name))
+
+
+@each_model
+def test_group_offloading_changes_nothing(name):
+    pipeline = MAKERS[name][0]()
+    pipeline.transformer.enable_group_offload(CPU, CPU, offload_type="block_level", num_blocks_per_group=1)
+    assert torch.equal(draw(pipeline, name), plain(name))
+
+
+@each_model
+def test_layers_stored_in_eight_bits_compute_in_the_format_of_the_call(name):
+    pipeline = MAKERS[name][0]()
+    model = pipeline.transformer
+    model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    assert model.compute_dtype == torch.float32
+    assert any(layer.weight.dtype == torch.float8_e4m3fn for layer in linear_layers(model).values())
+    drawn = draw(pipeline, name)
+    assert torch.isfinite(drawn).all() and not torch.equal(drawn, plain(name))
+
+
+class ByteLinear(nn.Module):
+    """Stands in for quantised layers of other libraries: weights in eight bits, one format of inputs."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.scale = layer.weight.abs().amax() / 127.0
+        self.weight = nn.Parameter((layer.weight / self.scale).round().to(torch.int8), requires_grad=False)
+        self.bias, self.format = layer.bias, layer.weight.dtype
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        assert inputs.dtype == self.format, f"{inputs.dtype} given to a layer of {self.format}"
+        return nn.functional.linear(inputs, self.weight.to(self.format) * self.scale, self.bias)
+
+
+@each_model
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_that_quantisation_puts_in_their_place_get_the_format_of_the_model(name, dtype):
+    pipeline = MAKERS[name][0]()
+    model = pipeline.transformer
+    kept = set(model._keep_in_fp32_modules or ())
+    for parameter_name, parameter in model.named_parameters():
+        if kept.isdisjoint(parameter_name.split(".")):
+            parameter.data = parameter.data.to(dtype)
+    for layer, module in linear_layers(model).items():
+        owner, _, attribute = layer.rpartition(".")
+        setattr(model.get_submodule(owner), attribute, ByteLinear(module))
+    assert torch.isfinite(draw(pipeline, name)).all()
+
+
+@each_model
+def test_torchao_int8(name):
+    quantization = pytest.importorskip("torchao.quantization")
+    pipeline = MAKERS[name][0]()
+    quantization.quantize_(pipeline.transformer, quantization.Int8WeightOnlyConfig())
+    assert torch.isfinite(draw(pipeline, name)).all()
+
+
+@each_model
+def test_quanto_int8(name):
+    quanto = pytest.importorskip("optimum.quanto")
+    pipeline = MAKERS[name][0]()
+    quanto.quantize(pipeline.transformer, weights=quanto.qint8)
+    quanto.freeze(pipeline.transformer)
+    assert torch.isfinite(draw(pipeline, name)).all()
