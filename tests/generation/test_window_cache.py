@@ -8,7 +8,8 @@ import torch.nn.functional as functional
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepvar.generation.cache import IsolatedMemory, KVCache, Span, Window, attention
+from stepvar.generation.attention import attention
+from stepvar.generation.cache import IsolatedMemory, KVCache, Span, Window
 
 CPU = torch.device("cpu")
 

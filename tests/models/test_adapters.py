@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 
 import pytest
@@ -53,20 +54,104 @@ def test_a_run_calls_every_linear_layer(name):
 
 
 @each_model
-def test_lora_on_every_linear_layer_acts_and_leaves_without_a_trace(name):
+def test_lora_on_every_kind_of_linear_layer_acts_and_leaves_without_a_trace(name):
     peft = pytest.importorskip("peft")
     pipeline = MAKERS[name][0]()
     model = pipeline.transformer
-    for layer in linear_layers(model):
-        torch.manual_seed(0)
+    kinds = [layer for layer in linear_layers(model) if not re.search(r"blocks\.[1-9]", layer)]
+    torch.manual_seed(0)
+    for layer in kinds:
         # A regular expression: an exact name, not an ending that several layers share.
         pattern = layer.replace(".", r"\.")
         model.add_adapter(peft.LoraConfig(r=2, target_modules=pattern, init_lora_weights=False))
         assert not torch.equal(draw(pipeline, name), plain(name)), f"LoRA on {layer} does nothing"
-        model.disable_adapters()
-        assert torch.equal(draw(pipeline, name), plain(name))
         model.delete_adapters("default")
     assert torch.equal(draw(pipeline, name), plain(name))
+
+
+@each_model
+def test_a_saved_lora_is_loaded_weighed_fused_and_unloaded(name, tmp_path):
+    peft = pytest.importorskip("peft")
+    trained = MAKERS[name][0]()
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=2, target_modules=["up", "output"], init_lora_weights=False)
+    trained.transformer.add_adapter(config)
+    expected = draw(trained, name)
+    trained.save_lora_weights(
+        tmp_path,
+        peft.get_peft_model_state_dict(trained.transformer),
+        transformer_lora_adapter_metadata=config.to_dict(),
+    )
+    pipeline = MAKERS[name][0]()
+    pipeline.load_lora_weights(tmp_path, adapter_name="style")
+    assert torch.equal(draw(pipeline, name), expected)
+    pipeline.set_adapters("style", 0.0)
+    assert torch.equal(draw(pipeline, name), plain(name))
+    pipeline.set_adapters("style", 1.0)
+    pipeline.fuse_lora()
+    assert pipeline.num_fused_loras == 1
+    pipeline.unfuse_lora()
+    pipeline.unload_lora_weights()
+    assert (
+        not linear_layers(pipeline.transformer).keys() ^ linear_layers(MAKERS[name][0]().transformer).keys()
+    )
+
+
+def test_a_lora_of_something_else_is_refused():
+    pytest.importorskip("peft")
+    with pytest.raises(ValueError, match="no LoRA of the transformer"):
+        make_infinity_pipeline().load_lora_weights({"unet.up.lora_A.weight": torch.zeros(2, 2)})
+
+
+@each_model
+def test_an_attention_backend_acts_and_is_named(name, monkeypatch):
+    pipeline, calls = MAKERS[name][0](), []
+    sdpa = nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        nn.functional,
+        "scaled_dot_product_attention",
+        lambda *args, **kwargs: calls.append(math_only()) or sdpa(*args, **kwargs),
+    )
+    pipeline.transformer.set_attention_backend("_native_math")
+    assert torch.allclose(draw(pipeline, name), plain(name), atol=1e-3)
+    assert any(calls)
+    assert "_native_math" in pipeline.summary().backend
+    pipeline.transformer.reset_attention_backend()
+    assert torch.equal(draw(pipeline, name), plain(name))
+
+
+def math_only() -> bool:
+    """Whether torch may compute attention by the plain products alone."""
+    cuda = torch.backends.cuda
+    return cuda.math_sdp_enabled() and not cuda.flash_sdp_enabled()
+
+
+@pytest.mark.parametrize(("backend", "words"), [("fastest", "known are"), ("flash", "cannot be used here")])
+def test_an_attention_backend_that_cannot_be_used_is_refused(backend, words):
+    with pytest.raises(ValueError, match=words):
+        make_infinity_pipeline().transformer.set_attention_backend(backend)
+
+
+@pytest.mark.parametrize("name", ["infinity", "var", "hart"])
+def test_compilation_takes_in_the_blocks_that_run(name):
+    pipeline, compiled = MAKERS[name][0](), set()
+
+    def backend(graph, inputs):
+        compiled.add(len(graph.graph.nodes))
+        return graph.forward
+
+    pipeline.transformer.compile_repeated_blocks(backend=backend)
+    assert torch.allclose(draw(pipeline, name), plain(name), atol=1e-3)
+    assert compiled, "nothing was compiled"
+    with pytest.raises(ValueError, match="torch's own attention"):
+        pipeline.transformer.set_attention_backend("_native_math")
+
+
+def test_the_wrapper_of_torch_compile_is_refused():
+    pipeline = make_infinity_pipeline()
+    pipeline.transformer = torch.compile(pipeline.transformer)
+    with pytest.raises(ValueError, match="compile_repeated_blocks"):
+        pipeline("a red star")
 
 
 @each_model

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from stepvar.generation.attention import Kernel, attention_kernel
 from stepvar.generation.cascade import generate_in_cascade
 from stepvar.generation.guidance import Guidance
 from stepvar.generation.loop import Generation, Sampler, ScaleCallback, Session, generate
@@ -21,6 +22,8 @@ from stepvar.generation.report import Report, ScaleCost, Summary
 from stepvar.generation.sampling import CodebookChoice
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.models.arguments import refuse_unknown
+from stepvar.models.common.attention_backends import backend_title
+from stepvar.models.common.base import refuse_compiled_wrapper
 from stepvar.models.common.t5 import refuse_unknown_words
 from stepvar.models.output import (
     CALLBACK_TENSORS,
@@ -62,6 +65,16 @@ class Transformer(Protocol):
     @property
     def compute_dtype(self) -> torch.dtype:
         """Number format of the matrix products and of the KV cache."""
+        ...
+
+    @property
+    def attention_backend(self) -> str:
+        """Name of what computes attention."""
+        ...
+
+    @property
+    def attention_kernel(self) -> Kernel | None:
+        """Kernel of that backend; None is torch's own choice."""
         ...
 
 
@@ -194,7 +207,12 @@ class NextScalePipeline(PlacedPipeline, Generic[Asked]):
         """Runs the loop over scales, in a cascade where one was asked for."""
         cascade = request.cascade
         draft: Session | None = None if cascade is None else cascade.drafter.prefill(request)
-        with request.timer.stage("scales"), self.progress_bar(total=len(request.schedule)) as bar:
+        refuse_compiled_wrapper(self.transformer)
+        with (
+            request.timer.stage("scales"),
+            attention_kernel(self.transformer.attention_kernel),
+            self.progress_bar(total=len(request.schedule)) as bar,
+        ):
 
             def observe(report: ScaleReport) -> None:
                 bar.update()
@@ -336,7 +354,8 @@ class NextScalePipeline(PlacedPipeline, Generic[Asked]):
             return self.scale_costs(request, plan, rows, images, text_tokens)
 
         plan = plan_generation(request.method, request.schedule, self.depth)
-        return Summary(plan, costs(plan), costs(GenerationPlan.dense(request.schedule, self.depth)))
+        dense = costs(GenerationPlan.dense(request.schedule, self.depth))
+        return Summary(plan, costs(plan), dense, backend_title(self.transformer.attention_backend))
 
     def resolve_pruning(self, pruning: Pruning) -> PruningMethod | None:
         """See `stepvar.pruning.presets.resolve_pruning`."""

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from stepvar.checkpoints.checked_pipeline import CheckedPipeline
+from stepvar.models.lora import LoraPipeline
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class PlacedPipeline(CheckedPipeline):
+class PlacedPipeline(CheckedPipeline, LoraPipeline):
     """A diffusers pipeline whose transformer is run layer by layer, never by its `forward`.
 
     Attributes:

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from stepvar.generation.cache import Cache, LayerCache, attention
+from stepvar.generation.attention import attention
+from stepvar.generation.cache import Cache, LayerCache
 from stepvar.generation.frozen import FrozenMapping
 from stepvar.generation.plan import GenerationPlan, ScalePlan, find_scale
 from stepvar.generation.pruner import NestedPruner, Pruner, PruningMethod, plan_generation, start_pruner

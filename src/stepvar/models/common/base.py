@@ -11,12 +11,19 @@ from accelerate.hooks import CpuOffload
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.loaders.peft import PeftAdapterMixin
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import set_weights_and_activate_adapters
 from torch import nn
+
+from stepvar.generation.attention import Kernel
+from stepvar.models.common.attention_backends import NATIVE, find_kernel
 
 Config = TypeVar("Config", bound=Mapping[str, Any])
 Module = TypeVar("Module", bound=nn.Module)
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
+
+MOST_GRAPHS = 64
+"""Graphs of one compiled method, over all scales and numbers of rows; further ones would run uncompiled."""
 
 
 class MultiMethodModule(nn.Module):
@@ -25,9 +32,38 @@ class MultiMethodModule(nn.Module):
     A block's branches run apart, because pruning works between them, so that one `forward` is not enough.
     """
 
-    def forward(self, method: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+    _compiled: _CompiledMethods | None = None
+
+    def forward(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Runs a method of this module's class on the module."""
-        return method(self, *args, **kwargs)
+        run = method if self._compiled is None else self._compiled[method]
+        return run(self, *args, **kwargs)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles every method that is called through `forward`, when it is first called.
+
+        Args:
+            args, kwargs: As for `torch.compile`.
+        """
+        config = torch._dynamo.config
+        limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+        # One graph serves the scales of most sizes; the first ones and each number of rows need their own.
+        setattr(config, limit, max(getattr(config, limit), MOST_GRAPHS))
+        self._compiled = _CompiledMethods(args, kwargs)
+
+
+class _CompiledMethods(dict[Callable[..., Any], Callable[..., Any]]):
+    """Compiled functions by what they were compiled from."""
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super().__init__()
+        self.options = (args, kwargs)
+
+    def __missing__(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        args, kwargs = self.options
+        compiled: Callable[..., Any] = torch.compile(method, *args, **kwargs)
+        self[method] = compiled
+        return compiled
 
 
 def through_forward(
@@ -68,10 +104,93 @@ class ConfiguredModel(  # type: ignore[misc]  # two of diffusers' classes declar
         """The constructor's arguments."""
         return cast(Config, self._internal_dict)
 
+    attention_backend = NATIVE
+    """Name of the backend that computes attention, see `set_attention_backend`."""
+    attention_kernel: Kernel | None = None
+
+    def set_attention_backend(self, backend: str) -> None:
+        """Chooses what computes attention in the loop over scales; `summary()` names it.
+
+        Args:
+            backend: Its name in diffusers: "native" (torch chooses), "flex", "flash_hub", "_native_math", ...
+
+        Raises:
+            ValueError: When there is no such backend, it cannot be used here, or the blocks are compiled.
+        """
+        if backend.lower() != NATIVE and any(block._compiled is not None for block in self._repeated()):
+            raise ValueError(
+                f"Compiled blocks have torch's own attention; load the model anew for {backend}."
+            )
+        self.attention_kernel = find_kernel(backend.lower())
+        self.attention_backend = backend.lower()
+
+    def reset_attention_backend(self) -> None:
+        """Goes back to the backend that torch chooses."""
+        self.set_attention_backend(NATIVE)
+
+    def compile_repeated_blocks(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles the blocks that the loop over scales runs.
+
+        Args:
+            args, kwargs: As for `torch.compile`.
+
+        Raises:
+            ValueError: When the model has no blocks, or another attention backend was chosen.
+        """
+        if self.attention_backend != NATIVE:
+            raise ValueError(
+                f"Compiled blocks have torch's own attention, not {self.attention_backend}: call "
+                "reset_attention_backend() first."
+            )
+        if not self._repeated():
+            raise ValueError(f"{type(self).__name__} has no repeated blocks to compile.")
+        for block in self._repeated():
+            block.compile(*args, **kwargs)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """The same, under the name that every `nn.Module` has for it."""
+        self.compile_repeated_blocks(*args, **kwargs)
+
+    def _repeated(self) -> list[MultiMethodModule]:
+        names = set(self._repeated_blocks)
+        return [
+            module
+            for module in self.modules()
+            if isinstance(module, MultiMethodModule) and type(module).__name__ in names
+        ]
+
+    def set_adapters(
+        self, adapter_names: list[str] | str, weights: float | list[float | None] | None = None
+    ) -> None:
+        """Activates adapters with the given weights.
+
+        Args:
+            adapter_names: One, or several.
+            weights: One number for all, or one each; None is 1.
+
+        Raises:
+            ValueError: When their numbers differ.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        given = weights if isinstance(weights, list) else [weights] * len(names)
+        if len(given) != len(names):
+            raise ValueError(f"{len(names)} adapters were given {len(given)} weights; give one each.")
+        scales = [1.0 if weight is None else weight for weight in given]
+        set_weights_and_activate_adapters(self, names, scales)
+
     @property
     def compute_dtype(self) -> torch.dtype:
         """Number format of the matrix products and of the KV cache, in whatever format weights are stored."""
         return cast(torch.dtype, self.dtype)
+
+
+def refuse_compiled_wrapper(model: object) -> None:
+    """Raises ValueError for a model in the wrapper of `torch.compile`, which the loop would never call."""
+    if type(model).__name__ == "OptimizedModule":
+        raise ValueError(
+            "The transformer is wrapped by torch.compile(), which compiles its forward, while the loop over "
+            "scales calls its blocks: use pipe.transformer.compile_repeated_blocks() instead."
+        )
 
 
 class BlockList(nn.ModuleList, Generic[Module]):

@@ -18,7 +18,7 @@ import torch.nn.functional as functional
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from stepvar.generation.cache import attention
+from stepvar.generation.attention import attention
 from stepvar.models.common.base import BlockList, ConfiguredModel
 from stepvar.models.common.resizing import Grid
 from stepvar.models.common.vector_quantizer import MultiScaleIndex, VectorQuantizer

@@ -19,7 +19,8 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401
 from torch import Tensor, nn
 
-from stepvar.generation.cache import Memory, attention
+from stepvar.generation.attention import attention
+from stepvar.generation.cache import Memory
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.generation.tokens import Tokens
 from stepvar.models.common.base import BlockList, ConfiguredModel, MultiMethodModule, through_forward

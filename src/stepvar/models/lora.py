@@ -1,0 +1,95 @@
+"""LoRA adapters of a pipeline, loaded and saved under the names and in the file format of diffusers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from diffusers.loaders.lora_base import LoraBaseMixin
+from torch import Tensor
+
+WEIGHT_NAME = "pytorch_lora_weights.safetensors"
+PREFIX = "transformer"
+
+
+class LoraPipeline(LoraBaseMixin):
+    """Loads, weighs, fuses and unloads LoRA adapters of the transformer.
+
+    Inherited from diffusers: `set_adapters`, `disable_lora`, `enable_lora`, `delete_adapters`, `fuse_lora`,
+    `unfuse_lora`, `unload_lora_weights`.
+    """
+
+    _lora_loadable_modules: ClassVar[list[str]] = [PREFIX]
+
+    if TYPE_CHECKING:
+        transformer: Any
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict: str | os.PathLike[str] | Mapping[str, Tensor],
+        adapter_name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Loads an adapter and activates it.
+
+        Args:
+            pretrained_model_name_or_path_or_dict: A folder, a hub id, a safetensors file or a state dict, of
+                keys that begin with "transformer.".
+            adapter_name: Name of the adapter; None numbers it.
+            kwargs: As for `load_lora_adapter` of a diffusers model: `weight_name`, `hotswap`, ...
+
+        Raises:
+            ValueError: When there is no weight of the transformer in it.
+        """
+        source = pretrained_model_name_or_path_or_dict
+        if isinstance(source, Mapping):
+            source = dict(source)
+        # Nothing but safetensors: other files could run code.
+        kwargs.setdefault("use_safetensors", True)
+        before = set(getattr(self.transformer, "peft_config", {}))
+        self.transformer.load_lora_adapter(
+            source, prefix=PREFIX, adapter_name=adapter_name, _pipeline=self, **kwargs
+        )
+        if not kwargs.get("hotswap") and set(getattr(self.transformer, "peft_config", {})) == before:
+            raise ValueError(
+                f"There is no LoRA of the transformer in {_name(source)}: keys must begin with '{PREFIX}.'."
+            )
+
+    @classmethod
+    def save_lora_weights(
+        cls,
+        save_directory: str | os.PathLike[str],
+        transformer_lora_layers: Mapping[str, Tensor],
+        weight_name: str = WEIGHT_NAME,
+        transformer_lora_adapter_metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Saves an adapter so that `load_lora_weights` loads it.
+
+        Args:
+            save_directory: The folder.
+            transformer_lora_layers: State dict of the adapter, from peft's `get_peft_model_state_dict`.
+            weight_name: Name of the file in it.
+            transformer_lora_adapter_metadata: Configuration of the adapter, `LoraConfig(...).to_dict()`.
+        """
+        cls._save_lora_weights(
+            save_directory=save_directory,
+            lora_layers={PREFIX: dict(transformer_lora_layers)},
+            lora_metadata={PREFIX: transformer_lora_adapter_metadata},
+            is_main_process=True,
+            weight_name=weight_name,
+            save_function=None,
+            safe_serialization=True,
+        )
+
+    def fuse_lora(self, components: list[str] = [PREFIX], **kwargs: Any) -> None:  # noqa: B006
+        """Adds the active adapters to the weights; see diffusers."""
+        super().fuse_lora(components=components, **kwargs)
+
+    def unfuse_lora(self, components: list[str] = [PREFIX], **kwargs: Any) -> None:  # noqa: B006
+        """Takes them out of the weights again."""
+        super().unfuse_lora(components=components, **kwargs)
+
+
+def _name(source: object) -> str:
+    return "the state dict" if isinstance(source, Mapping) else f"'{source}'"
