@@ -368,3 +368,31 @@ def test_pixels_that_are_not_finite_are_an_error(name):
     bias.data[0] = float("nan")
     with pytest.raises(ValueError, match="pixels that are no finite numbers"):
         call(pipeline, name)
+
+
+@each_model
+def test_the_visual_tokenizer_may_decode_part_by_part(name):
+    pipeline, subject = MAKERS[name][0](), MAKERS[name][1]
+    length = {"seconds": 0} if pipeline.draws_videos else {}
+
+    def draw() -> np.ndarray:
+        return np.asarray(pipeline([subject] * 2, seed=3, output_type="np", **length).images)
+
+    expected = draw()
+    pipeline.enable_vae_slicing()
+    assert np.abs(draw() - expected).max() <= 1 / 255
+    pipeline.enable_vae_tiling()
+    assert np.abs(draw() - expected).max() <= 1 / 255
+    pipeline.disable_vae_slicing()
+    pipeline.disable_vae_tiling()
+    assert np.array_equal(draw(), expected)
+
+
+@pytest.mark.parametrize(
+    "setting", ["enable_attention_slicing", "enable_xformers_memory_efficient_attention", "enable_freeu"]
+)
+@each_model
+def test_settings_that_would_do_nothing_are_refused_in_words(name, setting):
+    with pytest.raises(ValueError, match="[a-z]") as error:
+        getattr(made(name), setting)()
+    assert str(error.value).endswith(".")

@@ -81,7 +81,7 @@ class Transformer(Protocol):
 class VisualDecoder(Protocol):
     """What every pipeline needs of its visual tokenizer."""
 
-    def decode(self, latent: Tensor) -> Tensor:
+    def decode(self, latent: Tensor, in_strips: bool = ...) -> Tensor:
         """Accumulated codes [B, d, (t,) h, w] -> pixels [B, 3, (F,) H, W] in -1..1."""
         ...
 
@@ -269,10 +269,17 @@ class NextScalePipeline(PlacedPipeline, Generic[Asked]):
             images: Any = result.latent
             if kind != "latent":
                 self.load_to_device(self.vae)
-                images = to_output(require_finite_pixels(self.vae.decode(result.latent)), kind)
+                images = to_output(require_finite_pixels(self.decode_codes(result.latent)), kind)
         output = ImageOutput(images=images, report=self.report(result, request))
         self.maybe_free_model_hooks()
         return request.options.packed(output)
+
+    def decode_codes(self, codes: Tensor) -> Tensor:
+        """Accumulated codes [B, d, h, w] as pixels in -1..1, as much at a time as `enable_vae_*` allow."""
+        parts = codes.split(1) if self.slices_vae or self.tiles_vae else (codes,)
+        options = {"in_strips": True} if self.tiles_vae else {}
+        pixels = [self.vae.decode(part, **options) for part in parts]
+        return torch.cat(pixels) if len(pixels) > 1 else pixels[0]
 
     def report(self, result: Generation, request: Asked) -> Report:
         """How a request was carried out."""
@@ -312,7 +319,7 @@ class NextScalePipeline(PlacedPipeline, Generic[Asked]):
     def preview(self, codes: Tensor) -> Tensor:
         """Draws codes [B, d, h, w] of any size as pixels in -1..1, in the middle of a generation."""
         self.load_to_device(self.vae)
-        pixels = self.vae.decode(codes)
+        pixels = self.decode_codes(codes)
         self.load_to_device(self.transformer)
         return pixels
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from stepvar.generation.attention import attention
 from stepvar.models.common.base import BlockList, ConfiguredModel
 from stepvar.models.common.resizing import Grid
+from stepvar.models.common.strip_decoding import decode_in_strips
 from stepvar.models.common.vector_quantizer import MultiScaleIndex, VectorQuantizer
 
 
@@ -253,10 +254,16 @@ class VectorQuantizedVAE(ConfiguredModel[VectorQuantizedVAEConfig]):
         """Encode pictures ``[B, 3, H, W]`` in [-1, 1] to the codes of every scale, coarse to fine."""
         return self.quantizer.quantize(self.encode_features(image), grids)
 
-    def decode(self, latent: Tensor) -> Tensor:
-        """Decode summed codes ``[B, D, H/s, W/s]`` to pictures ``[B, 3, H, W]``, float32 in [-1, 1]."""
-        latent = latent.to(self.dtype).contiguous()
-        return self.decoder(self.post_quant_conv(latent)).float().clamp(-1.0, 1.0)
+    def decode(self, latent: Tensor, in_strips: bool = False) -> Tensor:
+        """Decode summed codes ``[B, D, H/s, W/s]`` to pictures ``[B, 3, H, W]``, float32 in [-1, 1].
+
+        Args:
+            latent: the codes.
+            in_strips: decode strips of rows, one after the other: less memory, more time.
+        """
+        features = self.post_quant_conv(latent.to(self.dtype).contiguous())
+        decoded = decode_in_strips(self.decoder, features) if in_strips else self.decoder(features)
+        return decoded.float().clamp(-1.0, 1.0)
 
     def decode_index(self, index: Sequence[Tensor], grids: Sequence[Grid]) -> Tensor:
         """Decode code indices per scale, each ``[B, N]``, to pictures ``[B, 3, H, W]`` in [-1, 1].

@@ -25,6 +25,7 @@ from diffusers.models.modeling_utils import ModelMixin  # noqa: F401
 from torch import Tensor, nn
 
 from stepvar.models.common.base import BlockList, ConfiguredModel
+from stepvar.models.common.strip_decoding import decode_in_strips
 from stepvar.models.infinity.quantizer import (
     Grid,
     MultiScaleCode,
@@ -217,6 +218,10 @@ class Decoder(nn.Module):
             x = level(x)
         return functional.pixel_shuffle(self.conv_out(functional.silu(self.norm_out(x))), self.pixel_block)
 
+    def in_strips(self, latent: Tensor) -> Tensor:
+        """The same with less memory, in strips of rows; see `decode_in_strips`."""
+        return functional.pixel_shuffle(decode_in_strips(self, latent), self.pixel_block)
+
 
 class InfinityVAEConfig(Mapping[str, Any]):
     """Arguments of `InfinityVAE`, by name and as attributes."""
@@ -356,9 +361,15 @@ class InfinityVAE(ConfiguredModel[InfinityVAEConfig]):
         """Encode pictures ``[B, 3, H, W]`` in [-1, 1] to the bits of every scale."""
         return self.quantize(self.encode_features(image), schedule)
 
-    def decode(self, latent: Tensor) -> Tensor:
-        """Decode the summed codes ``[B, d, H/s, W/s]`` to pictures ``[B, 3, H, W]``, float32 in [-1, 1]."""
-        return self.decoder(latent.to(self.dtype).contiguous()).float().clamp(-1.0, 1.0)
+    def decode(self, latent: Tensor, in_strips: bool = False) -> Tensor:
+        """Decode the summed codes ``[B, d, H/s, W/s]`` to pictures ``[B, 3, H, W]``, float32 in [-1, 1].
+
+        Args:
+            latent: the codes.
+            in_strips: decode strips of rows, one after the other: less memory, more time.
+        """
+        decoder = self.decoder.in_strips if in_strips else self.decoder
+        return decoder(latent.to(self.dtype).contiguous()).float().clamp(-1.0, 1.0)
 
     def decode_bits(self, bits: Sequence[Tensor], schedule: Sequence[Sequence[int]]) -> Tensor:
         """Decode latent bits per scale, each ``[B, h, w, d]``, to pictures ``[B, 3, H, W]`` in [-1, 1].

@@ -28,6 +28,7 @@ from stepvar.models.infinitystar.conditioning import Footage, begin_continuation
 from stepvar.models.infinitystar.costs import memory_plan, scale_costs
 from stepvar.models.infinitystar.interactive import Continuation
 from stepvar.models.infinitystar.output import (
+    USUAL_TILE,
     Decoding,
     DrawnVideo,
     VideoOutput,
@@ -242,7 +243,9 @@ class InfinityStarPipeline(NextScalePipeline[VideoRequest]):
             options=options,
             timer=StageTimer(self._execution_device),
             plan=plan,
-            decoding=Decoding(decode_chunk, decode_tile),
+            decoding=Decoding(
+                decode_chunk, USUAL_TILE if decode_tile is None and self.tiles_vae else decode_tile
+            ),
         )
 
     @with_arguments_of(check)
