@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import resource
+import time
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stepvar.metrics import frechet
 from stepvar.metrics.features import (
     ClipFeatures,
     InceptionFeatures,
@@ -25,7 +29,7 @@ from stepvar.metrics.frechet import (
 )
 from stepvar.metrics.memory import with_peak_memory
 from stepvar.metrics.perceptual import load_lpips, missing_for_lpips, scene_distance
-from stepvar.metrics.statistics import resamples, statistic_interval
+from stepvar.metrics.statistics import Interval, resamples, statistic_interval
 
 
 def gaussian(seed, count, mean=0.0, deviation=1.0, channels=6):
@@ -77,6 +81,41 @@ def test_a_resampled_distance_is_the_distance_of_the_resample(count, channels, s
     assert interval.n == count and np.allclose(list(vars(interval).values()), list(vars(plain).values()))
     with pytest.raises(ValueError, match="Features of the same pictures"):
         reference.distances(second[:, :0])
+
+
+@pytest.mark.parametrize(("count", "channels"), [(40, 12), (12, 40), (30, 30), (2, 5)])
+def test_products_of_pictures_give_the_same_as_covariances(monkeypatch, count, channels):
+    first, second = (gaussian(side, count, side, channels=channels) for side in (0, 1))
+    plain = FrechetReference(first, repeats=8).distances(second)
+    assert plain[0] == pytest.approx(frechet_distance(first, second), abs=1e-6)
+    monkeypatch.setattr(frechet, "_LARGEST_COVARIANCES", 0)
+    assert np.allclose(FrechetReference(first, repeats=8).distances(second), plain, rtol=1e-6, atol=1e-6)
+
+
+def test_resamples_become_fewer_before_a_distance_takes_too_long(monkeypatch):
+    first = gaussian(0, 60, channels=20)
+    second = first + 0.5 * gaussian(1, 60, 0.3, channels=20)
+    full = frechet_interval(first, second)
+    monkeypatch.setattr(frechet, "_LARGEST_COVARIANCES", 0)
+    monkeypatch.setattr(frechet, "_MOST_WORK", 1)
+    reference = FrechetReference(first)
+    assert len(reference.distances(second)) == 1 + frechet.FEWEST_RESAMPLES
+    few = reference.interval(second)
+    assert few.value == pytest.approx(full.value) and few.low < few.value < few.high
+    # The standard error of the width is 16 %; this seed is within two of them.
+    assert few.high - few.low == pytest.approx(full.high - full.low, rel=0.32)
+    assert reference.difference(second, second) == Interval(0.0, 0.0, 0.0, 60)
+
+
+@pytest.mark.slow
+def test_inceptions_features_take_bounded_time_and_memory():
+    base = gaussian(0, 600, channels=2048)
+    other = base + 0.3 * gaussian(1, 600, channels=2048)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.process_time()
+    found = frechet_interval(base.astype(np.float32), other.astype(np.float32))
+    assert time.process_time() - started < 60.0 and found.low < found.value < found.high
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2 * 2**20
 
 
 @pytest.mark.parametrize(

@@ -71,9 +71,12 @@ class FrechetReference:
         _require_pictures(features)
         self.shape = features.shape
         count, width = features.shape
+        self._few = False
         self._distances: Callable[[Features, NDArray[np.float64]], NDArray[np.float64]]
         if (repeats + 1) * width**2 > _LARGEST_COVARIANCES:
-            repeats = min(repeats, max(FEWEST_RESAMPLES, int(_MOST_WORK / min(count, width) ** 3)))
+            affordable = max(FEWEST_RESAMPLES, int(_MOST_WORK / min(count, width) ** 3))
+            self._few = affordable < min(repeats, _ENOUGH_FOR_PERCENTILES)
+            repeats = min(repeats, affordable)
             self._distances = _Products(features).distances
         # The first row takes every picture once: the distance itself.
         places = [np.arange(count), *resamples(count, repeats)]
@@ -105,9 +108,9 @@ class FrechetReference:
     def interval_of(self, values: NDArray[np.float64]) -> Interval:
         """The interval of a number made of distances, from its value and its resamples."""
         value, drawn, count = float(values[0]), values[1:], self.shape[0]
-        if len(drawn) >= _ENOUGH_FOR_PERCENTILES:
-            return drawn_interval(value, drawn, count, centred=True)
-        return normal_interval(value, drawn, count)
+        if self._few:
+            return normal_interval(value, drawn, count)
+        return drawn_interval(value, drawn, count, centred=True)
 
 
 class _Covariances:
