@@ -30,7 +30,8 @@ from stepvar.evaluation.provenance import fingerprint, versions
 from stepvar.metrics.frechet import frechet_interval
 from stepvar.metrics.statistics import Interval, mean_interval, median_ratio_interval, paired_interval
 from stepvar.metrics.timing import machine
-from stepvar.models.pipeline import NextScalePipeline, describe
+from stepvar.models.output import as_json_value
+from stepvar.models.pipeline import NextScalePipeline
 from stepvar.pruning.scores import SCORERS
 from stepvar.pruning.stepvar import StepVAR
 from stepvar.report.folder import ReportFolder
@@ -72,12 +73,12 @@ class Candidate:
         if self.method is None:
             return "dense"
         default = StepVAR()
-        told = [
+        fields = [
             f"{field}={value}".replace(" ", "")
             for field, value in vars(self.method).items()
             if value != getattr(default, field) and (field, value) != ("anchor_stride", 3)
         ]
-        return f"{self.kind} {' '.join(told)}"
+        return f"{self.kind} {' '.join(fields)}"
 
 
 def references() -> list[Candidate]:
@@ -348,7 +349,7 @@ class Search:
         return {
             "name": config.name,
             "kind": config.kind,
-            "method": describe(config.method),
+            "method": as_json_value(config.method),
             "n": count,
             "seconds": statistics.median(times[config.name]),
             "tokens": summary.tokens / summary.dense_tokens,

@@ -7,8 +7,9 @@ from itertools import groupby
 import numpy as np
 import pytest
 
-from stepvar.evaluation import calibration
-from stepvar.evaluation.calibration import MISS, PROMPT_SEED, TOLERANCE, calibrate
+from stepvar.evaluation import plan_search
+from stepvar.evaluation.calibration import PROMPT_SEED, calibrate
+from stepvar.evaluation.plan_search import MISS, TOLERANCE
 from stepvar.metrics.fidelity import bounded_psnr
 
 PROMPTS = ["a red star", "two blue rings on sand", "a green circle"]
@@ -30,7 +31,7 @@ def known_machine(monkeypatch):
         flops = [1.0, *(search.flops(*plan) for plan in plans)]
         return [(0.15 + 0.85 * share**0.9) * (1 + random.normal(0, 0.003, search.repeats)) for share in flops]
 
-    monkeypatch.setattr(calibration._Search, "_times", times)
+    monkeypatch.setattr(plan_search.PlanSearch, "_times", times)
 
 
 @pytest.mark.parametrize(("target", "skips"), [(1.2, 0), (1.3, 0), (1.3, 2), (3.0, 2)])
@@ -56,8 +57,8 @@ def test_a_target_speed_out_of_reach_names_what_can_be_had(pipeline, known_machi
 def test_a_target_likeness_is_met_and_not_overdone(pipeline, known_machine):
     ends = [np.mean(calibrate_decibels(pipeline, share)) for share in (0.05, 0.9)]
     target = float(0.4 * ends[0] + 0.6 * ends[1])
-    search = calibration._Search(pipeline, PROMPTS, "stepvar", 1, None, {})
-    chosen = search.for_likeness(target, 0)
+    search = plan_search.PlanSearch(pipeline, PROMPTS, "stepvar", 1, None, {})
+    chosen = search.for_psnr(target, 0)
     assert chosen.psnr >= target and chosen.psnr == np.mean(calibrate_decibels(pipeline, chosen.share))
     found = calibrate(pipeline, PROMPTS, target_psnr=target)
     tried = [trial for trial in found.trials if trial.psnr is not None and trial.psnr < target]
@@ -72,7 +73,7 @@ def test_a_target_likeness_is_met_and_not_overdone(pipeline, known_machine):
 
 
 def calibrate_decibels(pipeline, share):
-    search = calibration._Search(pipeline, PROMPTS, "stepvar", 1, None, {})
+    search = plan_search.PlanSearch(pipeline, PROMPTS, "stepvar", 1, None, {})
     return search.seen.decibels(search.plan(share, 0))
 
 
@@ -108,7 +109,7 @@ def test_the_trial_nearest_to_the_target_is_kept(pipeline, monkeypatch):
         assert len(speeds) == len(plans)
         return [[1.0], *([1.0 / speed] for speed in speeds)]
 
-    monkeypatch.setattr(calibration._Search, "_times", times)
+    monkeypatch.setattr(plan_search.PlanSearch, "_times", times)
     found = calibrate(pipeline, PROMPTS, target_speedup=1.3)
     assert next(rounds, None) is None
     [nearest] = [trial for trial in found.trials if trial.speedup == pytest.approx(1.34)]
@@ -136,8 +137,8 @@ def test_a_miss_is_corrected_once_and_then_told(pipeline, monkeypatch, target, d
     def decibels(pictures, plan):
         return [factor(pictures) * (30.0 - 20.0 * plan.ratios.get(-1, 0.0))] * len(pictures.prompts)
 
-    monkeypatch.setattr(calibration._Search, "_times", times)
-    monkeypatch.setattr(calibration._Pictures, "decibels", decibels)
+    monkeypatch.setattr(plan_search.PlanSearch, "_times", times)
+    monkeypatch.setattr(plan_search.PromptSet, "decibels", decibels)
     found = calibrate(pipeline, PROMPTS, **target)
     assert len(set(used)) == (3 if corrected else 2)
     assert (found.warning is not None) == (abs(found.error) > MISS) == (told is not None)

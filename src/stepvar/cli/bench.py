@@ -1,4 +1,4 @@
-"""`stepvar bench`: what pruning and skipping bring, measured in turn."""
+"""`stepvar bench`: speed of a model's plans, measured in turn."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def bench(
     seed: FixedSeed = 0,
     json: Json = False,
 ) -> None:
-    """Measure what pruning and skipping bring.
+    """Measure the speed of a model's plans.
 
     Dense, skip only, prune only and both run in turn, after one round that is not counted; for a model whose
     plans are others, those. A plan that is given runs beside them.
@@ -111,9 +111,9 @@ def _describe(document: dict[str, Any]) -> str:
         for index, entry in enumerate(methods["dense"]["scales"])
     ]
     seconds = document["video_seconds"]
-    drawn = f"{document['images']} at a time"
+    counts = f"{document['images']} at a time"
     if seconds is not None:
-        drawn = f"{seconds:g} s of video, {document['images']} a call"
+        counts = f"{seconds:g} s of video, {document['images']} a call"
     rounds = f"median of {document['repeats']} rounds in turn"
     return "\n".join(
         [
@@ -121,7 +121,7 @@ def _describe(document: dict[str, Any]) -> str:
             "",
             display.format_table(("stage", *methods), [stages[0], *scales, stages[1], stages[2]]),
             "",
-            f"{document['width']} x {document['height']} pixels, {drawn}, {document['dtype']}, {rounds}",
+            f"{document['width']} x {document['height']} pixels, {counts}, {document['dtype']}, {rounds}",
             f"{document['device_name']} ({document['device']}, {document['threads']} threads), "
             f"torch {document['torch']}, {document['attention']}",
         ]

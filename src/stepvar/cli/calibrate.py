@@ -1,4 +1,4 @@
-"""`stepvar calibrate`: a plan that meets a target speed or a target likeness, for a model and a machine."""
+"""`stepvar calibrate`: a plan that meets a target speed or a target PSNR, for a model and a machine."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ def calibrate(
     """Find a plan that meets a target on this machine.
 
     Prints the options that `stepvar generate` takes for it. What it reaches is measured on prompts that the
-    search did not see; a warning tells where that is more than 5 % from the target.
+    search did not see; a warning says where that is more than 5 % from the target.
     """
     if (target_speedup is None) == (target_psnr is None):
         raise InputError("Give --target-speedup or --target-psnr, one of the two.")
-    # Likeness differs by several dB from prompt to prompt: its mean needs more of them than a time does.
+    # PSNR differs by several dB from prompt to prompt: its mean needs more of them than a time does.
     number = number or (48 if target_psnr is None else 144)
     dimensions, settings = size.arguments(), sampling.arguments()
     given = None if prompts is None else _prompts_of(prompts, number)

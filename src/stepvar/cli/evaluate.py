@@ -1,4 +1,4 @@
-"""`stepvar evaluate scenes`: how often a model draws what its prompt says."""
+"""`stepvar evaluate scenes`: the share of pictures that show what their prompts ask for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 evaluate = typer.Typer(help="Draw and score benchmarks.", no_args_is_help=True)
 
 Count = Annotated[int, typer.Option("-n", "--number", min=1, max=1_000_000, help="Prompts.")]
-Batch = Annotated[int, typer.Option(min=1, max=4096, help="Pictures drawn at a time.")]
+Batch = Annotated[int, typer.Option(min=1, max=4096, help="Pictures generated at a time.")]
 Reconstructions = Annotated[
     bool,
     typer.Option("--reconstructions", help="Score the visual tokenizer alone, the upper bound."),

@@ -163,7 +163,7 @@ class BenchmarkRun:
         from stepvar.models.output import as_json_value
 
         method = self.pipeline.resolve_pruning(self.pruning)
-        self.pipeline.summary(method, **self._planned_settings())
+        self.pipeline.summary(method, **self.settings)
         task = self.task
         return {
             "benchmark": task.benchmark.name,
@@ -179,10 +179,6 @@ class BenchmarkRun:
             "files": task.suffix,
             "versions": versions(),
         }
-
-    def _planned_settings(self) -> dict[str, Any]:
-        known = ("height", "width", "aspect_ratio", "pixel_budget", "guidance_scale", "seconds")
-        return {key: self.settings[key] for key in known if key in self.settings}
 
     def generate(
         self, shard: Shard | None = None, batch: int = 4, advance: Advance | None = None

@@ -1,4 +1,4 @@
-"""Dense and pruned from one seed: how close the pictures, or videos, are, and what each cost."""
+"""Comparison of a dense and a pruned picture, or video, of one seed: fidelity and cost."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """One picture, or video, and what it cost.
+class Generated:
+    """One picture, or video, and its cost.
 
     Attributes:
         pixels: uint8 [H, W, 3], or the frames of a video [F, H, W, 3].
@@ -59,14 +59,14 @@ class Comparison:
     Attributes:
         prompt, seed: What both share.
         dense, pruned: The pictures.
-        machine: What the times depend on.
+        machine: The device and its software, on which the times depend.
         frames: For each scale the frames of the video that its maps stand for, one a map.
     """
 
     prompt: str
     seed: int
-    dense: Drawing
-    pruned: Drawing
+    dense: Generated
+    pruned: Generated
     machine: dict[str, Any]
     frames: tuple[tuple[int, ...], ...]
 
@@ -142,7 +142,7 @@ def compare(
         pruning: What to prune, as the pipeline takes it.
         seed: Of both pictures.
         repeats: Measured rounds; one more before them warms up.
-        observer: Hears of every scale of every run.
+        observer: Called for every scale of every run.
         size: Keyword arguments of the pipeline that set the size.
         sampling: Further keyword arguments of the pipeline: guidance, temperature, a video's beginning.
     """
@@ -166,8 +166,8 @@ def compare(
     return Comparison(
         prompt,
         seed,
-        Drawing(pixels["dense"], dense),
-        Drawing(pixels["pruned"], pruned),
+        Generated(pixels["dense"], dense),
+        Generated(pixels["pruned"], pruned),
         machine(device),
         tuple(pipeline.frames_of(entry.scale) for entry in dense.summary.plan.scales),
     )

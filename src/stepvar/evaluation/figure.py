@@ -1,4 +1,4 @@
-"""A comparison as one picture: dense, pruned, their difference, kept tokens, and where the time goes.
+"""Figure of a comparison: dense, pruned, their difference, kept tokens, and the time of every stage.
 
 Of a video some frames are shown side by side, as one wide picture.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from stepvar.evaluation.comparison import Comparison, Drawing, kept_mask
+from stepvar.evaluation.comparison import Comparison, Generated, kept_mask
 from stepvar.generation.progress import ScaleReport
 from stepvar.metrics.fidelity import amplified_difference
 
@@ -82,7 +82,7 @@ class _Panel:
     kept: NDArray[np.bool_] | None = None
     """Tokens [rows, columns] to leave as they are; the others are dimmed and grey."""
 
-    def drawn(self, size: tuple[int, int]) -> Image.Image:
+    def render(self, size: tuple[int, int]) -> Image.Image:
         """The picture at a size."""
         image = _resized(self.pixels, size)
         if self.kept is None:
@@ -94,7 +94,7 @@ class _Panel:
 
 
 class _Canvas:
-    """Grows downwards while it is drawn on.
+    """A picture that grows downwards while rows are added.
 
     Args:
         pixels: A picture to be shown, for its size.
@@ -139,7 +139,7 @@ class _Canvas:
             x = MARGIN + column * (side + GAP)
             self._line(x, self.y, panel.title, size, panel.tint, side)
             self._line(x, self.y + round(1.35 * size), panel.note, SMALL, FAINT, side)
-            self.image.paste(panel.drawn(shown), (x, self.y + captions))
+            self.image.paste(panel.render(shown), (x, self.y + captions))
         self.y += captions + below
 
     def _line(self, x: int, y: int, text: str, size: int, colour: Colour, width: int) -> None:
@@ -185,11 +185,11 @@ def _wrapped(text: str, size: int, width: int, lines: int) -> list[str]:
 
 
 def _subtitle(comparison: Comparison) -> str:
-    settings, told = comparison.pruned.report.settings, comparison.machine
+    settings, machine = comparison.pruned.report.settings, comparison.machine
     runs = len(comparison.dense.speed.samples.seconds)
     return (
         f"{settings['width']} x {settings['height']} pixels, seed {comparison.seed}, {settings['dtype']}; "
-        f"{told['device_name']}, {told['threads']} thread{'s'[: told['threads'] != 1]}"
+        f"{machine['device_name']}, {machine['threads']} thread{'s'[: machine['threads'] != 1]}"
         f"{f', median of {runs} runs' if runs > 1 else ''}"
     )
 
@@ -200,7 +200,7 @@ def _pictures(comparison: Comparison) -> list[_Panel]:
     gain = _gain(dense.pixels, pruned.pixels)
     decibels = comparison.psnr
     close = "identical" if decibels is None else f"PSNR {decibels:.1f} dB"
-    before, after = (_flat(drawing.pixels) for drawing in (dense, pruned))
+    before, after = (_flat(generated.pixels) for generated in (dense, pruned))
     return [
         _Panel(f"Dense, {_seconds(dense.seconds)}", _tokens(dense), before),
         _Panel(f"Pruned, {_seconds(pruned.seconds)}, {faster}", _tokens(pruned), after, ACCENT),
@@ -229,8 +229,8 @@ def _gain(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> float:
     return gain
 
 
-def _tokens(drawing: Drawing) -> str:
-    report = drawing.report
+def _tokens(generated: Generated) -> str:
+    report = generated.report
     if report.kept_tokens == report.total_tokens:
         return f"all {report.total_tokens:,} tokens"
     return f"{report.kept_tokens:,} of {report.total_tokens:,} tokens"
@@ -254,12 +254,12 @@ def _draw_times(canvas: _Canvas, comparison: Comparison) -> None:
     colours = _stage_colours([name for name, _ in comparison.dense.stages])
     canvas.text("Where the time goes", CAPTION, INK)
     canvas.skip(8)
-    for name, drawing, tint in (("Dense", comparison.dense, INK), ("Pruned", comparison.pruned, ACCENT)):
+    for name, generated, tint in (("Dense", comparison.dense, INK), ("Pruned", comparison.pruned, ACCENT)):
         x, middle = MARGIN + label, canvas.y + BAR // 2
         canvas.draw.text((MARGIN, middle), name, font=_font(CAPTION), fill=tint, anchor="lm")
-        end = _draw_bar(canvas, x, drawing, colours, lambda spent: room * spent / longest)
+        end = _draw_bar(canvas, x, generated, colours, lambda spent: room * spent / longest)
         canvas.draw.text(
-            (end + 12, middle), _seconds(drawing.seconds), font=_font(CAPTION), fill=tint, anchor="lm"
+            (end + 12, middle), _seconds(generated.seconds), font=_font(CAPTION), fill=tint, anchor="lm"
         )
         canvas.skip(BAR + 10)
 
@@ -267,15 +267,15 @@ def _draw_times(canvas: _Canvas, comparison: Comparison) -> None:
 def _draw_bar(
     canvas: _Canvas,
     left: int,
-    drawing: Drawing,
+    generated: Generated,
     colours: dict[str, Colour],
     width_of: Callable[[float], float],
 ) -> float:
     """Draws one bar, and names the parts that are wide enough; returns where it ends."""
     edges = [float(left)]
-    for _, spent in drawing.stages:
+    for _, spent in generated.stages:
         edges.append(edges[-1] + width_of(spent))
-    for (name, _), (start, stop) in zip(drawing.stages, pairwise(edges), strict=True):
+    for (name, _), (start, stop) in zip(generated.stages, pairwise(edges), strict=True):
         # A short stage still has an edge: a pixel's width is left out between stages.
         canvas.draw.rectangle((start, canvas.y, max(start, stop - 1), canvas.y + BAR), fill=colours[name])
         if _font(SMALL).getlength(name) + 10 <= stop - start:

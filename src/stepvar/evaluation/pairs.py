@@ -1,4 +1,4 @@
-"""Likeness of pairs of picture files, measured by several processes.
+"""Fidelity of pairs of picture files, measured by several processes.
 
 Imports no torch, so that a process starts in a fraction of a second.
 """

@@ -1,4 +1,4 @@
-"""What a measurement depends on besides its settings: weights and versions."""
+"""Provenance of a measurement: fingerprint of the weights, and versions of libraries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How often a model draws what its prompt says, judged on the embedded models' scenes from pixels alone."""
+"""Scene score: the share of pictures that show what their prompts ask for, checked in the pixels alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Pixels = NDArray[np.uint8]
 Prompt = still.Prompt | video_grammar.VideoPrompt
 Verdict = still.CheckResult | video_checker.VideoCheckResult
 Advance = Callable[[int], None]
-"""Told how many pictures were judged."""
+"""Called with the number of pictures that were just checked."""
 
 ASPECTS = ("count", "shapes", "colours", "textures", "sizes", "position", "background")
 """Of a picture."""
@@ -43,7 +43,7 @@ class SceneKind:
         categories: Of the prompts.
         aspects: Of a verdict.
         prompts: Evaluation prompts, for a number and a seed.
-        check: Judges pixels against what a prompt asks for.
+        check: Checks pixels against what a prompt asks for.
         render: Pixels that show what a prompt asks for, for random numbers, its spec, a side and a seed.
     """
 
@@ -80,7 +80,7 @@ class SceneScores:
     Attributes:
         prompts: What was asked for.
         verdicts: What was found, one a prompt.
-        seconds: Time that making the pictures took, judging not included.
+        seconds: Time of generating the pictures, without checking them.
         kind: Of the scenes.
     """
 
@@ -154,15 +154,15 @@ def evaluate_generation(
     settings: dict[str, Any] | None = None,
     kind: SceneKind = STILL,
 ) -> SceneScores:
-    """Draws evaluation prompts, one seed a picture, and judges the pictures.
+    """Generates evaluation prompts, one seed a picture, and checks the pictures.
 
     Args:
         pipeline: A model that knows the scenes' words.
         count: Prompts.
         seed: Chooses the prompts; the pictures' seeds count on from it.
         pruning: As the pipeline takes it.
-        batch: Pictures drawn at a time.
-        advance: Hears of progress.
+        batch: Pictures generated at a time.
+        advance: Called with the progress.
         settings: Further keyword arguments of the pipeline.
         kind: `STILL` for a model of pictures, `MOVING` for one of videos.
     """
@@ -179,7 +179,7 @@ def evaluate_generation(
             else:
                 yield [np.asarray(image) for image in result.images]
 
-    return _judge(kind, prompts, draw(), advance)
+    return _check(kind, prompts, draw(), advance)
 
 
 def evaluate_reconstructions(
@@ -191,7 +191,7 @@ def evaluate_reconstructions(
     settings: dict[str, Any] | None = None,
     kind: SceneKind = STILL,
 ) -> SceneScores:
-    """Renders scenes of evaluation prompts, and judges what the visual tokenizer makes of them.
+    """Renders scenes of evaluation prompts, and checks their reconstructions by the visual tokenizer.
 
     This is the ceiling of what any transformer can reach with this tokenizer. Arguments as for
     `evaluate_generation`; only those that set the size belong in `settings`.
@@ -212,7 +212,7 @@ def evaluate_reconstructions(
         for start in range(0, count, batch):
             yield round_trip(pipeline.vae, scenes[start : start + batch], schedule)
 
-    return _judge(kind, prompts, reconstruct(), advance)
+    return _check(kind, prompts, reconstruct(), advance)
 
 
 def _picture_round_trip(tokenizer: Any, pictures: Sequence[Pixels], schedule: Any) -> list[Pixels]:
@@ -254,7 +254,7 @@ def _prompts(count: int, seed: int, kind: SceneKind) -> Sequence[Any]:
     return kind.prompts(count, seed)
 
 
-def _judge(
+def _check(
     kind: SceneKind,
     prompts: Sequence[Any],
     batches: Iterator[Sequence[Pixels]],

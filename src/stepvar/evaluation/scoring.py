@@ -1,4 +1,4 @@
-"""Scores of runs on disk: likeness of two runs, FID, CLIP, and official scorers in their own environments."""
+"""Scores of runs on disk: fidelity of two runs, FID, CLIP, and official scorers in their own environments."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def compare_runs(
     advance: Advance | None = None,
     processes: int = 1,
 ) -> dict[str, Any]:
-    """Likeness of a run to another of the same prompts and seeds, picture by picture.
+    """Fidelity of a run to another of the same prompts and seeds, picture by picture.
 
     Args:
         folder, dense: Two folders of `stepvar evaluate`; the second is the reference.

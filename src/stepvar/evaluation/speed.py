@@ -1,4 +1,4 @@
-"""What pruning and skipping bring: dense and a model's plans, measured in turn."""
+"""Speed of plans: dense and a model's plans, measured in turn."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def usual_methods(pipeline: NextScalePipeline) -> dict[str, Pruning]:
-    """What is measured where nothing else is asked: name -> preset.
+    """The plans that are measured by default: name -> preset.
 
     "both" is the paper's plan where it prunes and skips. Where it skips nothing it is called "paper", and a
     model of a resolution with plans of its own, such as "720p-2x", runs those. "best" is measured where there
@@ -118,7 +118,7 @@ def measure_speed(
         prompts, seeds: One of each a picture; all pictures are one batch.
         repeats: Measured rounds; one more before them warms up.
         methods: Plans by name, "dense" among them; by default `usual_methods`.
-        observer: Hears of every scale of every run.
+        observer: Called for every scale of every run.
         size: Keyword arguments of the pipeline that set the size.
         sampling: Keyword arguments of the pipeline that set guidance, temperature and so on, and
             what a video is like.
@@ -139,8 +139,8 @@ def measure_speed(
         ).report
 
     device = pipeline._execution_device
-    contestants = {name: (lambda pruning=pruning: run(pruning)) for name, pruning in chosen.items()}
-    samples = interleaved(contestants, repeats, device)
+    runs = {name: (lambda pruning=pruning: run(pruning)) for name, pruning in chosen.items()}
+    samples = interleaved(runs, repeats, device)
     dense = MethodSpeed(summaries["dense"], samples["dense"])
     speeds = {name: MethodSpeed(summaries[name], samples[name], dense) for name in chosen}
     settings = samples["dense"].results[0].settings

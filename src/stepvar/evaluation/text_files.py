@@ -1,4 +1,4 @@
-"""Text files that people give us: read strictly, with errors that name the file, the line and the remedy."""
+"""Strict reading of text files: errors name the file, the line and the remedy."""
 
 from __future__ import annotations
 

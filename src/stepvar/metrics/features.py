@@ -1,4 +1,4 @@
-"""What turns pictures into features, for Fréchet distances, diversity and text alignment.
+"""Features of pictures, for Fréchet distances, diversity and text alignment.
 
 An extractor is any callable from pictures uint8 [N, H, W, 3] to features [N, F]. Weights are read from
 files that the user names; nothing is downloaded.

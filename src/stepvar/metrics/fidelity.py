@@ -1,4 +1,4 @@
-"""How close one picture is to another."""
+"""Fidelity of one picture to another: PSNR, SSIM, fine detail, equal values."""
 
 from __future__ import annotations
 

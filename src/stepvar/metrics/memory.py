@@ -16,7 +16,7 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 
 def with_peak_memory(work: Callable[[], Result], device: torch.device) -> tuple[Result, int | None]:
-    """Runs something and tells how far memory grew above what it was before, in bytes.
+    """Runs something, and measures by how many bytes memory grew meanwhile.
 
     On CUDA that is the device's allocated memory, on Linux this process's resident memory; elsewhere it
     cannot be measured, and is None.

@@ -1,4 +1,4 @@
-"""How alike two pictures look: LPIPS where its weights are at hand, and a stand-in for scenes."""
+"""Perceptual distance of two pictures: LPIPS with weights from a file, and a stand-in for scenes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measuring times so that they can be compared: warmed up, interleaved, medians with their spread."""
+"""Times that can be compared: warmed up, interleaved, medians with their spread."""
 
 from __future__ import annotations
 

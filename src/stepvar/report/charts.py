@@ -258,7 +258,7 @@ def saliency(results: Results) -> str:
 
 
 def trade_off(results: Results) -> str:
-    """Time against likeness to the dense run: both main tables, and ours at several ratios."""
+    """Time against PSNR to the dense run: both main tables, and ours at several ratios."""
     panels = (("table 1", "Without skips"), ("equal time", "At several ratios"), ("table 2", "Paper's plan"))
     with _figure(3, width=11.5, height=4.0) as (figure, axes):
         for axis, (table, title) in zip(axes, panels, strict=True):
@@ -287,7 +287,7 @@ def _families(axis: Any, results: Results) -> None:
 
 
 def _point(axis: Any, row: Row, number: int) -> None:
-    """A configuration, with its number beside it: names would lie on each other."""
+    """A configuration, with its number beside it: names would overlap."""
     colour = SKIPPED if row.label == SKIP_ONLY else OURS if row.label.startswith(OURS_LABEL) else RIVAL
     axis.errorbar(
         [1e3 * row.seconds],

@@ -1,4 +1,4 @@
-"""What the paper shows, and where a report has it, or why it has not."""
+"""Figures and tables of the paper, with their place in a report, or the reason why they are missing."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ COVERAGE: tuple[Entry, ...] = (
     Entry("ablation of ratios", "0 to 0.9 of the last two scales", "ratio"),
     Entry(
         "DPG-Bench",
-        "not measured: its prompts are beyond a model of scenes, and its judge is a large model of its own "
+        "not measured: its prompts are beyond a model of scenes, and its scorer is a large model of its own "
         "(stepvar evaluate dpg, with published weights)",
     ),
     Entry("VBench", "not measured: needs InfinityStar's weights (stepvar evaluate vbench)"),

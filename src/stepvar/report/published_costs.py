@@ -1,4 +1,4 @@
-"""What published models cost by scale, from their sizes and schedules alone (figure 1a).
+"""Costs of published models by scale, from their sizes and schedules alone (figure 1a).
 
 Only the transformer is counted, a multiply-add as two, with both copies of classifier-free guidance. Sources:
 FoundationVision/Infinity and FoundationVision/InfinityStar (configurations and schedules), mit-han-lab/hart.
@@ -17,7 +17,7 @@ COPIES = 2
 
 
 @dataclass(frozen=True)
-class Step:
+class PublishedScale:
     """One scale of a published schedule.
 
     Attributes:
@@ -51,7 +51,7 @@ class Published:
     depth: int
     width: int
     weights: int
-    steps: Sequence[Step]
+    steps: Sequence[PublishedScale]
     ratios: Mapping[int, float]
     plan: str
     context: int
@@ -127,7 +127,7 @@ def _infinity(name: str, depth: int, width: int) -> Published:
         width,
         # Self-attention has four square matrices, cross-attention two: text keys are made once.
         6 * width**2 + 2 * width * hidden,
-        [Step(str(scale), scale.tokens) for scale in grids],
+        [PublishedScale(str(scale), scale.tokens) for scale in grids],
         {-4: 0.4, -3: 0.5, -2: 1.0, -1: 1.0},
         "0.4, 0.5, skip, skip",
         context=0,
@@ -143,7 +143,7 @@ def _hart() -> Published:
         24,
         width,
         4 * width**2 + 3 * width * hidden,
-        [Step(f"{side}x{side}", side**2) for side in sides],
+        [PublishedScale(f"{side}x{side}", side**2) for side in sides],
         {-2: 0.5, -1: 0.75},
         "0.5, 0.75",
         context=300,
@@ -166,7 +166,7 @@ def _infinity_star() -> Published:
         # Grouped-query attention: a quarter of the keys and values.
         2 * width**2 + 2 * width * 1024 + 3 * width * hidden,
         [
-            Step(f"{high}x{wide}", 20 * high * wide, count)
+            PublishedScale(f"{high}x{wide}", 20 * high * wide, count)
             for (high, wide), count in zip(grids, times, strict=True)
         ],
         {-2: 0.4, -1: 0.5},

@@ -1,4 +1,4 @@
-"""What tables are made of: measurements of one configuration, a row of a table, one comparison."""
+"""Records of a report: measures of one configuration, a row of a table, a comparison of two."""
 
 from __future__ import annotations
 
