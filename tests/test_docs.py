@@ -1,0 +1,72 @@
+"""Documentation: its links lead somewhere, its commands exist, and what can run here runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import typer
+
+from doc_pages import PAGES, ROOT, WAYS, blocks, stepvar_arguments
+from stepvar.cli.app import app
+
+_LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
+
+
+def names(pages):
+    return [str(page.relative_to(ROOT)) for page in pages]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_links_lead_somewhere(page):
+    links = [link for link in _LINK.findall(page.read_text("utf-8")) if "://" not in link]
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_commands_have_the_options_they_are_given(page):
+    for block in blocks(page):
+        for line in () if block.language == "python" else block.commands():
+            arguments = stepvar_arguments(line)
+            if arguments:
+                parse(arguments, line)
+
+
+def parse(arguments, line):
+    """Parses a command line without running it; an unknown command or option is an error."""
+    command = typer.main.get_command(app)
+    while getattr(command, "commands", None) and arguments:
+        assert arguments[0] in command.commands, line
+        command = command.commands[arguments.pop(0)]
+    context = command.context_class(command, info_name="stepvar")
+    command.make_parser(context).parse_args(arguments)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_python_on_pages_compiles_and_names_what_exists(page):
+    import stepvar
+
+    for block in blocks(page):
+        if block.language == "python":
+            compile(block.text, str(page), "exec")
+            for name in re.findall(r"\bstepvar\.([A-Za-z_]+)\(", block.text):
+                assert hasattr(stepvar, name), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", WAYS, ids=names(WAYS))
+def test_a_page_runs(page):
+    paths = [str(ROOT / "src"), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "tests" / "doc_pages.py"), str(page)]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+
+
+def test_every_way_in_is_linked_from_the_readme():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert [page.name for page in WAYS if f"docs/ways/{page.name}" not in readme] == []
+    assert readme.count("\n") <= 120
