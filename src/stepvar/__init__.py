@@ -2,120 +2,78 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from stepvar.checkpoints.components import load_reference
 from stepvar.loading.diffusers_names import register as _register_with_diffusers
+from stepvar.models import MODELS
 
 if TYPE_CHECKING:
-    from stepvar.embedded import load_embedded
-    from stepvar.evaluation.calibration import calibrate
-    from stepvar.generation.cascade import Cascade
-    from stepvar.generation.report import Report, Summary
-    from stepvar.generation.schedule import Scale, ScaleSchedule
-    from stepvar.loading.conversion import convert
-    from stepvar.loading.official_objects import from_official
-    from stepvar.loading.opener import load
-    from stepvar.models.hart.pipeline import HARTPipeline
-    from stepvar.models.hart.transformer import HARTTransformer
-    from stepvar.models.hart.vae import HARTVAE
-    from stepvar.models.infinity.pipeline import InfinityPipeline
-    from stepvar.models.infinity.transformer import InfinityTransformer
-    from stepvar.models.infinity.vae import InfinityVAE
-    from stepvar.models.infinitystar.pipeline import InfinityStarPipeline
-    from stepvar.models.infinitystar.transformer import InfinityStarTransformer
-    from stepvar.models.infinitystar.vae import InfinityStarVAE
-    from stepvar.models.presets import PRESETS
-    from stepvar.models.switti.pipeline import SwittiPipeline
-    from stepvar.models.switti.transformer import SwittiTransformer
-    from stepvar.models.switti.vae import SwittiVAE
-    from stepvar.models.var.pipeline import VARPipeline
-    from stepvar.models.var.transformer import VARTransformer
-    from stepvar.models.var.vae import VARVAE
-    from stepvar.pruning.fastvar import FastVAR
-    from stepvar.pruning.scalekv import ScaleKV
-    from stepvar.pruning.skipvar import SkipVAR
-    from stepvar.pruning.stepvar import StepVAR
-    from stepvar.report.run import reproduce
+    from stepvar.embedded import load_embedded as load_embedded
+    from stepvar.evaluation.calibration import calibrate as calibrate
+    from stepvar.generation.cascade import Cascade as Cascade
+    from stepvar.generation.report import Report as Report
+    from stepvar.generation.report import Summary as Summary
+    from stepvar.generation.schedule import Scale as Scale
+    from stepvar.generation.schedule import ScaleSchedule as ScaleSchedule
+    from stepvar.loading.conversion import convert as convert
+    from stepvar.loading.official_objects import from_official as from_official
+    from stepvar.loading.opener import load as load
+    from stepvar.models.hart.pipeline import HARTPipeline as HARTPipeline
+    from stepvar.models.hart.transformer import HARTTransformer as HARTTransformer
+    from stepvar.models.hart.vae import HARTVAE as HARTVAE
+    from stepvar.models.infinity.pipeline import InfinityPipeline as InfinityPipeline
+    from stepvar.models.infinity.transformer import InfinityTransformer as InfinityTransformer
+    from stepvar.models.infinity.vae import InfinityVAE as InfinityVAE
+    from stepvar.models.infinitystar.pipeline import InfinityStarPipeline as InfinityStarPipeline
+    from stepvar.models.infinitystar.transformer import InfinityStarTransformer as InfinityStarTransformer
+    from stepvar.models.infinitystar.vae import InfinityStarVAE as InfinityStarVAE
+    from stepvar.models.presets import PRESETS as PRESETS
+    from stepvar.models.switti.pipeline import SwittiPipeline as SwittiPipeline
+    from stepvar.models.switti.transformer import SwittiTransformer as SwittiTransformer
+    from stepvar.models.switti.vae import SwittiVAE as SwittiVAE
+    from stepvar.models.var.pipeline import VARPipeline as VARPipeline
+    from stepvar.models.var.transformer import VARTransformer as VARTransformer
+    from stepvar.models.var.vae import VARVAE as VARVAE
+    from stepvar.pruning.fastvar import FastVAR as FastVAR
+    from stepvar.pruning.scalekv import ScaleKV as ScaleKV
+    from stepvar.pruning.skipvar import SkipVAR as SkipVAR
+    from stepvar.pruning.stepvar import StepVAR as StepVAR
+    from stepvar.report.run import reproduce as reproduce
 
 __version__ = "0.1.0"
 
-# torch takes seconds to import, diffusers and transformers more: each name loads what it needs.
-_HOMES = {
-    "Cascade": "stepvar.generation.cascade",
-    "FastVAR": "stepvar.pruning.fastvar",
-    "HARTPipeline": "stepvar.models.hart.pipeline",
-    "HARTVAE": "stepvar.models.hart.vae",
-    "HARTTransformer": "stepvar.models.hart.transformer",
-    "InfinityPipeline": "stepvar.models.infinity.pipeline",
-    "InfinityStarPipeline": "stepvar.models.infinitystar.pipeline",
-    "InfinityStarVAE": "stepvar.models.infinitystar.vae",
-    "InfinityStarTransformer": "stepvar.models.infinitystar.transformer",
-    "InfinityVAE": "stepvar.models.infinity.vae",
-    "InfinityTransformer": "stepvar.models.infinity.transformer",
-    # diffusers looks up the base class of a saved component on the library that the component names.
-    "ModelMixin": "diffusers",
-    "PRESETS": "stepvar.models.presets",
-    "Report": "stepvar.generation.report",
-    "Scale": "stepvar.generation.schedule",
-    "ScaleKV": "stepvar.pruning.scalekv",
-    "ScaleSchedule": "stepvar.generation.schedule",
-    "SkipVAR": "stepvar.pruning.skipvar",
-    "StepVAR": "stepvar.pruning.stepvar",
-    "Summary": "stepvar.generation.report",
-    "SwittiPipeline": "stepvar.models.switti.pipeline",
-    "SwittiVAE": "stepvar.models.switti.vae",
-    "SwittiTransformer": "stepvar.models.switti.transformer",
-    "VARPipeline": "stepvar.models.var.pipeline",
-    "VARVAE": "stepvar.models.var.vae",
-    "VARTransformer": "stepvar.models.var.transformer",
-    "convert": "stepvar.loading.conversion",
-    "from_official": "stepvar.loading.official_objects",
-    "load": "stepvar.loading.opener",
-    "calibrate": "stepvar.evaluation.calibration",
-    "load_embedded": "stepvar.embedded",
-    "reproduce": "stepvar.report.run",
+# torch takes seconds to import, diffusers and transformers more: a name loads "module:name" on first use.
+_NAMES = {
+    "Cascade": "stepvar.generation.cascade:Cascade",
+    "FastVAR": "stepvar.pruning.fastvar:FastVAR",
+    "PRESETS": "stepvar.models.presets:PRESETS",
+    "Report": "stepvar.generation.report:Report",
+    "Scale": "stepvar.generation.schedule:Scale",
+    "ScaleKV": "stepvar.pruning.scalekv:ScaleKV",
+    "ScaleSchedule": "stepvar.generation.schedule:ScaleSchedule",
+    "SkipVAR": "stepvar.pruning.skipvar:SkipVAR",
+    "StepVAR": "stepvar.pruning.stepvar:StepVAR",
+    "Summary": "stepvar.generation.report:Summary",
+    "calibrate": "stepvar.evaluation.calibration:calibrate",
+    "convert": "stepvar.loading.conversion:convert",
+    "from_official": "stepvar.loading.official_objects:from_official",
+    "load": "stepvar.loading.opener:load",
+    "load_embedded": "stepvar.embedded:load_embedded",
+    "reproduce": "stepvar.report.run:reproduce",
+    # Pipeline, transformer and VAE of every model.
+    **{name: reference for spec in MODELS for name, reference in spec.public_classes.items()},
 }
 
-__all__ = [
-    "HARTVAE",
-    "PRESETS",
-    "VARVAE",
-    "Cascade",
-    "FastVAR",
-    "HARTPipeline",
-    "HARTTransformer",
-    "InfinityPipeline",
-    "InfinityStarPipeline",
-    "InfinityStarTransformer",
-    "InfinityStarVAE",
-    "InfinityTransformer",
-    "InfinityVAE",
-    "Report",
-    "Scale",
-    "ScaleKV",
-    "ScaleSchedule",
-    "SkipVAR",
-    "StepVAR",
-    "Summary",
-    "SwittiPipeline",
-    "SwittiTransformer",
-    "SwittiVAE",
-    "VARPipeline",
-    "VARTransformer",
-    "calibrate",
-    "convert",
-    "from_official",
-    "load",
-    "load_embedded",
-    "reproduce",
-]
+__all__ = sorted(_NAMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    # diffusers looks up the base class of a saved component on the library that the component names.
+    reference = "diffusers:ModelMixin" if name == "ModelMixin" else _NAMES.get(name)
+    if reference is None:
         raise AttributeError(f"module 'stepvar' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return load_reference(reference)
 
 
 def __dir__() -> list[str]:

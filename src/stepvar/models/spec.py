@@ -63,6 +63,13 @@ class ModelSpec:
         return self.pipeline.partition(":")[2]
 
     @property
+    def public_classes(self) -> dict[str, Reference]:
+        """Its classes that the package exports, by name: the pipeline, and its components of ours."""
+        ours = [entry for part in self.components.values() for entry in part.classes]
+        named = [self.pipeline, *(entry for entry in ours if entry.startswith("stepvar."))]
+        return {entry.partition(":")[2]: entry for entry in named}
+
+    @property
     def pipeline_class(self) -> type[NextScalePipeline]:
         """The pipeline class; imports torch."""
         found: type[NextScalePipeline] = load_reference(self.pipeline)
