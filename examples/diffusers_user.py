@@ -1,4 +1,4 @@
-"""What a user of diffusers does, on the embedded model: call, callback, LoRA, int8, save, push, reload, compile.
+"""The interface of diffusers on the embedded model: callback, LoRA, int8, save, push, reload, compile.
 
     python examples/diffusers_user.py                     # everything; compiling takes minutes on a CPU
     python examples/diffusers_user.py --backend aot_eager # compiles without generating code, for a quick look
