@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as registration
 
-from stepvar.checkpoints.errors import CheckpointError, listing
+from stepvar.checkpoints.errors import CheckpointError, first_line, listing
 from stepvar.checkpoints.json_files import read_json
 from stepvar.checkpoints.lock import LOADING
 from stepvar.checkpoints.weights import Checkpoint, TensorMap
@@ -24,6 +25,10 @@ _NUMBER_FORMATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 _LONGEST_LIST = 1_000
 """Entries of a list in a configuration; the longest of a published model has 15."""
+
+_LARGEST_NUMBER = 1 << 20
+"""Largest whole number in a configuration: a width, a size of a codebook. Lists of that length cost nothing
+yet; what the weights do not justify is refused while the model is built."""
 
 _LARGEST_ENTRY = 1 << 16
 """Largest number in such a list: sides of grids, multipliers, channels."""
@@ -82,6 +87,10 @@ def saved_config(path: Path, kind: type[nn.Module]) -> dict[str, Any] | None:
         return None
     config = {key: value for key, value in config.items() if not key.startswith("_")}
     for key, value in config.items():
+        if isinstance(value, int) and abs(value) > _LARGEST_NUMBER:
+            raise CheckpointError(
+                f"'{file}' sets {key} to {value}, more than any model has; do not trust it."
+            )
         _require_short(value, f"'{file}'", key)
     return config
 
@@ -123,7 +132,7 @@ def build_empty(
     except CheckpointError:
         raise
     except (TypeError, ValueError, ArithmeticError, RuntimeError, AssertionError, LookupError) as error:
-        raise CheckpointError(f"{source} does not describe an {name}: {error}") from error
+        raise CheckpointError(f"{source} does not describe an {name}: {first_line(error)}.") from error
 
 
 @contextmanager
@@ -167,9 +176,30 @@ def build_saved(kind: type[Model], checkpoint: Checkpoint, config: Mapping[str, 
         CheckpointError: When the configuration describes another model than the weights make up.
     """
     source = f"'{checkpoint.path}'"
+    for name, hint in get_type_hints(kind.__init__).items():
+        if name in config and not _fits(config[name], hint):
+            raise CheckpointError(f"{source} sets {name} to {config[name]!r}; {_hint_name(hint)} is needed.")
     model = build_empty(kind, config, source, checkpoint.layout)
     require_same_layout(checkpoint.layout, model.state_dict(), source)
     return model
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value of a configuration is what a constructor's annotation says."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is not None and isinstance(origin, type) and issubclass(origin, Sequence):
+        return isinstance(value, list) and all(_fits(entry, parts[0]) for entry in value)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return not isinstance(hint, type) or isinstance(value, hint)
+
+
+def _hint_name(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("collections.abc.", "")
 
 
 @contextmanager

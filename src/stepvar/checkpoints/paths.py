@@ -8,8 +8,8 @@ from pathlib import Path
 
 from stepvar.checkpoints.errors import CheckpointError
 
-_HUB_SNAPSHOT = re.compile(r"(.*/(?:models|datasets|spaces)--[^/]+)/snapshots/[^/]+$")
-"""A folder of the Hugging Face cache, whose files are links to the `blobs` of the same repository."""
+_HUB_SNAPSHOT = re.compile(r"(.*/(?:models|datasets|spaces)--[^/]+)/snapshots/[^/]+(/.*)?")
+"""A folder in the Hugging Face cache, whose files are links to the `blobs` of the same repository."""
 
 
 def is_plain_name(name: object) -> bool:
@@ -32,7 +32,7 @@ def require_inside(folder: Path) -> None:
     """
     root = folder.resolve()
     roots = [root]
-    if snapshot := _HUB_SNAPSHOT.match(root.as_posix()):
+    if snapshot := _HUB_SNAPSHOT.fullmatch(root.as_posix()):
         roots.append(Path(snapshot[1]) / "blobs")
     for place, folders, files in os.walk(folder):
         for name in (*folders, *files):

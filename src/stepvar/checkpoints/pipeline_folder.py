@@ -188,7 +188,7 @@ def check_saved(kind: type[nn.Module], folder: Path, variant: str | None = None)
 
 
 def check_text_side(encoder: Any, tokenizer: Any) -> None:
-    """Runs a text encoder on two tokens: a damaged configuration shows only then.
+    """Runs a tokenizer and a text encoder: a damaged configuration shows only then.
 
     Raises:
         CheckpointError: When the tokenizer has more words than the encoder.
@@ -200,6 +200,7 @@ def check_text_side(encoder: Any, tokenizer: Any) -> None:
             f"The tokenizer has {largest + 1} words, but the text encoder only {encoder.config.vocab_size}; "
             f"{REMEDY}."
         )
+    tokenizer("a", verbose=False)
     with torch.no_grad():
         encoder(input_ids=torch.zeros(1, 2, dtype=torch.long, device=encoder.device))
 

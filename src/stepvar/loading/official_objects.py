@@ -40,8 +40,9 @@ def from_official(
         text_encoder: Its text encoder, of transformers; two of them for Switti; None where prompts come
             encoded.
         tokenizer: The text encoder's tokenizer, likewise.
-        options: What an object does not tell: `resolution` for InfinityStar, `budgets` for Infinity; and
-            arguments of the pipeline's constructor, such as VAR's `labels`.
+        options: What an object does not tell: `resolution` for InfinityStar, `budgets` for Infinity, and
+            `grids` for sizes of one's own; and arguments of the pipeline's constructor, such as VAR's
+            `labels`.
 
     Returns:
         The pipeline, with the weights where they are.

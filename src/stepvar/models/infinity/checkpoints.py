@@ -60,14 +60,17 @@ def from_official(state: Mapping[str, Tensor], source: str = "The state dict") -
 
 
 def transformer_from_state(
-    state: Mapping[str, Tensor], source: str = "The state dict"
+    state: Mapping[str, Tensor], source: str = "The state dict", **overrides: Any
 ) -> InfinityTransformer:
     """A transformer with the weights of an official state dict, checked strictly.
+
+    Args:
+        overrides: Arguments of the constructor that the weights do not tell.
 
     Raises:
         CheckpointError: As for `from_official`.
     """
-    transformer = build_empty(InfinityTransformer, infer_config(state, source), source)
+    transformer = build_empty(InfinityTransformer, infer_config(state, source) | overrides, source)
     transformer.load_state_dict(from_official(state, source), assign=True)
     return transformer.eval()
 
@@ -243,15 +246,14 @@ convert = Conversion(
 
 
 def _transformer_from_object(
-    state: Mapping[str, Tensor], model: Any, vae: Any, budgets: Sequence[str] | None = None
+    state: Mapping[str, Tensor], model: Any, vae: Any, **overrides: Any
 ) -> InfinityTransformer:
     """A transformer on the weights of an official `Infinity`."""
-    transformer = transformer_from_state(state, "The model")
-    if budgets is not None:
-        transformer.register_to_config(budgets=list(budgets))
-    return transformer
+    return transformer_from_state(state, "The model", pixels_per_token=vae.token_stride, **overrides)
 
 
 OBJECTS = OfficialObjects(
-    _transformer_from_object, lambda state, model: vae_from_state(state, "The visual tokenizer"), ("budgets",)
+    _transformer_from_object,
+    lambda state, model: vae_from_state(state, "The visual tokenizer"),
+    ("budgets", "grids"),
 )

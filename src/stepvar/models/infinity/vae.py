@@ -274,7 +274,9 @@ class InfinityVAE(ConfiguredModel[InfinityVAEConfig]):
     ) -> None:
         super().__init__()
         largest = pixel_block * 2 ** (min(len(encoder_multipliers), len(decoder_multipliers)) - 1)
-        self.stride = stride or largest
+        self.stride = largest if stride is None else stride
+        if self.stride < 1:
+            raise ValueError(f"stride must be a power of two up to {largest}, got {stride}")
         halvings = round(math.log2(self.stride / pixel_block))
         if pixel_block * 2**halvings != self.stride or self.stride > largest:
             raise ValueError(f"stride must be a power of two up to {largest}, got {stride}")

@@ -55,16 +55,17 @@ def from_official(state: Mapping[str, Tensor], source: str = "The state dict") -
 
 
 def transformer_from_state(
-    state: Mapping[str, Tensor], source: str = "The state dict", resolution: str | None = None
+    state: Mapping[str, Tensor], source: str = "The state dict", **overrides: Any
 ) -> InfinityStarTransformer:
     """A transformer with the weights of an official state dict, checked strictly.
+
+    Args:
+        overrides: Arguments of the constructor that the weights do not tell.
 
     Raises:
         CheckpointError: As for `from_official`.
     """
-    config = infer_config(state, source)
-    config |= {} if resolution is None else {"resolution": resolution}
-    transformer = build_empty(InfinityStarTransformer, config, source)
+    transformer = build_empty(InfinityStarTransformer, infer_config(state, source) | overrides, source)
     transformer.load_state_dict(from_official(state, source), assign=True)
     return transformer.eval()
 
@@ -265,7 +266,7 @@ The text encoder is stored in float16, as the official code runs it; `dtype` is 
 
 
 def _transformer_from_object(
-    state: Mapping[str, Tensor], model: Any, vae: Any, resolution: str = "480p"
+    state: Mapping[str, Tensor], model: Any, vae: Any, resolution: str = "480p", **overrides: Any
 ) -> InfinityStarTransformer:
     """A transformer on the weights of an official `Infinity` of InfinityStar.
 
@@ -274,11 +275,12 @@ def _transformer_from_object(
     """
     if resolution not in PUBLISHED:
         raise ValueError(f"Unknown resolution {resolution!r}; known are {', '.join(PUBLISHED)}.")
-    return transformer_from_state(state, "The model", resolution)
+    overrides |= {"resolution": resolution, "pixels_per_cell": vae.pixels_per_cell}
+    return transformer_from_state(state, "The model", **overrides)
 
 
 OBJECTS = OfficialObjects(
     _transformer_from_object,
     lambda state, model: vae_from_state(state, "The video tokenizer"),
-    ("resolution",),
+    ("resolution", "grids"),
 )

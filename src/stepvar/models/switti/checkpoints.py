@@ -112,9 +112,10 @@ convert = Conversion(
 
 def _transformer_from_object(state: Mapping[str, Tensor], model: Any, vae: Any) -> SwittiTransformer:
     """A transformer on the weights of an official `Switti`, whose attributes tell what weights do not."""
-    attributes = {name: getattr(model, name, None) for name in _TOLD_BY_CONFIG}
-    told = {_TOLD_BY_CONFIG[name]: value for name, value in attributes.items() if value is not None}
-    return FORMAT.from_state(state, "The model", **told)
+    names = {**_TOLD_BY_CONFIG, "num_heads": "heads"}
+    attributes = {name: getattr(model, name, None) for name in names}
+    told = {names[name]: value for name, value in attributes.items() if isinstance(value, (int, float))}
+    return FORMAT.from_state(state, "The model", pixels_per_token=vae.stride, **told)
 
 
 OBJECTS = OfficialObjects(
