@@ -182,6 +182,39 @@ def test_bad_input_is_one_sentence(run, model_folder, monkeypatch, arguments, wo
     assert not Path("out").exists()
 
 
+@pytest.mark.parametrize(
+    ("benchmark", "text", "words"),
+    [
+        ("mjhq", "{}", "holds no prompts"),
+        ("mjhq", json.dumps({"a": {"category": "..", "prompt": "x"}}), "cannot be a file name"),
+        ("mjhq", json.dumps({"星" * 200: {"category": "x", "prompt": "x"}}), "600 bytes"),
+        ("mjhq", "[" * 100_000, "nested too deeply"),
+        ("dpg", f"item_id,text\n1,{'x' * 131_073}\n", "is no CSV"),
+        ("dpg", "item_id,text\n1,a\n1,b\n", "another text for the item_id '1'"),
+        ("vbench", '[{"prompt_en": "a/b", "dimension": []}]', "cannot be a file name"),
+    ],
+)
+def test_broken_prompts_are_refused_before_a_model_is_loaded(run, benchmark, text, words):
+    Path("prompts").write_text(text)
+    extra = ("--video-format", "gif") if benchmark == "vbench" else ()
+    result = run("evaluate", benchmark, "prompts", "-o", "out", "--model", "absent", *extra)
+    assert result.code == 2 and words in result.stderr and result.stderr.count("\n") == 1
+    assert not Path("out").exists()
+
+
+def test_pictures_are_compared_by_several_processes(tmp_path):
+    random = np.random.default_rng(0)
+    for name in ("one", "two"):
+        finished(tmp_path / name, [{"file": f"{number}.png"} for number in range(16)])
+        for path in (tmp_path / name / "images").iterdir():
+            Image.fromarray(random.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(path)
+    folders = (tmp_path / "one", tmp_path / "two")
+    assert compare_runs(*folders, processes=2) == compare_runs(*folders)
+    (tmp_path / "one" / "images" / "7.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"7\.png' is no readable picture"):
+        compare_runs(*folders, processes=2)
+
+
 class VideoPainter:
     """Draws plain grey videos, as a video pipeline gives them."""
 
