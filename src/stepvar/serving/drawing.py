@@ -1,0 +1,205 @@
+"""Pictures for the server: requests checked against the model, batches drawn, previews decoded."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from stepvar.models.pipeline import NextScalePipeline, to_output
+
+QUALITIES: dict[str, tuple[str, ...]] = {"lossless": ("none",), "high": ("faithful",), "fast": ("best",)}
+"""Presets that a level of quality stands for; the first that the model has is taken. "lossless" is the dense run."""
+
+_FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
+
+
+class Cancelled(Exception):
+    """Every request of a batch has gone; what is left of it is not drawn."""
+
+
+@dataclass(frozen=True)
+class DrawSettings:
+    """What pictures must share to be drawn as one batch.
+
+    Attributes:
+        size: Width and height in pixels; None is the model's own size.
+        pruning: Name of a preset; "none" is the dense run.
+        guidance_scale: None is the model's own.
+        has_negative: Whether the pictures have negative prompts.
+    """
+
+    size: tuple[int, int] | None
+    pruning: str
+    guidance_scale: float | None
+    has_negative: bool
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of a pipeline's call."""
+        arguments: dict[str, Any] = {"pruning": self.pruning}
+        if self.size is not None:
+            arguments["width"], arguments["height"] = self.size
+        if self.guidance_scale is not None:
+            arguments["guidance_scale"] = self.guidance_scale
+        return arguments
+
+
+@dataclass(eq=False)
+class Job:
+    """One picture to draw.
+
+    Attributes:
+        prompt, negative: Texts.
+        seed: Of the picture.
+        settings: What it must share with others of its batch.
+        previews: Indices of scales after which a preview is wanted.
+        on_preview: Called with the number of a preview and the picture, on the drawing thread.
+        cancelled: Set when its client has gone.
+    """
+
+    prompt: str
+    negative: str | None
+    seed: int
+    settings: DrawSettings
+    previews: frozenset[int] = frozenset()
+    on_preview: Callable[[int, Image.Image], None] | None = None
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A finished picture, and how many image tokens were computed for it."""
+
+    image: Image.Image
+    tokens: int
+
+
+class Drawer:
+    """A pipeline as the server uses it; `draw` is called on one thread only.
+
+    Args:
+        pipeline: Draws pictures from texts.
+
+    Raises:
+        ValueError: When it draws videos, or something else than texts.
+    """
+
+    def __init__(self, pipeline: NextScalePipeline) -> None:
+        if pipeline.draws_videos:
+            raise ValueError(
+                f"{type(pipeline).__name__} draws videos, and the images routes serve pictures: "
+                "serve a model of pictures."
+            )
+        self.pipeline = pipeline
+        self.levels = self._levels()
+        schedule = pipeline.schedule()
+        height, width = pipeline.pixels(schedule)
+        self.own_size = (width, height)
+
+    def _levels(self) -> dict[str, str]:
+        """Preset of every level of quality that the model can give."""
+        known = {"none", *self.pipeline.presets}
+        levels = {}
+        for level, presets in QUALITIES.items():
+            found = [preset for preset in presets if preset in known]
+            if found:
+                levels[level] = found[0]
+        return levels
+
+    def scales(self, settings: DrawSettings) -> int:
+        """Number of scales of a size.
+
+        Raises:
+            ValueError: When the model does not draw the size.
+        """
+        if settings.size is None:
+            return len(self.pipeline.schedule())
+        width, height = settings.size
+        return len(self.pipeline.schedule(height=height, width=width))
+
+    def check(self, job: Job) -> None:
+        """Finds out what is wrong with a job before it waits.
+
+        Raises:
+            ValueError: One sentence that says what.
+        """
+        self.pipeline.check_prompts([job.prompt, *([job.negative] if job.negative else [])])
+        self.pipeline.summary(**job.settings.arguments())
+
+    def text_tokens(self, prompt: str) -> int:
+        """Tokens of a prompt as the model reads it; 1 for a class."""
+        tokenizer = getattr(self.pipeline, "tokenizer", None)
+        return 1 if tokenizer is None else len(tokenizer(prompt, verbose=False).input_ids)
+
+    @torch.no_grad()
+    def draw(self, jobs: Sequence[Job]) -> list[Drawn]:
+        """Draws jobs of equal settings as one batch.
+
+        Raises:
+            Cancelled: When all of them were cancelled meanwhile.
+        """
+        settings = jobs[0].settings
+        arguments = settings.arguments()
+        if settings.has_negative:
+            arguments["negative_prompt"] = [job.negative for job in jobs]
+        output = self.pipeline(
+            [job.prompt for job in jobs],
+            seed=[job.seed for job in jobs],
+            callback_on_step_end=_ScaleCallback(jobs, self._preview),
+            **arguments,
+        )
+        tokens = sum(entry.plan.kept for entry in output.report.scales)
+        return [Drawn(image, tokens) for image in output.images]
+
+    def _preview(self, latents: Tensor) -> list[Image.Image]:
+        return to_output(self.pipeline.preview(latents), "pil")
+
+
+class _ScaleCallback:
+    """Called after every scale: sends previews, and stops a batch that nobody waits for.
+
+    Args:
+        jobs: Of the batch.
+        preview: Decodes accumulated codes.
+    """
+
+    def __init__(self, jobs: Sequence[Job], preview: Callable[[Tensor], list[Image.Image]]) -> None:
+        self.jobs, self.preview = jobs, preview
+
+    def __call__(
+        self, pipeline: Any, step: int, timestep: Any, values: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        if all(job.cancelled.is_set() for job in self.jobs):
+            raise Cancelled
+        wanted = [index for index, job in enumerate(self.jobs) if step in job.previews]
+        if wanted:
+            images = self.preview(values["latents"][wanted])
+            for index, image in zip(wanted, images, strict=True):
+                job = self.jobs[index]
+                if job.on_preview is not None:
+                    job.on_preview(sorted(job.previews).index(step), image)
+        return {}
+
+
+def preview_steps(scales: int, count: int) -> frozenset[int]:
+    """Scales after which to send previews: the last `count` before the final one, which is the picture."""
+    return frozenset(range(max(scales - 1 - count, 0), scales - 1)) if count else frozenset()
+
+
+def encode(image: Image.Image, output_format: str, compression: int) -> bytes:
+    """A picture as a file.
+
+    Args:
+        output_format: png, jpeg or webp.
+        compression: Quality of the lossy formats in percent.
+    """
+    buffer = io.BytesIO()
+    options: dict[str, Any] = {} if output_format == "png" else {"quality": compression}
+    image.save(buffer, _FORMATS[output_format], **options)
+    return buffer.getvalue()
