@@ -80,7 +80,11 @@ def test_other_settings_are_another_batch_and_none_waits_forever(start):
     gate.set()
     for future in futures:
         future.result(10)
-    assert [{job.settings.pruning for job in batch} for batch in drawer.batches] == [{"none"}, {"none"}, {"best"}]
+    assert [{job.settings.pruning for job in batch} for batch in drawer.batches] == [
+        {"none"},
+        {"none"},
+        {"best"},
+    ]
 
 
 def test_a_lone_request_waits_no_longer_than_the_stated_bound(start):

@@ -16,6 +16,7 @@ from stepvar.cli.generate import generate, summary
 from stepvar.cli.presets import presets
 from stepvar.cli.reproduce import reproduce
 from stepvar.cli.scores import clip, fid, fidelity, score
+from stepvar.cli.serve import serve
 from stepvar.evaluation.benchmarks import BENCHMARKS
 
 app = typer.Typer(
@@ -28,7 +29,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for _command in (generate, compare, summary, presets, bench, calibrate, reproduce, convert, conformance):
+for _command in (
+    generate,
+    compare,
+    summary,
+    presets,
+    serve,
+    bench,
+    calibrate,
+    reproduce,
+    convert,
+    conformance,
+):
     app.command()(_command)
 for _benchmark in BENCHMARKS.values():
     evaluate.command(_benchmark.name)(benchmark_command(_benchmark))

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stepvar.cli.errors import InputError, explain_errors
+from stepvar.cli.errors import InputError, report_errors
 from stepvar.cli.groups import with_option_groups
 from stepvar.cli.models import open_pipeline, quiet_libraries
-from stepvar.cli.options import ModelChoice
+from stepvar.cli.options import ModelOptions
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -25,18 +25,23 @@ ApiKey = Annotated[
     str | None,
     typer.Option(envvar="STEPVAR_API_KEY", help="What clients must send as a bearer token. Default: none."),
 ]
+Exact = Annotated[
+    bool,
+    typer.Option(help="A picture is the same alone and in a batch; off, batches are faster on a GPU."),
+]
 _INSTALL = "the server needs more packages: pip install 'stepvar[serve]'"
 
 
-@explain_errors
+@report_errors
 @with_option_groups
 def serve(
-    model: ModelChoice,
+    model: ModelOptions,
     host: Host = "127.0.0.1",
     port: Port = 8000,
     max_batch: MaxBatch = 4,
     max_waiting: MaxWaiting = 64,
     timeout: Timeout = 300.0,
+    exact: Exact = True,
     api_key: ApiKey = None,
 ) -> None:
     """Serve a model over HTTP: OpenAI's images API, previews, metrics.
@@ -50,15 +55,17 @@ def serve(
     except ImportError as error:
         raise InputError(f"'stepvar serve' is not installed whole ({error}): {_INSTALL}.") from error
     settings = ServerSettings(
-        max_batch=max_batch, max_waiting=max_waiting, timeout=timeout, api_key=api_key
+        max_batch=max_batch, max_waiting=max_waiting, timeout=timeout, exact=exact, api_key=api_key
     )
     with quiet_libraries():
         app = _load(model, settings)
-    typer.echo(f"http://{host}:{port}/v1 draws pictures; http://{host}:{port}/docs lists the routes.", err=True)
+    typer.echo(
+        f"http://{host}:{port}/v1 draws pictures; http://{host}:{port}/docs lists the routes.", err=True
+    )
     uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False)
 
 
-def _load(model: ModelChoice, settings: ServerSettings) -> FastAPI:
+def _load(model: ModelOptions, settings: ServerSettings) -> FastAPI:
     try:
         from stepvar.serving.app import create_app
         from stepvar.serving.drawing import Drawer
@@ -66,4 +73,4 @@ def _load(model: ModelChoice, settings: ServerSettings) -> FastAPI:
         raise InputError(f"'stepvar serve' is not installed whole ({error}): {_INSTALL}.") from error
     pipeline = open_pipeline(model)
     name = "embedded" if model.embedded else str(model.model).rstrip("/").rpartition("/")[2]
-    return create_app(Drawer(pipeline), name, settings)
+    return create_app(Drawer(pipeline, settings.exact), name, settings)

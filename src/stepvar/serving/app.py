@@ -37,6 +37,7 @@ from stepvar.serving.streaming import open_stream
 
 logger = logging.getLogger(__name__)
 
+
 def create_app(drawer: Drawer, name: str, settings: ServerSettings | None = None) -> FastAPI:
     """Builds the application around one model.
 
@@ -72,8 +73,12 @@ def create_app(drawer: Drawer, name: str, settings: ServerSettings | None = None
     @app.get("/health")
     async def health() -> Health:
         """Whether the server takes requests, and how busy it is."""
-        status = "stopping" if engine.stopping else "ok"
-        return Health(status=status, model=name, waiting=engine.waiting, drawing=engine.drawing)
+        return Health(
+            status="stopping" if engine.stopping else "ok",
+            model=name,
+            waiting=engine.waiting,
+            drawing=engine.drawing,
+        )
 
     @app.get("/metrics", response_class=Response)
     async def prometheus() -> Response:
@@ -89,7 +94,9 @@ def create_app(drawer: Drawer, name: str, settings: ServerSettings | None = None
     async def model(model: str) -> Model:
         """One model, by name."""
         if model != name:
-            raise RequestError(404, f"There is no model {model!r} here; {name!r} is served.", code="not_found")
+            raise RequestError(
+                404, f"There is no model {model!r} here; {name!r} is served.", code="not_found"
+            )
         return Model(id=name, created=created)
 
     @app.get("/v1/files/{file}", response_class=Response, responses=error_responses(401, 404))
@@ -156,7 +163,9 @@ def _add_error_handlers(app: FastAPI) -> None:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"] if part != "body")
         where = f"{place}: " if place else "The body is no valid request: "
-        return _error_response(RequestError(400, f"{where}{first['msg']}.", param=place or None, code="invalid"))
+        return _error_response(
+            RequestError(400, f"{where}{first['msg']}.", param=place or None, code="invalid")
+        )
 
     @app.exception_handler(HTTPException)
     async def missing(request: Request, error: HTTPException) -> Response:

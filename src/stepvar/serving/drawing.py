@@ -15,7 +15,7 @@ from torch import Tensor
 from stepvar.models.pipeline import NextScalePipeline, to_output
 
 QUALITIES: dict[str, tuple[str, ...]] = {"lossless": ("none",), "high": ("faithful",), "fast": ("best",)}
-"""Presets that a level of quality stands for; the first that the model has is taken. "lossless" is the dense run."""
+"""Presets that a level of quality stands for; the first that the model has is taken, "none" is dense."""
 
 _FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 
@@ -85,18 +85,20 @@ class Drawer:
 
     Args:
         pipeline: Draws pictures from texts.
+        exact: Whether a picture must not depend on those it waited with; see `ServerSettings`.
 
     Raises:
         ValueError: When it draws videos, or something else than texts.
     """
 
-    def __init__(self, pipeline: NextScalePipeline) -> None:
+    def __init__(self, pipeline: NextScalePipeline[Any], exact: bool = True) -> None:
         if pipeline.draws_videos:
             raise ValueError(
                 f"{type(pipeline).__name__} draws videos, and the images routes serve pictures: "
                 "serve a model of pictures."
             )
-        self.pipeline = pipeline
+        self.pipeline, self.exact = pipeline, exact
+        pipeline.set_progress_bar_config(disable=True)
         self.levels = self._levels()
         schedule = pipeline.schedule()
         height, width = pipeline.pixels(schedule)
@@ -137,13 +139,27 @@ class Drawer:
         tokenizer = getattr(self.pipeline, "tokenizer", None)
         return 1 if tokenizer is None else len(tokenizer(prompt, verbose=False).input_ids)
 
-    @torch.no_grad()
-    def draw(self, jobs: Sequence[Job]) -> list[Drawn]:
-        """Draws jobs of equal settings as one batch.
+    def draw(self, jobs: Sequence[Job]) -> list[Drawn | None]:
+        """Draws jobs of equal settings: one picture a job, None for one that was cancelled meanwhile.
 
         Raises:
-            Cancelled: When all of them were cancelled meanwhile.
+            Cancelled: When all of them were.
         """
+        if not self.exact:
+            return list(self._draw_together(jobs))
+        drawn = [self._draw_alone(job) for job in jobs]
+        if not any(drawn):
+            raise Cancelled
+        return drawn
+
+    def _draw_alone(self, job: Job) -> Drawn | None:
+        try:
+            return None if job.cancelled.is_set() else self._draw_together([job])[0]
+        except Cancelled:
+            return None
+
+    @torch.no_grad()
+    def _draw_together(self, jobs: Sequence[Job]) -> list[Drawn]:
         settings = jobs[0].settings
         arguments = settings.arguments()
         if settings.has_negative:

@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 class BatchDrawer(Protocol):
     """Draws jobs of equal settings; see `stepvar.serving.drawing.Drawer`."""
 
-    def draw(self, jobs: Sequence[Job]) -> list[Drawn]:
-        """One picture a job, in order."""
+    def draw(self, jobs: Sequence[Job]) -> list[Drawn | None]:
+        """One picture a job, in order; None for one that was cancelled."""
         ...
 
 
@@ -170,7 +170,10 @@ class Engine:
             return
         self.metrics.batch_done(len(batch), time.monotonic() - started)
         for (_, future), picture in zip(batch, drawn, strict=True):
-            future.set_result(picture)
+            if picture is None:
+                future.set_exception(Cancelled())
+            else:
+                future.set_result(picture)
 
 
 def _stopping() -> RequestError:

@@ -34,5 +34,7 @@ class PictureStore:
             RequestError: When there is no such file, or no more.
         """
         if name not in self._files:
-            raise RequestError(404, "There is no such picture; only the last ones are kept.", code="not_found")
+            raise RequestError(
+                404, "There is no such picture; only the last ones are kept.", code="not_found"
+            )
         return self._files[name]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from stepvar.serving.drawing import Drawer, DrawSettings, Drawn, Job, encode, preview_steps
+from stepvar.serving.drawing import Drawer, Drawn, DrawSettings, Job, encode, preview_steps
 from stepvar.serving.engine import Engine
 from stepvar.serving.errors import RequestError
 from stepvar.serving.schemas import ImageRequest
@@ -62,7 +62,10 @@ def prepare(body: ImageRequest, drawer: Drawer, model: str, settings: ServerSett
     """
     if body.model is not None and body.model != model:
         raise RequestError(
-            404, f"There is no model {body.model!r} here; {model!r} is served.", param="model", code="not_found"
+            404,
+            f"There is no model {body.model!r} here; {model!r} is served.",
+            param="model",
+            code="not_found",
         )
     _check_limits(body, settings)
     wanted = DrawSettings(
@@ -170,7 +173,9 @@ async def finish(
             left = deadline - asyncio.get_running_loop().time()
             if left <= 0:
                 raise RequestError(
-                    504, f"The picture was not ready after {timeout:g} seconds: try again later.", code="timeout"
+                    504,
+                    f"The picture was not ready after {timeout:g} seconds: try again later.",
+                    code="timeout",
                 )
             await asyncio.wait([pictures], timeout=min(_POLL, left))
             if not pictures.done() and await gone():

@@ -20,6 +20,8 @@ class ServerSettings:
         max_pictures: Pictures of one request.
         max_body: Bytes of a request's body.
         kept_pictures: Pictures kept in memory for `response_format: url`.
+        exact: Whether a picture is the same, bit for bit, whatever it is drawn with: pictures of a batch are
+            then drawn one after the other, since matrix products may round differently with more rows.
         api_key: What clients send as a bearer token; None lets everybody in.
 
     Raises:
@@ -34,6 +36,7 @@ class ServerSettings:
     max_pictures: int = 10
     max_body: int = 65_536
     kept_pictures: int = 64
+    exact: bool = True
     api_key: str | None = None
 
     def __post_init__(self) -> None:
