@@ -125,10 +125,20 @@ class CheckedPipeline(DiffusionPipeline):
                 f"{cls.__name__}.from_pretrained has no argument {', '.join(sorted(kwargs))}: leave it out."
             )
         with LOADING:
-            settings = opened.settings(defaults) | settings
+            settings = cls.saved_settings(opened.index, opened.settings(defaults)) | settings
             pipeline = _load(cls, opened, given, settings, dtype, special)
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return pipeline
+
+    @classmethod
+    def saved_settings(cls, index: Mapping[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+        """Settings of a saved folder as this version means them; a model's own may have changed.
+
+        Args:
+            index: The folder's whole index.
+            settings: Arguments of the constructor in it.
+        """
+        return settings
 
     def check_loaded(self) -> None:
         """Checks that what was loaded can run; a model's own checks come here."""

@@ -37,18 +37,21 @@ class Session(Protocol):
     and values, modulations), the accumulated latent, and nothing that belongs to a scale.
 
     Attributes:
-        schedule: The scales.
         depth: Number of layers.
         images: B.
         copies: 2 when every image has an unconditional copy, else 1.
         latent: [B, d, (t,) H, W] codes accumulated so far.
     """
 
-    schedule: ScaleSchedule
     depth: int
     images: int
     copies: int
     latent: Tensor
+
+    @property
+    def schedule(self) -> ScaleSchedule:
+        """The scales."""
+        ...
 
     def allocate_cache(self, plan: GenerationPlan) -> Cache:
         """Allocates the KV cache for exactly the tokens of the plan, or `NoCache` where scales share none."""

@@ -1,4 +1,4 @@
-"""Arguments of a call: one signature for `check` and `__call__`, and what is refused with a better way."""
+"""Arguments of a call: one signature for `check` and `__call__`; unsupported ones and what replaces them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The base of the pipelines whose tokens are codes of a codebook: VAR, HART and Switti."""
+"""Base of the pipelines whose tokens are codes of a codebook: VAR, HART and Switti."""
 
 from __future__ import annotations
 
@@ -54,15 +54,19 @@ class CodebookPipeline(NextScalePipeline[AskedCodes], Generic[AskedCodes]):
     vae: VectorQuantizedVAE
 
     @classmethod
+    def saved_settings(cls, index: Mapping[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+        """As for other models; in folders of earlier versions guidance_scale is the official t."""
+        if "guidance_scale" in settings and _GUIDANCE_OFF not in index:
+            return {**settings, "guidance_scale": settings["guidance_scale"] + 1.0}
+        return settings
+
+    @classmethod
     def extract_init_dict(
         cls, config_dict: Mapping[str, Any], **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        """As in diffusers; in folders of earlier versions guidance_scale is the official t."""
-        config = dict(config_dict)
-        if "guidance_scale" in config and _GUIDANCE_OFF not in config:
-            config["guidance_scale"] += 1.0
+        """What diffusers reads a configuration with, where it loads a folder by itself."""
         extracted: tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
-        extracted = super().extract_init_dict(config, **kwargs)
+        extracted = super().extract_init_dict(cls.saved_settings(config_dict, dict(config_dict)), **kwargs)
         return extracted
 
     def register_defaults(self, published: Mapping[str, Any], given: Mapping[str, Any]) -> None:

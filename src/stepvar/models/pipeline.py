@@ -1,4 +1,4 @@
-"""The base of all pipelines: from a checked request through the loop over scales to pixels and a report."""
+"""Base of all pipelines: from a checked request through the loop over scales to pixels and a report."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class NextScalePipeline(PlacedPipeline, Generic[Asked]):
         draws_videos: Whether results have `.frames`, and calls take `seconds`.
         draws_previews: Whether a picture can be looked at before it is finished.
         example_prompt: Something that this kind of pipeline draws.
-        usual_text_tokens: Tokens of a prompt that `summary` counts with where it is not told.
+        usual_text_tokens: Tokens of a prompt that `summary` assumes unless it is given.
     """
 
     spec: ClassVar[ModelSpec]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,12 @@ class PlacedPipeline(CheckedPipeline, LoraPipeline):
     streams_layers = False
     tiles_vae = False
     slices_vae = False
-    model_cpu_offload_seq: ClassVar[str]  # type: ignore[assignment,misc]  # diffusers types it as None
+
+    @property
+    def model_cpu_offload_seq(self) -> str:  # type: ignore[override]  # diffusers types it as None
+        """In which order the parts are needed on the device."""
+        encoders = [name for name in self.spec.components if name.startswith("text_encoder")]
+        return "->".join([*encoders, "transformer", "vae"])
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """As in diffusers, but parts that a model keeps in float32 stay exact in every number format."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from stepvar.models.infinitystar.conditioning import read_footage, read_image
+from stepvar.models.infinitystar.conditioning import read_image, read_video_frames
 from stepvar.models.infinitystar.interactive import Continuation
 from stepvar.models.infinitystar.planning import VideoDefaults, plan_video
 from stepvar.models.infinitystar.sizes import VideoSizes
@@ -135,11 +135,11 @@ def test_of_a_file_only_the_part_that_is_gone_on_from_is_read(pipeline, tmp_path
 
     shades = [Image.new("RGB", (80, 48), (6 * place, 100, 40)) for place in range(40)]
     (tmp_path / "long.mp4").write_bytes(encode_mp4(Video(shades, 16)))
-    assert len(read_footage(tmp_path / "long.mp4", 16, 1.0, from_end=True).pictures) == 16
+    assert len(read_video_frames(tmp_path / "long.mp4", 16, 1.0, from_end=True).pictures) == 16
     interactive = make_star_pipeline(resolution="interact")
     for model, first, last in ((pipeline, 0, 15), (interactive, 24, 39)):
         plan = plan_video(model.transformer.sizes, model.defaults, video=tmp_path / "long.mp4")
-        reds = [plan.beginning.pictures[place].getpixel((40, 24))[0] for place in (0, -1)]
+        reds = [plan.conditioning.pictures[place].getpixel((40, 24))[0] for place in (0, -1)]
         assert reds == pytest.approx([6 * first, 6 * last], abs=12)
 
 
@@ -153,7 +153,7 @@ def test_pictures_that_a_phone_stores_sideways_are_read_upright(tmp_path):
         beginnings = [
             read_image(tmp_path / "phone.jpg"),
             read_image(opened),
-            read_footage([opened], 16, 1.0, from_end=False),
+            read_video_frames([opened], 16, 1.0, from_end=False),
         ]
     for beginning in beginnings:
         [picture] = beginning.pictures

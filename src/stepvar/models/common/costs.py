@@ -1,4 +1,4 @@
-"""What a transformer of the VAR family costs, from its sizes and a plan alone."""
+"""Costs of a transformer of the VAR family, from its sizes and a plan alone."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ Shapes: B pictures, C channels, H x W positions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Iterator
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as functional
@@ -28,28 +28,47 @@ _SEEN = 2
 
 
 class ResidualBlock(Protocol):
-    """Two convolutions of normalised inputs, added to a shortcut; norms may be wrapped."""
+    """Two convolutions of normalised inputs, added to a shortcut."""
 
-    norm1: nn.Module
-    conv1: nn.Module
-    norm2: nn.Module
-    conv2: nn.Module
+    @property
+    def norm1(self) -> nn.Module: ...
+    @property
+    def conv1(self) -> nn.Module: ...
+    @property
+    def norm2(self) -> nn.Module: ...
+    @property
+    def conv2(self) -> nn.Module: ...
+
+
+class Upsample(Protocol):
+    """A doubling of the sides, and a convolution."""
+
+    @property
+    def conv(self) -> nn.Module: ...
 
 
 class Level(Protocol):
     """Residual blocks of one resolution."""
 
-    block: Sequence[nn.Module]
+    @property
+    def block(self) -> nn.ModuleList: ...
+    @property
+    def upsample(self) -> Upsample | None: ...
 
 
 class Decoder(Protocol):
     """Convolutional decoders of Infinity and of the VAR family."""
 
-    conv_in: nn.Module
-    mid: nn.Module
-    up: Sequence[nn.Module]
-    norm_out: nn.Module
-    conv_out: nn.Module
+    @property
+    def conv_in(self) -> nn.Module: ...
+    @property
+    def mid(self) -> nn.Module: ...
+    @property
+    def up(self) -> Iterable[Level]: ...
+    @property
+    def norm_out(self) -> nn.Module: ...
+    @property
+    def conv_out(self) -> nn.Module: ...
 
 
 class Plane(Protocol):
@@ -167,7 +186,9 @@ def plane_norm(plane: Plane, norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 def _output_channels(convolution: nn.Module) -> int:
     inner = convolution if isinstance(convolution, nn.Conv2d) else convolution.conv
-    return int(inner.out_channels)
+    if not isinstance(inner, nn.Conv2d):
+        raise TypeError(f"A {type(inner).__name__} cannot be computed in strips; a Conv2d can.")
+    return inner.out_channels
 
 
 def _run_block(block: ResidualBlock, source: Plane) -> Stored:
@@ -193,8 +214,8 @@ def _whole(plane: Plane) -> Tensor:
     return torch.cat([plane.rows(start, stop) for start, stop in strips(plane)], dim=2)
 
 
-def _run_level(level: nn.Module, plane: Plane) -> Plane:
-    attentions = getattr(level, "attn", None)
+def _run_level(level: Level, plane: Plane) -> Plane:
+    attentions: nn.ModuleList | None = getattr(level, "attn", None)
     if attentions:
         # Attention sees all positions, and has few: it is at the coarsest resolution only.
         values = _whole(plane)
@@ -203,8 +224,8 @@ def _run_level(level: nn.Module, plane: Plane) -> Plane:
         plane = Stored(values)
     else:
         for block in level.block:
-            plane = _run_block(block, plane)
-    upsample = getattr(level, "upsample", None)
+            plane = _run_block(cast(ResidualBlock, block), plane)
+    upsample = level.upsample
     if upsample is None:
         return plane
     enlarged = Enlarged(plane, upsample.conv, _output_channels(upsample.conv))
@@ -225,6 +246,6 @@ def decode_in_strips(decoder: Decoder, features: Tensor) -> Tensor:
         What its last convolution gives, [B, 3 p^2, H / p, W / p] for blocks of p x p pixels.
     """
     plane: Plane = Stored(decoder.mid(decoder.conv_in(features)))
-    for level in reversed(decoder.up):
+    for level in reversed(list(decoder.up)):
         plane = _run_level(level, plane)
     return _whole(Convolved(plane, decoder.norm_out, decoder.conv_out, _output_channels(decoder.conv_out)))

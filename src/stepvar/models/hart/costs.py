@@ -1,4 +1,4 @@
-"""What HART's transformer and its diffusion head cost, from their sizes and a plan alone."""
+"""Costs of HART's transformer and diffusion head, from their sizes and a plan alone."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def scale_costs(
     )
     costs = transformer_costs(plan, rows, layer, lambda scale: width * config.codebook_size)
     sides = (plan.scales[-1].scale.height, plan.scales[-1].scale.width)
-    told = []
+    total = []
     for entry, count, cost in zip(plan.scales, rows, costs, strict=True):
         if (entry.scale.height, entry.scale.width) == sides and not entry.skipped:
             # A scale without guidance leaves the head none either.
             copies = min(images * residual_copies, count)
             cost = replace(cost, flops=cost.flops + copies * _residual_flops(transformer, entry, residual))
-        told.append(cost)
-    return tuple(told)
+        total.append(cost)
+    return tuple(total)
 
 
 def _residual_flops(transformer: HARTTransformer, entry: ScalePlan, residual: str) -> int:
@@ -56,7 +56,7 @@ def _residual_flops(transformer: HARTTransformer, entry: ScalePlan, residual: st
     last_layer = len(transformer.blocks) - 1
     tokens = {"all": entry.scale.tokens, "kept": entry.tokens(last_layer), "none": 0}[residual]
     head = transformer.residual_head
-    # Every step is told anew of its time and state, but the hidden states enter once.
+    # Time and state are embedded at every step, the hidden states once.
     embedding = head.condition_embedding.weight.numel()
     layers = [head.input, head.output, head.output_modulation]
     for block in head.blocks:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
+from stepvar.models.common.base import BlockList
 from stepvar.models.common.layers import LayerNorm, Linear, sinusoid
 
 TRAINED_STEPS = 1000
@@ -205,7 +206,7 @@ class DiffusionHead(nn.Module):
         self.time_embedding = nn.Sequential(Linear(SINUSOID_CHANNELS, width), nn.SiLU(), Linear(width, width))
         self.condition_embedding = Linear(condition_channels, width)
         self.input = Linear(channels, width)
-        self.blocks = nn.ModuleList(DiffusionBlock(width) for _ in range(depth))
+        self.blocks: BlockList[DiffusionBlock] = BlockList(DiffusionBlock(width) for _ in range(depth))
         self.output_modulation = Linear(width, 2 * width)
         self.output = Linear(width, 2 * channels)
 

@@ -65,7 +65,6 @@ class HARTPipeline(CodebookPipeline[HARTRequest]):
 
     spec = SPEC
     presets = PRESETS
-    model_cpu_offload_seq = "text_encoder->transformer->vae"
     _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012
 
     transformer: HARTTransformer

@@ -1,4 +1,4 @@
-"""HART at work on one batch of prompts: what is computed once, and the accumulated codes.
+"""Session of HART, one batch of prompts: what is computed once, and the accumulated codes.
 
 The last scale is unlike the others. Its codes are added as they are, neither enlarged nor refined, and the
 diffusion head draws, token by token, what the codes leave over.

@@ -1,4 +1,4 @@
-"""What Infinity's transformer costs, from its sizes and a plan alone."""
+"""Costs of Infinity's transformer, from its sizes and a plan alone."""
 
 from __future__ import annotations
 

@@ -75,7 +75,6 @@ class InfinityPipeline(NextScalePipeline[InfinityRequest]):
 
     spec = SPEC
     presets = PRESETS
-    model_cpu_offload_seq = "text_encoder->transformer->vae"
     _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012
 
     transformer: InfinityTransformer

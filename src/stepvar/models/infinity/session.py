@@ -1,4 +1,4 @@
-"""Infinity at work on one batch of prompts: what is computed once, and the accumulated codes."""
+"""Session of Infinity, one batch of prompts: what is computed once, and the accumulated codes."""
 
 from __future__ import annotations
 

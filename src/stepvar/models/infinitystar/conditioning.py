@@ -1,4 +1,4 @@
-"""What a video begins with: a picture, the start of another video, or the clip before.
+"""Conditioning of videos: a picture or a video to begin with, or the clip before.
 
 Source: `video_encode` of FoundationVision/InfinityStar (MIT), infinity/schedules/infinity_elegant.py, and
 tools/infer_*.py. The official code draws from the posterior with an unseeded generator; here it is seeded.
@@ -27,11 +27,11 @@ from stepvar.models.infinitystar.vae import InfinityStarVAE
 
 logger = logging.getLogger(__name__)
 
-Footage = Sequence[Image.Image] | Video | str | os.PathLike[str]
+VideoInput = Sequence[Image.Image] | Video | str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
-class Beginning:
+class ConditioningFrames:
     """Pictures that a video begins with, of their own size.
 
     Attributes:
@@ -65,26 +65,28 @@ class Beginning:
             )  # fmt: skip
         return to_pixels([picture for picture, _ in fitted])
 
-    def spread(self, seconds: float, count: int, from_end: bool = False) -> Beginning:
+    def spread(self, seconds: float, count: int, from_end: bool = False) -> ConditioningFrames:
         """`count` frames that stand for the first seconds, or the last ones."""
         video, rate = Video(self.pictures, self.frames_per_second, self.times), self.frames_per_second
         total = math.floor(video.duration * rate + 1e-3)
         places = spread_frames(total, rate, seconds, count)
         shift = total - 1 - places[-1] if from_end else 0
         shown = [video.frame_at((place + shift) / rate) for place in places]
-        return Beginning([self.pictures[index] for index in shown], rate)
+        return ConditioningFrames([self.pictures[index] for index in shown], rate)
 
 
-def read_image(image: Picture) -> Beginning:
+def read_image(image: Picture) -> ConditioningFrames:
     """A picture to begin with.
 
     Raises:
         ValueError: When it cannot be read.
     """
-    return Beginning([read_picture(image)])
+    return ConditioningFrames([read_picture(image)])
 
 
-def read_footage(video: Footage, frames_per_second: float, seconds: float, from_end: bool) -> Beginning:
+def read_video_frames(
+    video: VideoInput, frames_per_second: float, seconds: float, from_end: bool
+) -> ConditioningFrames:
     """A video to go on from.
 
     Args:
@@ -100,10 +102,10 @@ def read_footage(video: Footage, frames_per_second: float, seconds: float, from_
         video = read_video(video, seconds, from_end)
     if not isinstance(video, Video):
         video = Video(list(video), frames_per_second)
-    return Beginning(read_frames(video.frames), video.frames_per_second, video.times)
+    return ConditioningFrames(read_frames(video.frames), video.frames_per_second, video.times)
 
 
-def encode_known(
+def encode_known_clips(
     tokenizer: InfinityStarVAE,
     pixels: Tensor,
     schedule: VideoSchedule,
@@ -138,7 +140,7 @@ def encode_latent(
     return tokenizer.encode(pixels.to(device), noise)
 
 
-def begin_continuation(
+def start_continuation(
     tokenizer: InfinityStarVAE, pixels: Tensor, generator: torch.Generator | None, device: torch.device
 ) -> Continuation:
     """What an interactive continuation goes on from: the latents of a whole clip and its first frame."""

@@ -1,4 +1,4 @@
-"""What InfinityStar costs, from its sizes and a plan alone: operations, cache, memory."""
+"""Costs of InfinityStar, from its sizes and a plan alone: operations, cache, memory."""
 
 from __future__ import annotations
 

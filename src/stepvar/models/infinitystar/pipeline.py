@@ -24,7 +24,7 @@ from stepvar.models.common.prompt_embeds import PromptEmbeds, split_embeds
 from stepvar.models.common.t5 import encode_prompts
 from stepvar.models.infinitystar import SPEC
 from stepvar.models.infinitystar.checkpoints import check_pair
-from stepvar.models.infinitystar.conditioning import Footage, begin_continuation, encode_known
+from stepvar.models.infinitystar.conditioning import VideoInput, encode_known_clips, start_continuation
 from stepvar.models.infinitystar.costs import memory_plan, scale_costs
 from stepvar.models.infinitystar.interactive import Continuation
 from stepvar.models.infinitystar.output import (
@@ -40,7 +40,7 @@ from stepvar.models.infinitystar.planning import VideoDefaults, plan_video
 from stepvar.models.infinitystar.presets import PRESETS
 from stepvar.models.infinitystar.request import (
     VideoRequest,
-    blank_beginning,
+    blank_conditioning,
     check_clips,
     check_length,
     seconds_of_frames,
@@ -78,7 +78,6 @@ class InfinityStarPipeline(NextScalePipeline[VideoRequest]):
     draws_previews = False
     streams_layers = True
     usual_text_tokens = 128
-    model_cpu_offload_seq = "text_encoder->transformer->vae"
     _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012
 
     transformer: InfinityStarTransformer
@@ -134,7 +133,7 @@ class InfinityStarPipeline(NextScalePipeline[VideoRequest]):
         *,
         seconds: float | None = None,
         image: Picture | None = None,
-        video: Footage | None = None,
+        video: VideoInput | None = None,
         continuation: Continuation | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         aspect_ratio: float | None = None,
@@ -234,7 +233,7 @@ class InfinityStarPipeline(NextScalePipeline[VideoRequest]):
             filters=(top_k, top_p),
             posterior=posterior,
         )
-        plan.require_beginning()
+        plan.require_conditioning()
         return VideoRequest(
             inputs=inputs,
             schedule=plan.schedule,
@@ -257,7 +256,7 @@ class InfinityStarPipeline(NextScalePipeline[VideoRequest]):
 
     def draw_video(self, request: VideoRequest) -> DrawnVideo:
         """Draws one video, whose text is encoded."""
-        begun = self.encode_beginning(request)
+        begun = self.encode_conditioning(request)
         sampler = self.sampler(begun)
         session = self.prefill(begun)
         result = self.run_scales(session, sampler, begun)
@@ -279,18 +278,19 @@ class InfinityStarPipeline(NextScalePipeline[VideoRequest]):
             for text, generator, seed in zip(texts, inputs.generators, inputs.seeds, strict=True)
         ]
 
-    def encode_beginning(self, request: VideoRequest) -> VideoRequest:
+    def encode_conditioning(self, request: VideoRequest) -> VideoRequest:
         """The request with what its video begins with, or goes on from, encoded."""
         plan, (generator,), device = request.plan, request.inputs.generators, self._execution_device
-        if plan.beginning is None:
+        if plan.conditioning is None:
             return replace(request, before=plan.continuation)
         source = generator if plan.posterior == "sample" else None
         with request.timer.stage("text"):
             self.load_to_device(self.vae)
-            pixels = plan.beginning.pixels(*self.pixels(plan.schedule))
+            pixels = plan.conditioning.pixels(*self.pixels(plan.schedule))
             if plan.known_schedule is None:
-                return replace(request, before=begin_continuation(self.vae, pixels, source, device))
-            return replace(request, known=encode_known(self.vae, pixels, plan.known_schedule, source, device))
+                return replace(request, before=start_continuation(self.vae, pixels, source, device))
+            known = encode_known_clips(self.vae, pixels, plan.known_schedule, source, device)
+            return replace(request, known=known)
 
     def sampler(self, request: VideoRequest) -> BitSampler:
         plan, device = request.plan, self._execution_device
@@ -367,7 +367,7 @@ class InfinityStarPipeline(NextScalePipeline[VideoRequest]):
         if known_seconds is None and sizes.name == "interact" and not begins:
             known_seconds = sizes.clip_seconds
         if known_seconds is not None and not begins:
-            call |= blank_beginning(sizes, known_seconds)
+            call |= blank_conditioning(sizes, known_seconds)
         return super().summary(pruning, images=images, text_tokens=text_tokens, **call)
 
     def summarise(self, request: VideoRequest, images: int, text_tokens: int) -> Summary:

@@ -9,7 +9,12 @@ from typing import Any
 from stepvar.generation.guidance import Guidance, ProjectedGuidance
 from stepvar.generation.sampling import SamplingSettings
 from stepvar.media.pictures import Picture
-from stepvar.models.infinitystar.conditioning import Beginning, Footage, read_footage, read_image
+from stepvar.models.infinitystar.conditioning import (
+    ConditioningFrames,
+    VideoInput,
+    read_image,
+    read_video_frames,
+)
 from stepvar.models.infinitystar.interactive import Continuation
 from stepvar.models.infinitystar.schedules import (
     FRAMES_PER_LATENT,
@@ -77,7 +82,7 @@ class VideoPlan:
         seconds: Length of the whole video; 0 is a picture.
         guidance, sampling: How values are drawn.
         posterior: "sample" or "mean".
-        beginning: What the video begins with, as pixels of any size.
+        conditioning: What the video begins with, as pixels of any size.
         known_schedule: The schedule of exactly that; None where nothing is known, or of an interactive one.
         continuation: What an interactive continuation goes on from, when it is there already.
         scale_grids: Rows and columns of a clip's scales.
@@ -88,7 +93,7 @@ class VideoPlan:
     guidance: Guidance
     sampling: SamplingSettings
     posterior: str
-    beginning: Beginning | None
+    conditioning: ConditioningFrames | None
     known_schedule: VideoSchedule | None
     continuation: Continuation | None
     scale_grids: tuple[Sides, ...]
@@ -124,9 +129,9 @@ class VideoPlan:
     def begins_with(self) -> str | None:
         if self.continuation is not None:
             return "continuation"
-        if self.beginning is None:
+        if self.conditioning is None:
             return None
-        return "video" if self.beginning.is_video else "picture"
+        return "video" if self.conditioning.is_video else "picture"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -141,7 +146,7 @@ class VideoPlan:
             "posterior": self.posterior,
         }
 
-    def require_beginning(self) -> None:
+    def require_conditioning(self) -> None:
         """Raises ValueError when an interactive continuation has nothing to go on from."""
         if self.is_interactive and self.begins_with is None:
             raise ValueError(
@@ -156,7 +161,7 @@ def plan_video(
     *,
     seconds: float | None = None,
     image: Picture | None = None,
-    video: Footage | None = None,
+    video: VideoInput | None = None,
     continuation: Continuation | None = None,
     size: Size = (None, None, None, None),
     guidance_scale: PerScale | None = None,
@@ -184,48 +189,49 @@ def plan_video(
     interactive = sizes.name == "interact"
     if continuation is not None and not interactive:
         raise ValueError("Only weights for interactive continuation take a continuation; give a video.")
-    beginning = None
+    conditioning = None
     if image is not None:
-        beginning = read_image(image)
+        conditioning = read_image(image)
     elif video is not None:
-        beginning = read_footage(video, sizes.frames_per_second, sizes.clip_seconds, from_end=interactive)
-    template = _template(sizes, size, beginning, continuation)
+        rate, needed = sizes.frames_per_second, sizes.clip_seconds
+        conditioning = read_video_frames(video, rate, needed, from_end=interactive)
+    template = _template(sizes, size, conditioning, continuation)
     if interactive:
-        steps = _interactive(sizes, template, seconds, beginning, continuation)
+        steps = _interactive(sizes, template, seconds, conditioning, continuation)
     else:
-        steps = _clips(sizes, template, seconds, beginning)
-    schedule, known_schedule, length, beginning = steps
+        steps = _clips(sizes, template, seconds, conditioning)
+    schedule, known_schedule, length, conditioning = steps
     return VideoPlan(
         schedule,
         length,
         _guidance(schedule, defaults, guidance_scale, guidance_threshold),
         _sampling(schedule, defaults, temperature, filters),
         posterior,
-        beginning,
+        conditioning,
         known_schedule,
         continuation,
         tuple(sizes.templates[template]),
     )
 
 
-_Steps = tuple[VideoSchedule, VideoSchedule | None, float, Beginning | None]
+_Steps = tuple[VideoSchedule, VideoSchedule | None, float, ConditioningFrames | None]
 
 
 def _clips(
     sizes: VideoSizes,
     template: float,
     seconds: float | None,
-    beginning: Beginning | None,
+    conditioning: ConditioningFrames | None,
 ) -> _Steps:
     """The steps of a video, or of what is left of it after its beginning."""
     known_seconds = None
-    if beginning is not None:
-        known_seconds = sizes.clip_seconds if beginning.is_video else 0.0
+    if conditioning is not None:
+        known_seconds = sizes.clip_seconds if conditioning.is_video else 0.0
     if seconds is None:
         seconds = sizes.longest if known_seconds else min(USUAL_SECONDS, sizes.longest)
     latents = sizes.latents(seconds)
     schedule = sizes.schedule(template, latents)
-    if beginning is None or known_seconds is None:
+    if conditioning is None or known_seconds is None:
         return schedule, None, seconds, None
     known = sizes.latents(known_seconds)
     if latents <= known:
@@ -235,32 +241,32 @@ def _clips(
             f"A video of {seconds:g} seconds whose beginning is given ({what}) leaves nothing to draw: "
             f"ask for more seconds, {longest}."
         )
-    if beginning.is_video:
-        beginning = beginning.spread(known_seconds, 1 + FRAMES_PER_LATENT * (known - 1))
+    if conditioning.is_video:
+        conditioning = conditioning.spread(known_seconds, 1 + FRAMES_PER_LATENT * (known - 1))
     clips = 2 if known_seconds else 1
-    return schedule.without_known(clips), sizes.schedule(template, known), seconds, beginning
+    return schedule.without_known(clips), sizes.schedule(template, known), seconds, conditioning
 
 
 def _interactive(
     sizes: VideoSizes,
     template: float,
     seconds: float | None,
-    beginning: Beginning | None,
+    conditioning: ConditioningFrames | None,
     continuation: Continuation | None,
 ) -> _Steps:
     """The steps of one more clip."""
     clip = sizes.clip_seconds
     if seconds not in (None, clip):
         raise ValueError(f"Interactive continuation draws {clip:g} seconds at a time, not {seconds:g}.")
-    if beginning is not None:
-        if not beginning.is_video:
+    if conditioning is not None:
+        if not conditioning.is_video:
             raise ValueError("These weights continue videos: give a video, not an image.")
         frames = 1 + FRAMES_PER_LATENT * sizes.settings.clip_frames
-        beginning = beginning.spread(clip, frames, from_end=True)
+        conditioning = conditioning.spread(clip, frames, from_end=True)
     schedule = sizes.continuation(template)
     if continuation is not None:
         _require_fit(sizes, schedule, continuation)
-    return schedule, None, clip, beginning
+    return schedule, None, clip, conditioning
 
 
 def _require_fit(sizes: VideoSizes, schedule: VideoSchedule, continuation: Continuation) -> None:
@@ -281,7 +287,7 @@ def _require_fit(sizes: VideoSizes, schedule: VideoSchedule, continuation: Conti
 
 
 def _template(
-    sizes: VideoSizes, size: Size, beginning: Beginning | None, continuation: Continuation | None
+    sizes: VideoSizes, size: Size, conditioning: ConditioningFrames | None, continuation: Continuation | None
 ) -> float:
     height, width, aspect_ratio, budget = size
     if budget is not None and budget != sizes.name:
@@ -297,7 +303,7 @@ def _template(
     if continuation is not None:
         rows, columns = continuation.former.shape[-2:]
         return sizes.template_at_size(rows * sizes.pixels_per_cell, columns * sizes.pixels_per_cell)
-    return sizes.nearest_template(USUAL_RATIO if beginning is None else beginning.ratio)
+    return sizes.nearest_template(USUAL_RATIO if conditioning is None else conditioning.ratio)
 
 
 def _guidance(

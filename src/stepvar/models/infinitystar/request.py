@@ -56,7 +56,7 @@ def seconds_of_frames(frames: int | None, seconds: float | None, frames_per_seco
     return (frames - 1) / frames_per_second
 
 
-def blank_beginning(sizes: VideoSizes, seconds: float) -> dict[str, Any]:
+def blank_conditioning(sizes: VideoSizes, seconds: float) -> dict[str, Any]:
     """The argument of a call for a beginning of so many seconds that is not at hand: 0 is a picture.
 
     Raises:

@@ -144,7 +144,8 @@ class InfinityStarSession:
         """Runs the text, and the conditions of an interactive continuation, into the cache."""
         self._run_prefix("text", self._text_tokens(), self.rotary.text(len(self.text.positive)), cache)
         for entry in self.conditions:
-            table = self.rotary.grid(entry.position, list(entry.frames), entry.features.shape[-2:])
+            rows, columns = entry.features.shape[-2:]
+            table = self.rotary.grid(entry.position, list(entry.frames), (rows, columns))
             hidden = self.transformer.embed_tokens(entry.features.to(self.device))
             self._run_prefix(entry.name, hidden.repeat(self.copies, 1, 1), table, cache)
 

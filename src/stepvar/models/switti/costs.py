@@ -1,4 +1,4 @@
-"""What Switti's transformer costs, from its sizes and a plan alone."""
+"""Costs of Switti's transformer, from its sizes and a plan alone."""
 
 from __future__ import annotations
 

@@ -64,7 +64,6 @@ class SwittiPipeline(CodebookPipeline[CodebookRequest]):
 
     spec = SPEC
     presets = PRESETS
-    model_cpu_offload_seq = "text_encoder->text_encoder_2->transformer->vae"
     _optional_components = ["text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"]  # noqa: RUF012
 
     transformer: SwittiTransformer
@@ -242,10 +241,10 @@ class SwittiPipeline(CodebookPipeline[CodebookRequest]):
         Raises:
             ValueError: When a shape is not what the model reads, or a part is missing.
         """
-        if isinstance(embeds, TextFeatures):
-            embeds, pooled = embeds.tokens, embeds.pooled
+        given = embeds.tokens if isinstance(embeds, TextFeatures) else embeds
+        pooled = embeds.pooled if isinstance(embeds, TextFeatures) else pooled
         config = self.transformer.config
-        tokens = split_embeds(embeds, mask, config.text_channels, self.text_length, name)
+        tokens = split_embeds(given, mask, config.text_channels, self.text_length, name)
         wanted = None if tokens is None else [len(tokens), config.pooled_channels]
         found = None if pooled is None else list(pooled.shape)
         if found != wanted:

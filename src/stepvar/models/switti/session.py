@@ -1,4 +1,4 @@
-"""Switti at work on one batch of prompts: what is computed once, and the accumulated codes."""
+"""Session of Switti, one batch of prompts: what is computed once, and the accumulated codes."""
 
 from __future__ import annotations
 

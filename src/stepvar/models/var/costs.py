@@ -1,4 +1,4 @@
-"""What VAR's transformer costs, from its sizes and a plan alone."""
+"""Costs of VAR's transformer, from its sizes and a plan alone."""
 
 from __future__ import annotations
 

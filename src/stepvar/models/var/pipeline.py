@@ -56,7 +56,6 @@ class VARPipeline(CodebookPipeline[CodebookRequest]):
     spec = SPEC
     presets = PRESETS
     reads_text = False
-    model_cpu_offload_seq = "transformer->vae"
     example_prompt = "0"
     _subject = "class_labels"
 

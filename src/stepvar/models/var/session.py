@@ -1,4 +1,4 @@
-"""VAR at work on one batch of classes: what is computed once, and the accumulated codes."""
+"""Session of VAR, one batch of classes: what is computed once, and the accumulated codes."""
 
 from __future__ import annotations
 
