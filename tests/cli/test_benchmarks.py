@@ -442,3 +442,15 @@ def test_the_recipe_of_vbench(run, recipe):
     assert part.json == pytest.approx({"color": 0.3})
     failed = run("evaluate", "score", "drawn", "--scorer", f"{command} color scene")
     assert failed.code == 2 and "failed with exit code 1" in failed.stderr
+
+
+def test_half_precision_goes_on_with_its_batch(run, model_folder, geneval):
+    """There a picture's bits depend on how many are drawn at a time, so two batches would mix."""
+    for dtype, code in (("bfloat16", 2), ("float32", 0)):
+        first = draw(run, model_folder, geneval, "-o", dtype, "--dtype", dtype, "--batch", 3)
+        assert first.code == 0, first.stderr
+        other = draw(run, model_folder, geneval, "-o", dtype, "--dtype", dtype, "--batch", 2)
+        assert other.code == code
+        if code:
+            assert "its batch differs" in other.stderr
+        assert draw(run, model_folder, geneval, "-o", dtype, "--dtype", dtype, "--batch", 3).code == 0

@@ -187,11 +187,14 @@ class BenchmarkRun:
 
         Args:
             shard: Which part of the prompts; by default all.
-            batch: Pictures generated at a time.
+            batch: Pictures generated at a time; in half precision a run goes on with the batch it began with.
             advance: Called for every file, found ones included.
         """
         shard = shard or Shard()
-        folder = RunFolder(self.folder, self.identity)
+        # In half precision a picture's bits depend on how many are drawn at a time.
+        exact = self.pipeline.draws_videos or self.identity["dtype"] == "float32"
+        identity = self.identity if exact else {**self.identity, "batch": batch}
+        folder = RunFolder(self.folder, identity)
         fresh = folder.claim()
         manifest = self.folder / shard.manifest
         try:
