@@ -1,8 +1,8 @@
 """Sampling: of bits, one independent two-way choice each, and of codes, one choice of a codebook a token.
 
 The random numbers of an image are drawn before the loop from that image's own generator, for every position
-of the whole schedule. So a batch has the noise of single runs, no random call waits inside a scale, and a dense
-and a pruned run of one seed share their noise position by position.
+of the whole schedule. So a batch has the noise of single runs, no random call waits inside a scale, and a
+dense and a pruned run of one seed share their noise position by position.
 """
 
 from __future__ import annotations
