@@ -19,7 +19,7 @@ from stepvar.training.common.transformer_trainer import TransformerTrainer, Tran
 from stepvar.training.pictures.features import PictureFeatures, encode_pictures
 from stepvar.training.pictures.model import PictureModel
 from stepvar.training.pictures.sizes import SIZES
-from stepvar.training.pictures.train import assemble
+from stepvar.training.pictures.train import FINE_TUNING, assemble, bound_memory
 from stepvar.training.pictures.vae import PictureVAETrainer, PictureVAETraining, build_vae
 
 SIZE = SIZES["192"]
@@ -240,6 +240,13 @@ def test_passes_add_up_to_one_batch(store, tmp_path):
     assert names
     for name in names:
         torch.testing.assert_close(weights[0][name], weights[1][name], atol=3e-3, rtol=0.0)
+
+
+def test_large_batches_run_in_passes():
+    for name, most in (("192", 1), ("256", 1), ("384", 3)):
+        bounded = bound_memory(FINE_TUNING, SIZES[name])
+        assert max(batch.passes for phase in bounded for batch in phase.batches) == most
+        assert [phase.share for phase in bounded] == [phase.share for phase in FINE_TUNING]
 
 
 def test_a_run_killed_between_two_renames_resumes(run, store):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,7 +15,7 @@ from stepvar.models.infinity.vae import InfinityVAE
 from stepvar.scenes import VOCABULARY
 from stepvar.training.common.curriculum import BatchSpec, Phase
 from stepvar.training.common.features import FeatureDataset
-from stepvar.training.common.prompted_model import PromptedModel
+from stepvar.training.common.prompted_model import FINE_SCALE, PromptedModel
 from stepvar.training.common.run import to_device
 from stepvar.training.common.stages import ModelTraining, cores
 from stepvar.training.common.text_pretraining import pretrained_text_encoder
@@ -22,7 +23,7 @@ from stepvar.training.common.transformer_trainer import TransformerTraining
 from stepvar.training.pictures.features import PictureFeatures, encode_pictures
 from stepvar.training.pictures.labels import PICTURE_PROMPTS
 from stepvar.training.pictures.model import PictureModel
-from stepvar.training.pictures.sizes import SIZES
+from stepvar.training.pictures.sizes import SIZES, PictureModelSize
 from stepvar.training.pictures.vae import PictureVAETrainer, PictureVAETraining
 
 COARSE, FINE, WHOLE = BatchSpec(7, 24), BatchSpec(None, 10, share=0.4), BatchSpec(None, 6)
@@ -36,6 +37,24 @@ FROM_SCRATCH = (
 )
 FINE_TUNING = (Phase(0.85, (BatchSpec(None, 10, share=0.3), COARSE)), Phase(0.15, (WHOLE, COARSE)))
 """For a model that was trained on these scales already, or on all but the finest."""
+
+
+_TOKENS_IN_MEMORY = 16_000
+"""Of a pass through the transformer: about 10 GB of activations without fused kernels."""
+
+
+def bound_memory(curriculum: Sequence[Phase], size: PictureModelSize) -> tuple[Phase, ...]:
+    """A curriculum whose large batches run in several passes, so that they fit the memory of a laptop."""
+    return tuple(
+        replace(phase, batches=tuple(replace(batch, passes=_passes(batch, size)) for batch in phase.batches))
+        for phase in curriculum
+    )
+
+
+def _passes(batch: BatchSpec, size: PictureModelSize) -> int:
+    counts = [side**2 for side in size.sides[: batch.scales]]
+    tokens = sum(count if count < FINE_SCALE else round(batch.share * count) for count in counts)
+    return min(math.ceil(batch.examples * tokens / _TOKENS_IN_MEMORY), batch.examples)
 
 
 @dataclass(frozen=True)
@@ -77,8 +96,9 @@ class PictureTraining(ModelTraining):
         return PictureModel(SIZES[self.size])
 
     def transformer_settings(self, minutes: float) -> TransformerTraining:
+        curriculum = FROM_SCRATCH if self.start is None else FINE_TUNING
         return TransformerTraining(
-            curriculum=FROM_SCRATCH if self.start is None else FINE_TUNING,
+            curriculum=bound_memory(curriculum, SIZES[self.size]),
             minutes=minutes,
             batch_factor=self.batch_factor,
             compiled=self.compiled,
