@@ -82,3 +82,10 @@ def test_the_growth_is_described_and_knows_what_is_finished(tmp_path):
     (tmp_path / "192" / "transformer" / "run.json").write_text(json.dumps(record))
     assert first.finished and not second.finished
     assert "finished" in PictureGrowth(tmp_path).describe()
+
+
+@pytest.mark.parametrize("command", ["pictures", "picture-vae", "scene-network"])
+def test_wrong_devices_and_trackers_are_reported_before_any_work(command):
+    for option, value, message in (("--device", "tpu", "no device"), ("--log-with", "paper", "no tracker")):
+        result = CliRunner().invoke(app, [command, option, value])
+        assert result.exit_code == 2 and message in result.output

@@ -14,7 +14,7 @@ from rich.logging import RichHandler
 
 from stepvar.scenes.network import WEIGHTS, load_scene_network
 from stepvar.training.common.accelerator import TRACKERS
-from stepvar.training.common.options import settings_command
+from stepvar.training.common.options import checked_device, checked_tracker, settings_command
 from stepvar.training.pictures.growth import PictureGrowth
 from stepvar.training.pictures.sizes import SIZES
 from stepvar.training.pictures.train import PictureTraining
@@ -33,8 +33,13 @@ Scenes = Annotated[int, typer.Option(help="Scenes to encode for the transformer.
 Weights = Annotated[
     Path | None, typer.Option(help="Folder of the finished model; by default OUTPUT/weights.")
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda, or auto for CUDA where it is.")]
-LogWith = Annotated[str, typer.Option(help=f"Experiment tracker: {', '.join(TRACKERS)}.")]
+Device = Annotated[
+    str, typer.Option(help="cpu, cuda, or auto for CUDA where it is.", callback=checked_device)
+]
+LogWith = Annotated[
+    str,
+    typer.Option(help=f"Experiment tracker: {', '.join(TRACKERS)}.", callback=checked_tracker),
+]
 Start = Annotated[Path | None, typer.Option(help="A finished model whose transformer is trained further.")]
 Vae = Annotated[Path | None, typer.Option(help="A finished VAE to use instead of training one.")]
 Processes = Annotated[int, typer.Option(help="Processes of the transformer's training on a CPU.")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Callable
@@ -33,11 +34,10 @@ def build_accelerator(device: str, folder: Path, log_with: str = "") -> Accelera
     Raises:
         ValueError: When the device is missing, or the tracker is unknown or not installed.
     """
-    if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"There is no device {device!r}; use auto, cpu or cuda.")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("CUDA is not available here; use the device cpu.")
+    check_device(device)
     check_tracker(log_with)
+    # It warns of T5's tied embeddings at every checkpoint.
+    logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
     return Accelerator(
         cpu=not uses_cuda(device),
         log_with=log_with or None,
@@ -45,6 +45,18 @@ def build_accelerator(device: str, folder: Path, log_with: str = "") -> Accelera
         # A learned vector that replaces dropped prompts has no gradient in a batch that drops none.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+
+
+def check_device(name: str) -> None:
+    """Refuses a device that is unknown or missing.
+
+    Raises:
+        ValueError: When it is.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"There is no device {name!r}; use auto, cpu or cuda.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("CUDA is not available here; use the device cpu.")
 
 
 def uses_cuda(device: str) -> bool:

@@ -10,10 +10,32 @@ from typing import Annotated, get_type_hints
 
 import typer
 
+from stepvar.training.common.accelerator import check_device, check_tracker
 from stepvar.training.common.run import Settings
 
 _ATTRIBUTES = re.compile(r"^    (\w+(?:, \w+)*): (.+(?:\n {8}.+)*)", re.MULTILINE)
 """Entries of a docstring's attribute list: names, and a text that may continue in indented lines."""
+
+
+def checked_device(name: str) -> str:
+    """A device's name as an option; reports a wrong one as Typer reports wrong values."""
+    return _checked(check_device, name)
+
+
+def checked_tracker(name: str) -> str:
+    """A tracker's name as an option."""
+    return _checked(check_tracker, name)
+
+
+def _checked(check: Callable[[str], None], value: str) -> str:
+    try:
+        check(value)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    return value
+
+
+_CALLBACKS = {"device": checked_device, "log_with": checked_tracker}
 
 
 def settings_command(
@@ -36,7 +58,10 @@ def settings_command(
             field.name,
             inspect.Parameter.KEYWORD_ONLY,
             default=field.default,
-            annotation=Annotated[hints[field.name], typer.Option(help=texts.get(field.name))],
+            annotation=Annotated[
+                hints[field.name],
+                typer.Option(help=texts.get(field.name), callback=_CALLBACKS.get(field.name)),
+            ],
         )
         for field in fields(kind)
     ]
