@@ -35,7 +35,7 @@ def package(pipeline: NextScalePipeline, folder: Path) -> int:
     """Writes a pipeline in bfloat16; returns its size in bytes."""
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
-            # The weights are stored in bfloat16 throughout; diffusers' own `to` warns of layers kept in float32.
+            # All layers are stored in bfloat16; diffusers' own `to` warns of some kept in float32.
             nn.Module.to(part, torch.bfloat16)
     fresh = folder.with_name(folder.name + ".partial")
     shutil.rmtree(fresh, ignore_errors=True)
