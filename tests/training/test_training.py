@@ -24,7 +24,7 @@ from stepvar.training.pictures.vae import PictureVAETrainer, PictureVAETraining,
 
 SIZE = SIZES["192"]
 CURRICULUM = (Phase(0.5, (BatchSpec(3, 4),)), Phase(0.5, (BatchSpec(8, 2, share=0.2), BatchSpec(5, 2))))
-SETTINGS = TransformerTraining(CURRICULUM, minutes=0.03, checkpoint_minutes=1.0)
+SETTINGS = TransformerTraining(CURRICULUM, minutes=0.06, checkpoint_minutes=1.0)
 
 
 @pytest.fixture(scope="module")
