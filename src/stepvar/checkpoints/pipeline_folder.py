@@ -7,7 +7,7 @@ one folder a component. Which classes there may be is a table of the pipeline's,
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,14 @@ import torch
 from torch import nn
 
 from stepvar.checkpoints.components import ComponentSpec, load_reference
-from stepvar.checkpoints.errors import CheckpointError
+from stepvar.checkpoints.errors import CheckpointError, listing
 from stepvar.checkpoints.json_files import read_json
 from stepvar.checkpoints.layouts import build_saved, fill, saved_config
 from stepvar.checkpoints.paths import require_inside
 from stepvar.checkpoints.transformers_models import (
     load_text_tokenizer,
 )
-from stepvar.checkpoints.weights import Checkpoint
+from stepvar.checkpoints.weights import Checkpoint, variants
 
 INDEX = "model_index.json"
 
@@ -103,7 +103,15 @@ class PipelineFolder:
                 raise CheckpointError(f"'{self.path}' lacks its part {name!r}; {REMEDY}.")
             _require_below(folder, self.path)
             require_inside(folder)
+        self._require_variant([self.path / name for name, class_name in checked.items() if class_name])
         return checked
+
+    def _require_variant(self, folders: Sequence[Path]) -> None:
+        """Refuses a variant that none of the components has; one without it is read as it is."""
+        offered = set[str]().union(*map(variants, folders))
+        if self.variant is not None and self.variant not in offered:
+            found = listing(sorted(offered)) or "none"
+            raise CheckpointError(f"'{self.path}' has no variant {self.variant!r}; it has {found}.")
 
     def _class_name(self, name: str, spec: ComponentSpec) -> str | None:
         entry = self.index.get(name, [None, None] if spec.optional else None)

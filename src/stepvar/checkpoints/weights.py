@@ -135,12 +135,12 @@ def weight_files(path: Path, variant: str | None = None) -> list[Path]:
     if not path.is_dir():
         raise CheckpointError(f"'{path}' is neither a file nor a folder; {USABLE}.")
     for pattern in ("*.safetensors.index*.json", "*.index*.json"):
-        indices = sorted(file for file in path.glob(pattern) if _variant(file) == variant)
-        if indices:
+        indices = _of_variant(sorted(path.glob(pattern)), variant)
+        if indices and (variant is not None or _variant(indices[0]) is None or not _plain_file(path)):
             return _shards_of(indices[0])
     for suffixes in ((".safetensors",), WEIGHT_SUFFIXES):
         found = sorted(file for file in path.iterdir() if file.suffix in suffixes and file.is_file())
-        found = _of_variant(path, found, variant)
+        found = _of_variant(found, variant)
         if len(found) == 1:
             return found
         if found:
@@ -157,19 +157,25 @@ def _variant(file: Path) -> str | None:
     return match and (match["of_file"] or match["of_index"])
 
 
-def _of_variant(folder: Path, files: list[Path], variant: str | None) -> list[Path]:
-    """The files of a variant among several."""
-    if variant is not None:
-        found = [file for file in files if _variant(file) == variant]
-        if files and not found:
-            offered = listing(sorted({str(_variant(file)) for file in files if _variant(file)}) or ["none"])
-            raise CheckpointError(f"'{folder}' has no variant {variant!r}; it has {offered}.")
+def _of_variant(files: list[Path], variant: str | None) -> list[Path]:
+    """The files of a variant among several; the plain ones where there is none of it."""
+    if variant is not None and (found := [file for file in files if _variant(file) == variant]):
         return found
     if len(files) > 1:
         files = [file for file in files if _variant(file) is None] or files
         # Averaged weights beside the plain ones are read by those who ask for them by name.
         files = [file for file in files if not file.name.startswith("ema_")] or files
     return files
+
+
+def _plain_file(folder: Path) -> bool:
+    """Whether a folder has a weight file that is no shard and of no variant."""
+    return any(file.suffix == ".safetensors" and _variant(file) is None for file in folder.iterdir())
+
+
+def variants(folder: Path) -> set[str]:
+    """Names of the variants that a component's folder has weights of."""
+    return {name for file in folder.iterdir() if (name := _variant(file)) is not None}
 
 
 def _shards_of(index: Path) -> list[Path]:
