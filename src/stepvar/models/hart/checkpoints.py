@@ -6,7 +6,6 @@ ema_model.bin, and beside it a folder tokenizer/.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from stepvar.checkpoints.conversion import Conversion, TextSide
 from stepvar.checkpoints.errors import CheckpointError
+from stepvar.checkpoints.json_files import read_json
 from stepvar.checkpoints.layouts import saved_config
 from stepvar.checkpoints.official import OfficialFormat, OfficialObjects
 from stepvar.checkpoints.weights import Checkpoint
@@ -54,13 +54,7 @@ def official_config(path: Path) -> dict[str, Any] | None:
     file = (path if path.is_dir() else path.parent) / "config.json"
     if not file.is_file():
         return None
-    try:
-        config = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"'{file}' is not a readable configuration; fetch it again.") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"'{file}' is not a readable configuration; fetch it again.")
-    return config
+    return read_json(file)
 
 
 def load_transformer(

@@ -237,7 +237,7 @@ def _from_shapes(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
     """Everything that keys and shapes tell."""
     depth = _count(state, r"blocks\.(\d+)\.")
     if not depth:
-        raise CheckpointError(f"{source} is damaged: it has no blocks; fetch it again.")
+        raise CheckpointError(f"{source} has no blocks; give the whole state dict.")
     width, channels = shape_of(state, "word_embed.weight", source)
     modulations = [
         name

@@ -120,7 +120,7 @@ def infer_config(state: Mapping[str, Tensor], source: str = "The state dict") ->
     chunks = max(len(set(blocks.values())), 1)
     if not blocks or len(blocks) % chunks:
         raise CheckpointError(
-            f"{source} is damaged: {len(blocks)} blocks in {chunks} chunks; fetch it again."
+            f"{source} is damaged: {len(blocks)} blocks in {chunks} chunks; give the whole state dict."
         )
     first = "block_chunks.0.module.0" if "block_chunks.0.module.0" in blocks else "blocks.0"
     width, detail = sides(state, "word_embed.weight", source)
@@ -194,7 +194,9 @@ def sides(state: Mapping[str, Tensor], key: str, source: str, dimensions: int = 
     shape = tuple(state[key].shape) if key in state else ()
     if len(shape) != dimensions or 0 in shape:
         found = f"is {list(shape)}" if key in state else "is missing"
-        raise CheckpointError(f"{source} does not fit the model: {key} {found}; fetch it again.")
+        raise CheckpointError(
+            f"{source} does not fit the model: {key} {found}; give the whole state dict, under the official names."
+        )
     return shape
 
 

@@ -5,7 +5,6 @@ Source of the file forms: yandex-research/switti, models/switti.py (`SwittiHF`) 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from stepvar.checkpoints.conversion import Conversion, TextSide
 from stepvar.checkpoints.errors import CheckpointError
+from stepvar.checkpoints.json_files import read_json
 from stepvar.checkpoints.official import OfficialFormat, OfficialObjects
 from stepvar.models.common.square_schedules import LEVELS
 from stepvar.models.common.vq_vae_checkpoints import check_pair, load_vq_vae, vae_from_state
@@ -72,11 +72,8 @@ def load_transformer(
 def _official_config(path: Path) -> Mapping[str, Any]:
     """The official configuration that belongs to a file or folder; empty when there is none."""
     file = (path if path.is_dir() else path.parent) / "config.json"
-    try:
-        config = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"'{file}' is not a readable configuration; fetch it again.") from error
-    return config if isinstance(config, dict) and "_class_name" not in config else {}
+    config = read_json(file) if file.is_file() else {}
+    return {} if "_class_name" in config else config
 
 
 def load_vae(
