@@ -77,6 +77,11 @@ class Checkpoint:
             if twice:
                 raise CheckpointError(f"'{path}' stores {listing(twice)} in two shards; fetch it again.")
             stored.update({key: tensor.to("meta") for key, tensor in tensors.items()})
+        if any(name.rpartition(".")[2] in ("_flat_param", "flat_param") for name in stored):
+            raise CheckpointError(
+                f"'{path}' was saved by FSDP in flat form, which has lost names and shapes; save it with "
+                "StateDictType.FULL_STATE_DICT."
+            )
         names, prefixes = strip_wrappers(list(stored)) if unwrap else ({name: name for name in stored}, ())
         if prefixes:
             logger.warning("'%s': left %s out of the names of its weights.", path, ", ".join(prefixes))

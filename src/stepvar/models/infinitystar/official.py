@@ -195,7 +195,7 @@ def sides(state: Mapping[str, Tensor], key: str, source: str, dimensions: int = 
     if len(shape) != dimensions or 0 in shape:
         found = f"is {list(shape)}" if key in state else "is missing"
         raise CheckpointError(
-            f"{source} does not fit the model: {key} {found}; give the whole state dict, under the official names."
+            f"{source} does not fit the model: {key} {found}; give the whole official state dict."
         )
     return shape
 
