@@ -396,3 +396,46 @@ def test_settings_that_would_do_nothing_are_refused_in_words(name, setting):
     with pytest.raises(ValueError, match=r"\w") as error:
         getattr(made(name), setting)()
     assert str(error.value).endswith(".")
+
+
+@each_model
+def test_a_pipeline_from_another_one_shares_its_parts_or_copies_them(name):
+    source = MAKERS[name][0]().to(torch.bfloat16)
+    before = {key: value.dtype for key, value in source.transformer.named_parameters()}
+    expected = pixels(call(source, name))
+    shared = type(source).from_pipe(source)
+    assert shared.transformer is source.transformer
+    assert {**shared.config} == {**source.config}
+    assert np.array_equal(pixels(call(shared, name)), expected)
+    other = type(source).from_pipe(source, dtype=torch.float32, guidance_scale=1.5)
+    assert other.transformer.compute_dtype == torch.float32
+    assert other.config["guidance_scale"] == 1.5
+    assert {key: value.dtype for key, value in source.transformer.named_parameters()} == before
+    assert np.array_equal(pixels(call(source, name)), expected)
+
+
+@each_model
+@torch.no_grad()
+def test_the_image_processor_draws_what_a_call_draws(name):
+    pipeline = made(name)
+    output = call(pipeline, name, output_type="latent")
+    height, _ = pipeline.pixels(pipeline.schedule())
+    assert latents(output).shape[-2] * pipeline.vae_scale_factor == height
+    if not pipeline.draws_videos:
+        decoded = pipeline.vae.decode(latents(output))
+        [picture] = pipeline.image_processor.postprocess(decoded)
+        assert np.array_equal(np.asarray(picture), pixels(call(pipeline, name)))
+
+
+@pytest.mark.parametrize("arguments", [{}, {"dtype": torch.float32}])
+def test_the_embedded_model_is_opened_by_its_class_too(arguments):
+    import stepvar
+    from stepvar.embedded import MODELS as FOLDERS
+
+    embedded = stepvar.load_embedded()
+    opened = stepvar.InfinityPipeline.from_pretrained(FOLDERS["pictures"], **arguments)
+    again = stepvar.InfinityPipeline(**embedded.components)
+    prompt = "two yellow stars above a striped blue ring on sand"
+    expected = pixels(embedded(prompt, seed=1))
+    for pipeline in (opened, again):
+        assert np.array_equal(pixels(pipeline(prompt, seed=1)), expected)

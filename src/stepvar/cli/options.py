@@ -105,14 +105,17 @@ class ModelOptions:
         """
         import torch
 
-        present = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        device = ("cuda" if present else "cpu") if self.device == "auto" else self.device
-        if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
+        cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        device = ("cuda" if cuda else "cpu") if self.device == "auto" else self.device
+        if not re.fullmatch(r"cpu|mps|(cuda|xpu)(:\d{1,3})?", device):
             raise InputError(
-                f"Unknown --device {self.device!r}; known are cpu, cuda, cuda:1 and so on, auto."
+                f"Unknown --device {self.device!r}; known are cpu, cuda, cuda:1 and so on, xpu, mps, auto."
             )
-        if device != "cpu" and int(device.partition(":")[2] or 0) >= present:
-            found = f"{present} CUDA device{'s'[: present != 1]}"
+        kind, _, number = device.partition(":")
+        xpu = torch.xpu.device_count() if hasattr(torch, "xpu") and torch.xpu.is_available() else 0
+        present = {"cpu": 1, "cuda": cuda, "xpu": xpu, "mps": int(torch.backends.mps.is_available())}[kind]
+        if int(number or 0) >= present:
+            found = f"{present} {kind.upper()} device{'s'[: present != 1]}"
             raise InputError(f"--device {device} is not there, this machine has {found}; use --device cpu.")
         if self.offload and device == "cpu":
             raise InputError(

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
 from numpy.typing import NDArray
 from PIL import Image
@@ -177,6 +178,15 @@ def to_output(pixels: Tensor, kind: str) -> list[Image.Image] | NDArray[np.float
     # Truncation, as the official code converts.
     pictures = (scaled * 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(picture) for picture in pictures]
+
+
+class PictureProcessor(VaeImageProcessor):
+    """The image processor of diffusers, but numbers are cut off to bytes, not rounded, as in a call."""
+
+    @staticmethod
+    def numpy_to_pil(images: NDArray[np.float32]) -> list[Image.Image]:
+        """An array [B, H, W, 3] in 0..1 as pictures."""
+        return [Image.fromarray(picture) for picture in (images * 255).astype(np.uint8)]
 
 
 def as_json_value(value: Any) -> Any:

@@ -28,6 +28,7 @@ from stepvar.models.common.t5 import refuse_unknown_words
 from stepvar.models.output import (
     CALLBACK_TENSORS,
     ImageOutput,
+    PictureProcessor,
     as_json_value,
     peak_memory,
     require_finite_pixels,
@@ -80,6 +81,11 @@ class Transformer(Protocol):
 
 class VisualDecoder(Protocol):
     """What every pipeline needs of its visual tokenizer."""
+
+    @property
+    def stride(self) -> int:
+        """Pixels per latent position in each direction."""
+        ...
 
     def decode(self, latent: Tensor, in_strips: bool = ...) -> Tensor:
         """Accumulated codes [B, d, (t,) h, w] -> pixels [B, 3, (F,) H, W] in -1..1."""
@@ -190,6 +196,16 @@ class NextScalePipeline(PlacedPipeline, Generic[Asked]):
     def check_loaded(self) -> None:
         """Plans a dense run: settings and schedules that cannot run are refused when they are loaded."""
         self.summary()
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels per latent position in each direction."""
+        return self.vae.stride
+
+    @property
+    def image_processor(self) -> PictureProcessor:
+        """Turns decoded pixels into pictures, as in diffusers."""
+        return PictureProcessor(vae_scale_factor=self.vae_scale_factor)
 
     def schedule(self) -> ScaleSchedule:
         """The scale schedule of a size; a model's own takes the arguments of a call that set it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from stepvar.checkpoints.checked_pipeline import CheckedPipeline
 from stepvar.models.lora import LoraPipeline
 
 if TYPE_CHECKING:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
     from typing_extensions import Self
 
 
@@ -34,6 +36,36 @@ class PlacedPipeline(CheckedPipeline, LoraPipeline):
         """In which order the parts are needed on the device."""
         encoders = [name for name in self.spec.components if name.startswith("text_encoder")]
         return "->".join([*encoders, "transformer", "vae"])
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
+        """A pipeline with another one's components and settings; the other one stays as it is.
+
+        Args:
+            pipeline: The other one.
+            kwargs: Components and settings to use instead of its own. `dtype` (or `torch_dtype`) is another
+                number format: then the components are copied, and otherwise they are shared.
+
+        Raises:
+            ValueError: When it lacks a component that this kind of pipeline needs.
+        """
+        asked = [kwargs.pop(name, None) for name in ("dtype", "torch_dtype")]
+        dtype = next((entry for entry in asked if entry is not None), None)
+        required, settings = cls._get_signature_keys(cls)
+        parts = {name: kwargs.pop(name, getattr(pipeline, name, None)) for name in required}
+        lacking = [name for name in required if parts[name] is None and name not in cls._optional_components]
+        if lacking:
+            raise ValueError(
+                f"{cls.__name__} needs {' and '.join(lacking)}, and {type(pipeline).__name__} has none: "
+                "pass it."
+            )
+        if dtype is not None:
+            parts = {name: deepcopy(part) for name, part in parts.items()}
+        own = {name: pipeline.config[name] for name in settings if name in pipeline.config}
+        made = cls(**parts, **{**own, **kwargs})
+        if "_name_or_path" in pipeline.config:
+            made.register_to_config(_name_or_path=pipeline.config["_name_or_path"])
+        return made if dtype is None else made.to(dtype=dtype)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """As in diffusers, but parts that a model keeps in float32 stay exact in every number format."""

@@ -202,6 +202,11 @@ class InfinityStarVAE(ConfiguredModel[InfinityStarVAEConfig]):
         return self.config.latent_channels * self.config.patch**2
 
     @property
+    def stride(self) -> int:
+        """Pixels per latent position in each direction, under the name that all visual tokenizers have."""
+        return self.pixels_per_cell
+
+    @property
     def pixels_per_cell(self) -> int:
         config = self.config
         return config.pixel_block * 2 ** (len(config.channels) - 2) * config.patch
