@@ -49,6 +49,7 @@ def test_the_picture_carries_its_settings(run, model_folder):
     assert settings["prompt"] == PROMPT and settings["negative_prompt"] == "a red star"
     assert settings["seed"] == 3 and settings["width"] == settings["height"] == PIXELS
     assert settings["guidance_scale"] == [2, 2, 2, 2, 1.5, 1]
+    assert settings["dtype"] == "float32" and settings["batch"] == 1
     assert settings["pruning"]["ratios"] == {"6": 0.5, "8": 0.75}
     assert settings["scales"][-1] == {"scale": "8x8", "kept": 16, "skipped": False}
     assert "torch" in settings["versions"]

@@ -259,6 +259,8 @@ def _encode(
             "prompt": prompt,
             "negative_prompt": negatives[index] if negatives else None,
             "seed": seed,
+            # In bfloat16 and float16 the last bits may depend on the pictures beside it.
+            "batch": len(jobs),
             **shared,
             "scales": scales,
             "versions": versions(),
