@@ -47,7 +47,7 @@ def difference(pictures: Tensor, reference: Tensor) -> str:
     apart = (pictures.int() - reference.int()).abs()
     if not apart.any():
         return "equal"
-    return f"{(apart > 0).float().mean():.2%}, up to {int(apart.max())}"
+    return f"{(apart > 0).float().mean():.4%}, up to {int(apart.max())}"
 
 
 def compare_pictures(
