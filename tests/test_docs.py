@@ -56,6 +56,20 @@ def test_python_on_pages_compiles_and_names_what_exists(page):
                 assert hasattr(stepvar, name), name
 
 
+@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
+def test_files_and_names_on_a_page_exist(page):
+    text = (ROOT / page).read_text("utf-8")
+    package = ROOT / "src" / "stepvar"
+    source = "\n".join(path.read_text("utf-8") for path in package.rglob("*.py"))
+    quoted = {name.strip() for name in re.findall(r"`([^`\n]+)`", text)}
+    files = {part for name in quoted for part in re.findall(r"[\w*/]+\.py\b", name)}
+    places = (ROOT, package, *(folder for folder in package.rglob("*") if folder.is_dir()))
+    assert [file for file in files if not any(any(place.glob(file)) for place in places)] == []
+    names = {name.split(".")[-1] for name in quoted if re.fullmatch(r"[A-Za-z_]+(\.[A-Za-z_]+)*", name)}
+    names -= {"py", "toml", "NAMEPipeline"}
+    assert [name for name in names if not re.search(rf"\b{name}\b", source)] == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", WAYS, ids=names(WAYS))
 def test_a_page_runs(page):
