@@ -1,4 +1,4 @@
-"""What golden cases of models with a codebook share: replayed draws, and the landmarks of the loop."""
+"""Parts of golden cases of models with a codebook: replayed draws, and the landmarks of the loop."""
 
 from __future__ import annotations
 

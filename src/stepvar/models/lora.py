@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from diffusers.loaders.lora_base import LoraBaseMixin
 from torch import Tensor
@@ -20,12 +20,12 @@ class LoraPipeline(LoraBaseMixin):
     `unfuse_lora`, `unload_lora_weights`.
     """
 
-    _lora_loadable_modules: ClassVar[list[str]] = [PREFIX]
+    _lora_loadable_modules = [PREFIX]  # noqa: RUF012
 
     if TYPE_CHECKING:
         transformer: Any
 
-    def load_lora_weights(
+    def load_lora_weights(  # type: ignore[override]  # diffusers types it as taking anything
         self,
         pretrained_model_name_or_path_or_dict: str | os.PathLike[str] | Mapping[str, Tensor],
         adapter_name: str | None = None,
@@ -57,7 +57,7 @@ class LoraPipeline(LoraBaseMixin):
             )
 
     @classmethod
-    def save_lora_weights(
+    def save_lora_weights(  # type: ignore[override]  # as above
         cls,
         save_directory: str | os.PathLike[str],
         transformer_lora_layers: Mapping[str, Tensor],
@@ -75,20 +75,20 @@ class LoraPipeline(LoraBaseMixin):
         cls._save_lora_weights(
             save_directory=save_directory,
             lora_layers={PREFIX: dict(transformer_lora_layers)},
-            lora_metadata={PREFIX: transformer_lora_adapter_metadata},
+            lora_metadata={PREFIX: dict(transformer_lora_adapter_metadata or {})},
             is_main_process=True,
             weight_name=weight_name,
-            save_function=None,
+            save_function=None,  # type: ignore[arg-type]  # diffusers chooses one
             safe_serialization=True,
         )
 
-    def fuse_lora(self, components: list[str] = [PREFIX], **kwargs: Any) -> None:  # noqa: B006
+    def fuse_lora(self, components: list[str] | None = None, **kwargs: Any) -> None:  # type: ignore[override]
         """Adds the active adapters to the weights; see diffusers."""
-        super().fuse_lora(components=components, **kwargs)
+        super().fuse_lora(components=components or [PREFIX], **kwargs)
 
-    def unfuse_lora(self, components: list[str] = [PREFIX], **kwargs: Any) -> None:  # noqa: B006
+    def unfuse_lora(self, components: list[str] | None = None, **kwargs: Any) -> None:
         """Takes them out of the weights again."""
-        super().unfuse_lora(components=components, **kwargs)
+        super().unfuse_lora(components=components or [PREFIX], **kwargs)
 
 
 def _name(source: object) -> str:

@@ -69,8 +69,8 @@ def _diffusers_kernel(backend: str) -> Kernel:
         ) from error
 
     def attend(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        tokens_first = (part.transpose(1, 2) for part in (query, key, value))
-        attended: Tensor = dispatch.dispatch_attention_fn(*tokens_first, scale=scale, backend=chosen)
+        query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+        attended: Tensor = dispatch.dispatch_attention_fn(query, key, value, scale=scale, backend=chosen)
         return attended.transpose(1, 2)
 
     return attend

@@ -159,7 +159,7 @@ class ConfiguredModel(  # type: ignore[misc]  # two of diffusers' classes declar
             if isinstance(module, MultiMethodModule) and type(module).__name__ in names
         ]
 
-    def set_adapters(
+    def set_adapters(  # type: ignore[override]  # diffusers also takes weights by block
         self, adapter_names: list[str] | str, weights: float | list[float | None] | None = None
     ) -> None:
         """Activates adapters with the given weights.

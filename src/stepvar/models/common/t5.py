@@ -1,4 +1,4 @@
-"""From prompts to text features.
+"""Text features of prompts from T5, and loaders of its folders.
 
 Source of the steps: FoundationVision/Infinity, tools/run_infinity.py (`load_vae`, `encode_prompt`).
 Letters: T_i tokens of prompt i, E channels of the features.

@@ -1,4 +1,4 @@
-"""What training of models of bits shares: tokens left out of a step, and the loss."""
+"""Training of models of bits: tokens left out of a step, and the loss."""
 
 from __future__ import annotations
 

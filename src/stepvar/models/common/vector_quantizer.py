@@ -1,4 +1,4 @@
-"""Multi-scale residual vector quantisation: from features to code indices per scale and back.
+"""Multi-scale residual vector quantisation: features to code indices per scale and back.
 
 VAR, Switti and HART share it. Scale after scale quantises what the coarser ones left over; a scale's codes
 are enlarged to the latent grid and refined by a convolution before they are added. Always in float32.

@@ -6,8 +6,7 @@ Source of the file forms: FoundationVision/VAR, models/vqvae.py and utils/misc.p
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +18,7 @@ from stepvar.checkpoints.errors import CheckpointError
 from stepvar.checkpoints.layouts import build_empty, build_saved, fill, require_same_layout, saved_config
 from stepvar.checkpoints.weights import Checkpoint, TensorMap
 from stepvar.models.common.architectures import name_architecture
+from stepvar.models.common.official import count_numbers
 from stepvar.models.common.vector_quantizer import official_quantizer_keys
 from stepvar.models.common.vq_vae import VectorQuantizedVAE
 
@@ -63,20 +63,20 @@ def infer_vae_config(state: Mapping[str, Tensor], source: str) -> dict[str, Any]
     try:
         codes, channels = state["quantize.embedding.weight"].shape
         base = state["encoder.conv_in.weight"].shape[0]
-        levels = _count(state, r"encoder\.down\.(\d+)\.")
+        levels = count_numbers(state, r"encoder\.down\.(\d+)\.")
         multipliers = [
             state[f"encoder.down.{level}.block.0.conv1.weight"].shape[0] // base for level in range(levels)
         ]
-        shared = _count(state, r"quantize\.quant_resi\.qresi_ls\.(\d+)\.")
-        single = _count(state, r"quantize\.quant_resi\.(\d+)\.")
+        shared = count_numbers(state, r"quantize\.quant_resi\.qresi_ls\.(\d+)\.")
+        single = count_numbers(state, r"quantize\.quant_resi\.(\d+)\.")
         one = "quantize.quant_resi.qresi.weight" in state
         return {
             "codes": codes,
             "channels": channels,
             "base_channels": base,
             "multipliers": multipliers,
-            "encoder_blocks": _count(state, r"encoder\.down\.0\.block\.(\d+)\."),
-            "decoder_blocks": _count(state, r"decoder\.up\.0\.block\.(\d+)\."),
+            "encoder_blocks": count_numbers(state, r"encoder\.down\.0\.block\.(\d+)\."),
+            "decoder_blocks": count_numbers(state, r"decoder\.up\.0\.block\.(\d+)\."),
             "kernel": state["quant_conv.weight"].shape[-1],
             "refinements": 1 if one else shared or single,
             "refine_by_scale": not one and not shared and single > 0,
@@ -85,11 +85,6 @@ def infer_vae_config(state: Mapping[str, Tensor], source: str) -> dict[str, Any]
         raise CheckpointError(
             f"{source} is no complete visual tokenizer: its sizes cannot be read ({error!r})."
         ) from error
-
-
-def _count(keys: Iterable[str], pattern: str) -> int:
-    # Counted rather than read off the largest number, which a damaged file could make any size.
-    return len({match[1] for key in keys if (match := re.match(pattern, key))})
 
 
 def vae_from_state(

@@ -1,4 +1,4 @@
-"""Loading HART's checkpoints, published or our own, and converting one into the other.
+"""Loaders of HART's checkpoints, published or our own, and conversion of one into the other.
 
 Source of the file forms: mit-han-lab/hart, sample.py: a folder llm/ with config.json, weights and
 ema_model.bin, and beside it a folder tokenizer/.

@@ -1,4 +1,4 @@
-"""What HART's published checkpoints look like: keys, sizes, and what shapes and configuration tell.
+"""Keys of HART's official checkpoints, and the configuration that follows from shapes and config.json.
 
 Source of the keys: mit-han-lab/hart, hart/modules/models/transformer/hart_transformer_t2i.py,
 hart/modules/networks/basic_hart.py and hart/modules/diffusion/diffloss.py.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,17 +16,22 @@ from torch import Tensor
 
 from stepvar.checkpoints.errors import CheckpointError
 from stepvar.checkpoints.weights import TensorMap
-from stepvar.models.common.architectures import name_architecture
-from stepvar.models.common.square_schedules import LEVELS, SIDES_BY_PIXELS, shape_of
+from stepvar.models.common.official import (
+    ZERO_BIAS,
+    block_keys,
+    count_numbers,
+    from_official_keys,
+    refuse_other_architectures,
+    shape_of,
+    to_official_keys,
+)
+from stepvar.models.common.square_schedules import LEVELS, SIDES_BY_PIXELS
 from stepvar.models.hart.diffusion import SINUSOID_CHANNELS
 from stepvar.models.hart.transformer import gated_width
 
 PUBLISHED_SIDES = SIDES_BY_PIXELS[1024]
 HEAD_DIM = 64
 """Channels of a head of the published model: what is assumed where no configuration says."""
-
-ZERO_BIAS = "zero_k_bias"
-"""Buffers of zeros beside every `v_bias`: keys have no bias. We do not keep them."""
 
 TRAINING_MASK = "attn_bias_for_masking"
 """Buffer that only training needs, 380 MB for 1024 pixels. Computed from the schedule."""
@@ -121,8 +126,7 @@ def official_keys(config: Mapping[str, Any]) -> dict[str, str]:
     block = _BLOCK_KEYS | _MODULATION_KEYS[config["modulation"]]
     if config["cosine_attention"]:
         block = block | _COSINE
-    for index in range(config["depth"]):
-        keys |= {f"blocks.{index}.{ours}": f"blocks.{index}.{theirs}" for ours, theirs in block.items()}
+    keys |= block_keys(block, config["depth"])
     head = diffusion_keys(config["diffusion_depth"])
     return keys | {f"residual_head.{ours}": theirs for ours, theirs in head.items()}
 
@@ -149,15 +153,7 @@ def to_official(
     Raises:
         CheckpointError: When keys are missing or unexpected.
     """
-    names = official_keys(config)
-    if state.keys() != names.keys():
-        wrong = sorted(state.keys() ^ names.keys())
-        raise CheckpointError(f"The state dict does not fit the configuration at {wrong[:3]}.")
-    official: TensorMap = {}
-    for ours, theirs in names.items():
-        official[theirs] = state[ours]
-        if theirs.endswith(".v_bias"):
-            official[theirs.replace("v_bias", ZERO_BIAS)] = torch.zeros_like(state[ours])
+    official = to_official_keys(state, official_keys(config))
     device = state["head.weight"].device
     levels = torch.tensor(level_numbers(config), device=device)
     official[LEVELS] = levels[None]
@@ -168,27 +164,13 @@ def to_official(
     return official
 
 
-def refuse_others(state: Mapping[str, Tensor], accepted: Sequence[str], source: str, example: str) -> None:
-    """Raises CheckpointError when a state dict is not of an accepted architecture, saying what it is."""
-    found = name_architecture(state)
-    if found in accepted:
-        return
-    if found is None:
-        found = f"nothing that stepvar knows (its first keys are {', '.join(list(state)[:3])})"
-    raise CheckpointError(f"{source} holds {found}, not {accepted[0]}; give {example}.")
-
-
 def rename(state: Mapping[str, Tensor], config: Mapping[str, Any], source: str) -> TensorMap:
     """A part of an official state dict under our keys, without the constant buffers.
 
     Raises:
         CheckpointError: When keys have a bias, which HART has not.
     """
-    for key, value in state.items():
-        if key.endswith(ZERO_BIAS) and not value.is_meta and value.any():
-            raise CheckpointError(f"{source} has a key bias ({key} is not zero), which HART has not.")
-    names = {theirs: ours for ours, theirs in official_keys(config).items()}
-    return {names[key]: value for key, value in state.items() if key in names}
+    return from_official_keys(state, official_keys(config), source, "HART")
 
 
 def is_optional(key: str) -> bool:
@@ -217,7 +199,7 @@ def infer_config(
         CheckpointError: When it belongs to another architecture, tells too little, or contradicts its
             configuration.
     """
-    refuse_others(state, TRANSFORMERS, source, "the folder llm/ of a HART checkpoint")
+    refuse_other_architectures(state, TRANSFORMERS, source, "give the folder llm/ of a HART checkpoint")
     for pattern, what in _UNSUPPORTED_KEYS.items():
         if any(re.match(pattern, key) for key in state):
             raise CheckpointError(f"{source} {what}, which no published HART does; it is not supported.")
@@ -229,13 +211,9 @@ def infer_config(
     return config
 
 
-def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    return len({match[1] for key in state if (match := re.match(pattern, key))})
-
-
 def _from_shapes(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
     """Everything that keys and shapes tell."""
-    depth = _count(state, r"blocks\.(\d+)\.")
+    depth = count_numbers(state, r"blocks\.(\d+)\.")
     if not depth:
         raise CheckpointError(f"{source} has no blocks; give the whole state dict.")
     width, channels = shape_of(state, "word_embed.weight", source)
@@ -256,7 +234,7 @@ def _from_shapes(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
         "context_norm": "context_norm.weight" in state,
         "cosine_attention": "blocks.0.attn.scale_mul_1H11" in state,
         "diffusion_width": shape_of(state, f"{_DIFFUSION}input_proj.weight", source)[0],
-        "diffusion_depth": _count(state, r"diffloss\.net\.res_blocks\.(\d+)\."),
+        "diffusion_depth": count_numbers(state, r"diffloss\.net\.res_blocks\.(\d+)\."),
     }
 
 

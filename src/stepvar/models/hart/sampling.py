@@ -1,4 +1,4 @@
-"""What a HART generation draws with: guidance that grows along the scales, and filters of codes."""
+"""Sampling settings of HART: guidance that grows along the scales, and filters of codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HART's scale schedules, and what the official sampling makes of a scale's place in one.
+"""Scale schedules of HART, and what the official sampling derives from a scale's position in one.
 
 Source: mit-han-lab/hart, hart/modules/models/transformer/hart_transformer_t2i.py
 (`autoregressive_infer_cfg`) and hart/modules/networks/utils.py (`mask_by_order`).

@@ -1,4 +1,4 @@
-"""From prompts to context tokens.
+"""Context tokens of prompts from a language model, and loaders of its folders.
 
 Source of the steps: mit-han-lab/hart, hart/utils (`encode_prompts`, `llm_system_prompt`) and sample.py. The
 language model only encodes; it never writes. Letters: T context tokens, E channels of the features.

@@ -1,4 +1,4 @@
-"""HART's transformer: predicts the code of every token of a map from coarser maps and the prompt.
+"""Transformer of HART: predicts the code of every token of a map from coarser maps and the prompt.
 
 The prompt's features are tokens of the sequence: all of them, padding included, take the place of the first
 scale's only token, and every later scale sees them through the KV cache.

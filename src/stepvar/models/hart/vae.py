@@ -1,4 +1,4 @@
-"""HART's visual tokenizer: the codebook tokenizer of the VAR family, with a continuous last scale.
+"""Visual tokenizer of HART: the codebook tokenizer of the VAR family, with a continuous last scale.
 
 All scales but the last are codes, enlarged and refined. The last scale is what they leave over, as it is: a
 code, and the residual that the code leaves over in turn. The two together give the features back exactly.

@@ -1,4 +1,4 @@
-"""Loading Infinity's checkpoints, published or our own, and converting one into the other.
+"""Loaders of Infinity's checkpoints, published or our own, and conversion of one into the other.
 
 Source of the file forms: FoundationVision/Infinity, tools/run_infinity.py and models/bsq_vae/vae.py.
 """

@@ -1,4 +1,4 @@
-"""Multi-scale binary spherical quantisation: from features to bits per scale and back.
+"""Multi-scale binary spherical quantisation: features to bits per scale and back.
 
 Pure functions on tensors, always in float32. One code is a sign per channel, ``(2 * bit - 1) / sqrt(d)``;
 scale after scale quantises what the coarser ones left over.

@@ -1,4 +1,4 @@
-"""Which picture sizes a model draws: scale schedules by aspect ratio and pixel budget.
+"""Scale schedules of Infinity by aspect ratio and pixel budget: the picture sizes that a model draws.
 
 Source of the published tables: FoundationVision/Infinity, utils/dynamic_resolution.py.
 """

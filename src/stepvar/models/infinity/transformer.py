@@ -1,4 +1,4 @@
-"""Infinity's transformer: predicts the bits of a token map from coarser maps and text.
+"""Transformer of Infinity: predicts the bits of a token map from coarser maps and text.
 
 Source of the architecture: FoundationVision/Infinity, models/infinity.py and models/basic.py.
 Shapes: B images, R rows (B conditional, then B unconditional), N tokens, C width, H heads,

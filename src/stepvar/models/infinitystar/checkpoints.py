@@ -1,4 +1,4 @@
-"""Loading InfinityStar's checkpoints, published or our own, and converting one into the other.
+"""Loaders of InfinityStar's checkpoints, published or our own, and conversion of one into the other.
 
 Source of the file forms: FoundationVision/InfinityStar (MIT), tools/run_infinity.py.
 """
@@ -117,7 +117,7 @@ def _check_official(
 
 
 def _rename(names: Mapping[str, str], state: Mapping[str, Tensor]) -> TensorMap:
-    """A part of a checked official state dict under our keys, without the token that nobody reads."""
+    """A part of a checked official state dict under our keys, without the token that is never read."""
     return {names[key]: value for key, value in state.items() if key != UNUSED}
 
 

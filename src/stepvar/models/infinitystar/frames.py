@@ -1,4 +1,4 @@
-"""Pictures and videos on their way in and out: pixels in -1..1, bytes, resizing as the official code does."""
+"""Pixels of pictures and videos: bytes, values in -1..1, resizing as the official code does it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What InfinityStar's published checkpoints look like: keys, sizes, and what the shapes tell.
+"""Keys of InfinityStar's official checkpoints, and the configuration that follows from their shapes.
 
 Source of the keys: FoundationVision/InfinityStar (MIT), infinity/models/infinity.py, infinity/models/basic.py
 and infinity/models/videovae/models/. Letters: C width, D bits per token, E text channels.
@@ -6,16 +6,20 @@ and infinity/models/videovae/models/. Letters: C width, D bits per token, E text
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from stepvar.checkpoints.errors import CheckpointError
 from stepvar.checkpoints.weights import TensorMap
-from stepvar.models.common.architectures import name_architecture
+from stepvar.models.common.official import (
+    block_keys,
+    count_numbers,
+    read_chunks,
+    refuse_other_architectures,
+    shape_of,
+)
 from stepvar.models.infinitystar.schedules import PUBLISHED
 
 _TOP_KEYS = {
@@ -57,8 +61,8 @@ _SCALES, _SCALE = "scale_learnable_parameters", "latent_scale.weight"
 TRANSFORMERS = ("an InfinityStar transformer",)
 VAES = ("a video tokenizer of InfinityStar",)
 _EXAMPLES = {
-    TRANSFORMERS: "the folder infinitystar_8b_480p_weights",
-    VAES: "infinitystar_videovae.pth",
+    TRANSFORMERS[0]: "the folder infinitystar_8b_480p_weights",
+    VAES[0]: "infinitystar_videovae.pth",
 }
 
 
@@ -83,16 +87,11 @@ def published_config(resolution: str = "480p") -> dict[str, Any]:
 
 def official_keys(depth: int, chunks: int) -> dict[str, str]:
     """Our key -> official key, for a transformer of `depth` blocks in `chunks` chunks."""
-    keys = dict(_TOP_KEYS)
-    for index in range(depth):
-        chunk, place = divmod(index, depth // chunks)
-        official = f"blocks.{index}" if chunks == 1 else f"block_chunks.{chunk}.module.{place}"
-        keys |= {f"blocks.{index}.{ours}": f"{official}.{theirs}" for ours, theirs in _BLOCK_KEYS.items()}
-    return keys
+    return {**_TOP_KEYS, **block_keys(_BLOCK_KEYS, depth, chunks)}
 
 
 def to_official(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> TensorMap:
-    """Our transformer's state dict under the official keys, with zeros for the token that nobody reads.
+    """Our transformer's state dict under the official keys, with zeros for the token that is never read.
 
     Args:
         state: Our state dict, or a part of it.
@@ -115,24 +114,17 @@ def infer_config(state: Mapping[str, Tensor], source: str = "The state dict") ->
         CheckpointError: When it belongs to another architecture, or tells too little.
     """
     refuse_others(state, TRANSFORMERS, source)
-    matches = (re.match(r"((?:block_chunks\.(\d+)\.module|blocks)\.\d+)\.", key) for key in state)
-    blocks = dict(match.group(1, 2) for match in matches if match)
-    chunks = max(len(set(blocks.values())), 1)
-    if not blocks or len(blocks) % chunks:
-        raise CheckpointError(
-            f"{source} is damaged: {len(blocks)} blocks in {chunks} chunks; give the whole state dict."
-        )
-    first = "block_chunks.0.module.0" if "block_chunks.0.module.0" in blocks else "blocks.0"
-    width, detail = sides(state, "word_embed.weight", source)
-    head_dim = sides(state, f"{first}.attn.q_norm.weight", source, 1)[0]
-    text_length, text_channels = sides(state, "cfg_uncond", source)
+    depth, chunks, first = read_chunks(state, source)
+    width, detail = shape_of(state, "word_embed.weight", source)
+    head_dim = shape_of(state, f"{first}.attn.q_norm.weight", source, 1)[0]
+    text_length, text_channels = shape_of(state, "cfg_uncond", source)
     return {
-        "depth": len(blocks),
+        "depth": depth,
         "width": width,
         "heads": width // head_dim,
-        "key_heads": sides(state, f"{first}.attn.k_proj.weight", source)[0] // head_dim,
-        "hidden_width": sides(state, f"{first}.mlp.gate_proj.weight", source)[0],
-        "semantic_bits": sides(state, "semantic_head2.weight", source)[0] // 2,
+        "key_heads": shape_of(state, f"{first}.attn.k_proj.weight", source)[0] // head_dim,
+        "hidden_width": shape_of(state, f"{first}.mlp.gate_proj.weight", source)[0],
+        "semantic_bits": shape_of(state, "semantic_head2.weight", source)[0] // 2,
         "detail_bits": detail,
         "text_channels": text_channels,
         "text_length": text_length,
@@ -172,39 +164,18 @@ def infer_vae_config(state: Mapping[str, Tensor], source: str = "The state dict"
     """
     refuse_others(state, VAES, source)
     levels = [
-        sides(state, f"decoder.up_blocks.{level}.resnets.0.conv1.conv.weight", source, 5)[0]
+        shape_of(state, f"decoder.up_blocks.{level}.resnets.0.conv1.conv.weight", source, 5)[0]
         for level in (3, 2, 1, 0)
     ]
-    finest = sides(state, "decoder.norm_out.norm_layer.gamma", source, 4)[0]
-    found = {re.match(r"decoder\.up_blocks\.0\.resnets\.(\d+)\.", key) for key in state}
+    finest = shape_of(state, "decoder.norm_out.norm_layer.gamma", source, 4)[0]
     return {
         "channels": [finest, *levels],
-        "latent_channels": sides(state, "decoder.conv_in.conv.weight", source, 5)[1],
-        "blocks": len({match[1] for match in found if match}) - 1,
+        "latent_channels": shape_of(state, "decoder.conv_in.conv.weight", source, 5)[1],
+        "blocks": count_numbers(state, r"decoder\.up_blocks\.0\.resnets\.(\d+)\.") - 1,
         "with_encoder": any(key.startswith("encoder.") for key in state),
     }
 
 
-def sides(state: Mapping[str, Tensor], key: str, source: str, dimensions: int = 2) -> tuple[int, ...]:
-    """Shape of a tensor that must be there.
-
-    Raises:
-        CheckpointError: When it is not, or has another number of dimensions.
-    """
-    shape = tuple(state[key].shape) if key in state else ()
-    if len(shape) != dimensions or 0 in shape:
-        found = f"is {list(shape)}" if key in state else "is missing"
-        raise CheckpointError(
-            f"{source} does not fit the model: {key} {found}; give the whole official state dict."
-        )
-    return shape
-
-
 def refuse_others(state: Mapping[str, Tensor], accepted: tuple[str, ...], source: str) -> None:
     """Raises CheckpointError when a state dict is not of an accepted architecture, saying what it is."""
-    found = name_architecture(state)
-    if found in accepted:
-        return
-    if found is None:
-        found = f"nothing that stepvar knows (its first keys are {', '.join(list(state)[:3])})"
-    raise CheckpointError(f"{source} holds {found}, not {accepted[0]}; give {_EXAMPLES[accepted]}.")
+    refuse_other_architectures(state, accepted, source, f"give {_EXAMPLES[accepted[0]]}")

@@ -1,4 +1,4 @@
-"""Signs on a sphere, scale after scale: from video latents to bits per step and back.
+"""Multi-scale binary spherical quantisation of videos: latents to bits per step and back.
 
 Pure functions on tensors, in float32. A coarse code has fewer channels than the latent: it is stretched to
 them by interpolating the channel axis itself, so that a latent channel mixes two neighbouring bits.

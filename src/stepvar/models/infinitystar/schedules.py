@@ -1,4 +1,4 @@
-"""Every forward step of a picture or a clip: scale schedules of InfinityStar.
+"""Scale schedules of InfinityStar: every forward step of a picture or a clip.
 
 Source of the tables: FoundationVision/InfinityStar (MIT), infinity/schedules/dynamic_resolution.py,
 infinity/schedules/infinity_elegant.py and tools/infer_*.py.

@@ -1,4 +1,4 @@
-"""Which sizes and lengths a model draws.
+"""Sizes and lengths of the videos that a model draws.
 
 Source of the published ones: FoundationVision/InfinityStar (MIT), tools/infer_video_480p.py,
 tools/infer_video_720p.py and tools/infer_interact_480p.py.

@@ -1,4 +1,4 @@
-"""Decoding a video tile by tile in the plane, tiles blended where they overlap."""
+"""Tiled decoding of a video: tiles of the plane, blended where they overlap."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""InfinityStar's transformer: predicts the bits of space-time token maps after a text prefix.
+"""Transformer of InfinityStar: predicts the bits of space-time token maps after a text prefix.
 
 Source of the architecture: FoundationVision/InfinityStar (MIT), infinity/models/infinity.py and basic.py.
 Shapes: R rows (conditional, then unconditional), N tokens, C width, H heads, H' heads of keys and values,

@@ -1,4 +1,4 @@
-"""Loading Switti's checkpoints, published or our own, and converting one into the other.
+"""Loaders of Switti's checkpoints, published or our own, and conversion of one into the other.
 
 Source of the file forms: yandex-research/switti, models/switti.py (`SwittiHF`) and models/pipeline.py.
 """

@@ -1,20 +1,25 @@
-"""What Switti's published checkpoints look like: sizes, keys, and what the shapes tell.
+"""Keys of Switti's official checkpoints, and the configuration that follows from their shapes.
 
 Source of the keys: yandex-research/switti, models/switti.py and models/basic_switti.py.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from stepvar.checkpoints.errors import CheckpointError
 from stepvar.checkpoints.weights import TensorMap
-from stepvar.models.common.architectures import name_architecture
-from stepvar.models.common.square_schedules import LEVELS, SIDES_BY_PIXELS, levels_of, read_sides, shape_of
+from stepvar.models.common.official import (
+    block_keys,
+    count_numbers,
+    from_official_keys,
+    refuse_other_architectures,
+    shape_of,
+    to_official_keys,
+)
+from stepvar.models.common.square_schedules import LEVELS, SIDES_BY_PIXELS, levels_of, read_sides
 
 PUBLISHED: dict[str, tuple[int, bool]] = {
     "512": (512, False),
@@ -101,16 +106,14 @@ def published_config(name: str) -> dict[str, Any]:
 
 def official_keys(config: Mapping[str, Any]) -> dict[str, str]:
     """Our key -> official key, for a transformer of this configuration."""
-    keys, block_keys = dict(_TOP_KEYS), dict(_BLOCK_KEYS)
+    keys, block = dict(_TOP_KEYS), dict(_BLOCK_KEYS)
     if not config["rotary"]:
         keys["position_embedding"] = "pos_1LC"
     if config["crop_condition"]:
         keys |= _CROP_KEYS
-        block_keys["crop_scale"] = "crop_cond_scales"
-    block_keys |= _GATED_KEYS if config["gated_feed_forward"] else _PLAIN_KEYS
-    for index in range(config["depth"]):
-        keys |= {f"blocks.{index}.{ours}": f"blocks.{index}.{theirs}" for ours, theirs in block_keys.items()}
-    return keys
+        block["crop_scale"] = "crop_cond_scales"
+    block |= _GATED_KEYS if config["gated_feed_forward"] else _PLAIN_KEYS
+    return keys | block_keys(block, config["depth"])
 
 
 def to_official(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> TensorMap:
@@ -125,19 +128,14 @@ def to_official(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tenso
     Raises:
         CheckpointError: When keys are missing or unexpected.
     """
-    names = official_keys(config)
-    if state.keys() != names.keys():
-        wrong = sorted(state.keys() ^ names.keys())
-        raise CheckpointError(f"The state dict does not fit the configuration at {wrong[:3]}.")
-    official = {theirs: state[ours] for ours, theirs in names.items()}
+    official = to_official_keys(state, official_keys(config))
     official[LEVELS] = levels_of(config["sides"]).to(state["start_embedding"].device)
     return official
 
 
 def rename(state: Mapping[str, Tensor], config: Mapping[str, Any], source: str) -> TensorMap:
     """A part of a checked official state dict under our keys, without the buffers we do not keep."""
-    names = {theirs: ours for ours, theirs in official_keys(config).items()}
-    return {names[key]: value for key, value in state.items() if key in names}
+    return from_official_keys(state, official_keys(config), source, "Switti")
 
 
 def infer_config(state: Mapping[str, Tensor], source: str = "The state dict") -> dict[str, Any]:
@@ -151,14 +149,10 @@ def infer_config(state: Mapping[str, Tensor], source: str = "The state dict") ->
     Raises:
         CheckpointError: When it belongs to another architecture, or tells too little.
     """
-    found = name_architecture(state)
-    if found != "a Switti transformer":
-        found = found or f"nothing that stepvar knows (its first keys are {', '.join(list(state)[:3])})"
-        remedy = "give the folder of yresearch/Switti, for example"
-        raise CheckpointError(f"{source} holds {found}, not a Switti transformer; {remedy}.")
-    matches = (re.match(r"blocks\.(\d+)\.", key) for key in state)
-    # Counted rather than read off the largest number, which a damaged file could make any size.
-    depth = len({match[1] for match in matches if match})
+    refuse_other_architectures(
+        state, ("a Switti transformer",), source, "give the folder of yresearch/Switti, for example"
+    )
+    depth = count_numbers(state, r"blocks\.(\d+)\.")
     width, channels = shape_of(state, "word_embed.weight", source)
     gated = "blocks.0.ffn.gate_proj.weight" in state
     feed = "blocks.0.ffn.up_proj.weight" if gated else "blocks.0.ffn.fc1.weight"

@@ -1,4 +1,4 @@
-"""From prompts to what Switti reads of them: token features of two CLIP encoders, and one pooled vector.
+"""Text conditioning of Switti: token features of two CLIP encoders, and one pooled vector.
 
 Source of the steps: yandex-research/switti, models/clip.py and `encode_prompt` of models/pipeline.py.
 Letters: T_i tokens of prompt i, E channels of both encoders together, P channels of the second.

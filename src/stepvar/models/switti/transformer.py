@@ -1,4 +1,4 @@
-"""Switti's transformer: predicts the codes of a token map from the map's input and text.
+"""Transformer of Switti: predicts the codes of a token map from the map's input and text.
 
 Source of the architecture: yandex-research/switti, models/switti.py, basic_switti.py and rope.py.
 Shapes: B images, R rows (B conditional, then B unconditional), N tokens, C width, H heads, c = C / H, T text

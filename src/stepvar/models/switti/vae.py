@@ -1,4 +1,4 @@
-"""The visual tokenizer of Switti."""
+"""Visual tokenizer of Switti."""
 
 # diffusers looks up the base class of a saved component on the module that the component is from.
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401

@@ -1,4 +1,4 @@
-"""Loading VAR's checkpoints, published or our own, and converting one into the other.
+"""Loaders of VAR's checkpoints, published or our own, and conversion of one into the other.
 
 Source of the file forms: FoundationVision/VAR, demo_sample.ipynb, trainer.py and utils/misc.py.
 """
@@ -17,9 +17,10 @@ from torch import Tensor
 from stepvar.checkpoints.conversion import Conversion
 from stepvar.checkpoints.errors import CheckpointError
 from stepvar.checkpoints.official import OfficialFormat, OfficialObjects
+from stepvar.models.common.official import ZERO_BIAS
 from stepvar.models.common.square_schedules import LEVELS
 from stepvar.models.common.vq_vae_checkpoints import check_pair, load_vq_vae, vae_from_state
-from stepvar.models.var.official import DERIVED, ZERO_BIAS, infer_config, rename, to_official
+from stepvar.models.var.official import DERIVED, infer_config, rename, to_official
 from stepvar.models.var.transformer import VARTransformer
 from stepvar.models.var.vae import VARVAE
 

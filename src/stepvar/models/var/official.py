@@ -1,4 +1,4 @@
-"""What VAR's published checkpoints look like: sizes, keys, and what the shapes tell.
+"""Keys of VAR's official checkpoints, and the configuration that follows from their shapes.
 
 Source of the keys: FoundationVision/VAR, models/var.py and models/basic_var.py.
 Letters: C width, H heads, V codes, D channels of a code, L tokens of all scales.
@@ -6,17 +6,21 @@ Letters: C width, H heads, V codes, D channels of a code, L tokens of all scales
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from stepvar.checkpoints.errors import CheckpointError
 from stepvar.checkpoints.weights import TensorMap
-from stepvar.models.common.architectures import name_architecture
-from stepvar.models.common.square_schedules import LEVELS, SIDES_BY_PIXELS, levels_of, read_sides, shape_of
+from stepvar.models.common.official import (
+    block_keys,
+    count_numbers,
+    from_official_keys,
+    refuse_other_architectures,
+    shape_of,
+    to_official_keys,
+)
+from stepvar.models.common.square_schedules import LEVELS, SIDES_BY_PIXELS, levels_of, read_sides
 
 PUBLISHED_SIZES: dict[str, tuple[int, int]] = {
     "d16": (16, 256),
@@ -31,9 +35,6 @@ HEAD_CHANNELS = 64
 
 DERIVED = frozenset({LEVELS, "attn_bias_for_masking"})
 """Buffers that follow from the schedule. We do not keep them."""
-
-ZERO_BIAS = "zero_k_bias"
-"""Buffers of zeros beside every `v_bias`: keys have no bias. We do not keep them."""
 
 _TOP_KEYS = {
     "start_embedding": "pos_start",
@@ -89,15 +90,13 @@ def published_config(name: str) -> dict[str, Any]:
 
 def official_keys(config: Mapping[str, Any]) -> dict[str, str]:
     """Our key -> official key, for a transformer of this configuration."""
-    keys, block_keys = dict(_TOP_KEYS), dict(_BLOCK_KEYS)
+    keys, block = dict(_TOP_KEYS), dict(_BLOCK_KEYS)
     if config["cosine_attention"]:
-        block_keys |= _COSINE_KEYS
+        block |= _COSINE_KEYS
     if config["shares_modulation"]:
         keys |= _SHARED_KEYS
-    block_keys |= _SHARED_BLOCK_KEYS if config["shares_modulation"] else _OWN_BLOCK_KEYS
-    for index in range(config["depth"]):
-        keys |= {f"blocks.{index}.{ours}": f"blocks.{index}.{theirs}" for ours, theirs in block_keys.items()}
-    return keys
+    block |= _SHARED_BLOCK_KEYS if config["shares_modulation"] else _OWN_BLOCK_KEYS
+    return keys | block_keys(block, config["depth"])
 
 
 def to_official(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> TensorMap:
@@ -112,15 +111,7 @@ def to_official(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tenso
     Raises:
         CheckpointError: When keys are missing or unexpected.
     """
-    names = official_keys(config)
-    if state.keys() != names.keys():
-        wrong = sorted(state.keys() ^ names.keys())
-        raise CheckpointError(f"The state dict does not fit the configuration at {wrong[:3]}.")
-    official: TensorMap = {}
-    for ours, theirs in names.items():
-        official[theirs] = state[ours]
-        if theirs.endswith(".v_bias"):
-            official[theirs.replace("v_bias", ZERO_BIAS)] = torch.zeros_like(state[ours])
+    official = to_official_keys(state, official_keys(config))
     official[LEVELS] = levels_of(config["sides"]).to(state["position_embedding"].device)
     return official
 
@@ -131,11 +122,7 @@ def rename(state: Mapping[str, Tensor], config: Mapping[str, Any], source: str) 
     Raises:
         CheckpointError: When keys have a bias, which VAR's have not.
     """
-    for key, value in state.items():
-        if key.endswith(ZERO_BIAS) and not value.is_meta and value.any():
-            raise CheckpointError(f"{source} has a key bias ({key} is not zero), which VAR has not.")
-    names = {theirs: ours for ours, theirs in official_keys(config).items()}
-    return {names[key]: value for key, value in state.items() if key in names}
+    return from_official_keys(state, official_keys(config), source, "VAR")
 
 
 def infer_config(state: Mapping[str, Tensor], source: str = "The state dict") -> dict[str, Any]:
@@ -149,15 +136,8 @@ def infer_config(state: Mapping[str, Tensor], source: str = "The state dict") ->
     Raises:
         CheckpointError: When it belongs to another architecture, or tells too little.
     """
-    found = name_architecture(state)
-    if found != "a VAR transformer":
-        found = found or f"nothing that stepvar knows (its first keys are {', '.join(list(state)[:3])})"
-        raise CheckpointError(
-            f"{source} holds {found}, not a VAR transformer; give a file such as var_d16.pth."
-        )
-    matches = (re.match(r"blocks\.(\d+)\.", key) for key in state)
-    # Counted rather than read off the largest number, which a damaged file could make any size.
-    depth = len({match[1] for match in matches if match})
+    refuse_other_architectures(state, ("a VAR transformer",), source, "give a file such as var_d16.pth")
+    depth = count_numbers(state, r"blocks\.(\d+)\.")
     width, channels = shape_of(state, "word_embed.weight", source)
     length = shape_of(state, "pos_1LC", source, 3)[1]
     cosine = "blocks.0.attn.scale_mul_1H11" in state

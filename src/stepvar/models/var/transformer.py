@@ -1,4 +1,4 @@
-"""VAR's transformer: predicts the codes of a token map from coarser maps and a class.
+"""Transformer of VAR: predicts the codes of a token map from coarser maps and a class.
 
 Source of the architecture: FoundationVision/VAR, models/var.py and models/basic_var.py.
 Shapes: B images, R rows (B conditional, then B unconditional), N tokens, L tokens of all scales, C width,
@@ -83,6 +83,8 @@ class VARBlock(MultiMethodModule):
         """
         if shared is not None and isinstance(self.modulation, nn.Parameter):
             return BlockModulation.unpack(self.modulation.float() + shared)
+        if isinstance(self.modulation, nn.Parameter):
+            raise ValueError("A block with a learned modulation needs what all blocks share of it.")
         values = self.modulation(functional.silu(condition.float()).to(dtype)).float()
         return BlockModulation.unpack(values.unflatten(-1, (1, 6, -1)))
 
