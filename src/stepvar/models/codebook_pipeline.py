@@ -13,7 +13,8 @@ from stepvar.generation.sampling import CodebookSampler, CodebookSettings
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.models.common.vector_quantizer import VectorQuantizer
 from stepvar.models.common.vq_vae import VectorQuantizedVAE
-from stepvar.models.pipeline import NextScalePipeline, Transformer
+from stepvar.models.parts import Transformer
+from stepvar.models.pipeline import NextScalePipeline
 from stepvar.models.request import PerScale, Request, numbers_per_scale
 
 _GUIDANCE_OFF = "_guidance_off"

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stepvar.generation.attention import Kernel, attention_kernel
+from stepvar.generation.attention import attention_kernel
 from stepvar.generation.cascade import generate_in_cascade
 from stepvar.generation.guidance import Guidance
 from stepvar.generation.loop import Generation, Sampler, ScaleCallback, Session, generate
@@ -24,7 +23,6 @@ from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.models.arguments import refuse_unknown
 from stepvar.models.common.attention_backends import backend_title
 from stepvar.models.common.base import refuse_compiled_wrapper
-from stepvar.models.common.t5 import refuse_unknown_words
 from stepvar.models.output import (
     CALLBACK_TENSORS,
     ImageOutput,
@@ -34,7 +32,7 @@ from stepvar.models.output import (
     require_finite_pixels,
     to_output,
 )
-from stepvar.models.placement import PlacedPipeline
+from stepvar.models.parts import TextPipeline, Transformer, VisualDecoder
 from stepvar.models.request import Request, check_guidance, check_plan
 from stepvar.models.spec import ModelSpec
 from stepvar.pruning.presets import Preset, Pruning, resolve_pruning
@@ -46,57 +44,11 @@ _PER_PICTURE = ("seed", "generator", "negative_prompt", "negative_prompt_embeds"
 """Arguments of a call that need to know how many prompts there are."""
 
 
-class Transformer(Protocol):
-    """What every pipeline needs of its transformer."""
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """Arguments of its constructor."""
-        ...
-
-    def register_to_config(self, **kwargs: Any) -> None:
-        """Adds to the configuration."""
-        ...
-
-    @property
-    def blocks(self) -> Sized:
-        """The layers."""
-        ...
-
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        """Number format of the matrix products and of the KV cache."""
-        ...
-
-    @property
-    def attention_backend(self) -> str:
-        """Name of what computes attention."""
-        ...
-
-    @property
-    def attention_kernel(self) -> Kernel | None:
-        """Kernel of that backend; None is torch's own choice."""
-        ...
-
-
-class VisualDecoder(Protocol):
-    """What every pipeline needs of its visual tokenizer."""
-
-    @property
-    def stride(self) -> int:
-        """Pixels per latent position in each direction."""
-        ...
-
-    def decode(self, latent: Tensor, in_strips: bool = ...) -> Tensor:
-        """Accumulated codes [B, d, (t,) h, w] -> pixels [B, 3, (F,) H, W] in -1..1."""
-        ...
-
-
 Asked = TypeVar("Asked", bound=Request)
 """A model's own request."""
 
 
-class NextScalePipeline(PlacedPipeline, Generic[Asked]):
+class NextScalePipeline(TextPipeline, Generic[Asked]):
     """Base of the pipelines: one generation loop, one way to pass pruning, seeds and sizes.
 
     A call goes through `check` (everything wrong is said there), `sampler` and `prefill` (noise, texts, what
@@ -127,8 +79,6 @@ class NextScalePipeline(PlacedPipeline, Generic[Asked]):
 
     transformer: Transformer
     vae: VisualDecoder
-    text_encoder: PreTrainedModel | None
-    tokenizer: PreTrainedTokenizerBase | None
 
     if TYPE_CHECKING:
 
@@ -177,11 +127,6 @@ class NextScalePipeline(PlacedPipeline, Generic[Asked]):
         self.register_to_config(**defaults)
         if not remembered:
             self.transformer.register_to_config(**{_DEFAULTS: defaults})
-
-    @property
-    def text_length(self) -> int:
-        """Most tokens of a prompt that the model reads, closing ones included."""
-        raise NotImplementedError
 
     @property
     def remembers(self) -> bool:
@@ -407,47 +352,6 @@ class NextScalePipeline(PlacedPipeline, Generic[Asked]):
                 "keeps none of this kind: use a method that prunes tokens."
             )
         return method
-
-    def check_prompts(
-        self, prompts: Sequence[str], negatives: Sequence[str] = (), seconds: float | None = None
-    ) -> None:
-        """Refuses what this pipeline cannot draw, or would cut, before anything is computed.
-
-        Args:
-            prompts: Prompts of a call.
-            negatives: Its negative prompts.
-            seconds: Of a video, for models that say it in the prompt.
-
-        Raises:
-            ValueError: Saying what is wrong with it.
-        """
-        tokenizer, _ = self.text_parts()
-        # All at once, which tokenizers do several times faster than one by one.
-        texts = [*prompts, *negatives]
-        encoded = tokenizer(texts, verbose=False).input_ids if texts else []
-        for prompt, ids in zip(texts, encoded, strict=True):
-            length = len(ids)
-            refuse_unknown_words(tokenizer, prompt, ids)
-            if length > self.text_length:
-                raise ValueError(
-                    f"The prompt has {length} tokens, but the model reads at most {self.text_length}: "
-                    f"shorten it by {length - self.text_length} ({prompt[:60]!r}...)."
-                )
-
-    def text_parts(self, suffix: str = "") -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-        """Tokenizer and text encoder; a suffix names the second ones of a model that has two.
-
-        Raises:
-            ValueError: When there is nothing that could encode a text.
-        """
-        tokenizer = getattr(self, f"tokenizer{suffix}")
-        text_encoder = getattr(self, f"text_encoder{suffix}")
-        if tokenizer is None or text_encoder is None:
-            raise ValueError(
-                "This pipeline has no text encoder: pass encoded prompts, or convert the model with "
-                "'stepvar convert --text-encoder DIR'."
-            )
-        return tokenizer, text_encoder
 
     def features(self, request: Asked) -> tuple[Any, Any]:
         """Encoded prompts, and encoded negatives where guidance needs them and they are the caller's.

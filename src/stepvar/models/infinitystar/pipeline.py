@@ -12,12 +12,9 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from stepvar.generation.guidance import Guidance
 from stepvar.generation.loop import Generation
-from stepvar.generation.plan import GenerationPlan
 from stepvar.generation.progress import Observer
 from stepvar.generation.pruner import PruningMethod, plan_generation
-from stepvar.generation.report import ScaleCost, Summary
 from stepvar.generation.sampling import BitSampler
-from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.media.pictures import Picture
 from stepvar.models.arguments import with_arguments_of
 from stepvar.models.common.prompt_embeds import PromptEmbeds, split_embeds
@@ -25,7 +22,6 @@ from stepvar.models.common.t5 import encode_prompts
 from stepvar.models.infinitystar import SPEC
 from stepvar.models.infinitystar.checkpoints import check_pair
 from stepvar.models.infinitystar.conditioning import VideoInput, encode_known_clips, start_continuation
-from stepvar.models.infinitystar.costs import memory_plan, scale_costs
 from stepvar.models.infinitystar.interactive import Continuation
 from stepvar.models.infinitystar.output import (
     USUAL_TILE,
@@ -36,27 +32,26 @@ from stepvar.models.infinitystar.output import (
     join_generations,
     join_videos,
 )
-from stepvar.models.infinitystar.planning import VideoDefaults, plan_video
+from stepvar.models.infinitystar.planning import plan_video
 from stepvar.models.infinitystar.presets import PRESETS
 from stepvar.models.infinitystar.request import (
     VideoRequest,
-    blank_conditioning,
     check_clips,
     check_length,
     seconds_of_frames,
 )
-from stepvar.models.infinitystar.schedules import FRAMES_PER_LATENT, VideoScale, VideoSchedule
+from stepvar.models.infinitystar.schedules import VideoSchedule
 from stepvar.models.infinitystar.session import InfinityStarSession, TextPrefix
+from stepvar.models.infinitystar.summaries import PlannedVideos
 from stepvar.models.infinitystar.text import format_prompt
 from stepvar.models.infinitystar.transformer import InfinityStarTransformer
 from stepvar.models.infinitystar.vae import DECODER_CHUNK, InfinityStarVAE
 from stepvar.models.output import CALLBACK_TENSORS, CallOptions, StageTimer, StepCallback
-from stepvar.models.pipeline import NextScalePipeline
 from stepvar.models.request import Inputs, PerScale
 from stepvar.pruning.presets import Pruning
 
 
-class InfinityStarPipeline(NextScalePipeline[VideoRequest]):
+class InfinityStarPipeline(PlannedVideos):
     """Draws videos and pictures from prompts.
 
     Args:
@@ -79,9 +74,6 @@ class InfinityStarPipeline(NextScalePipeline[VideoRequest]):
     streams_layers = True
     usual_text_tokens = 128
     _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012
-
-    transformer: InfinityStarTransformer
-    vae: InfinityStarVAE
 
     def __init__(
         self,
@@ -114,11 +106,6 @@ class InfinityStarPipeline(NextScalePipeline[VideoRequest]):
     @property
     def remembers(self) -> bool:
         return False
-
-    @property
-    def defaults(self) -> VideoDefaults:
-        """What a call uses where it says nothing."""
-        return VideoDefaults.of(self.transformer.config.resolution, self.config)
 
     @property
     def text_length(self) -> int:
@@ -340,78 +327,6 @@ class InfinityStarPipeline(NextScalePipeline[VideoRequest]):
         )
         self.maybe_free_model_hooks()
         return request.options.packed(output)
-
-    def summary(
-        self,
-        pruning: Pruning = None,
-        *,
-        images: int | None = None,
-        text_tokens: int | None = None,
-        known_seconds: float | None = None,
-        **call: Any,
-    ) -> Summary:
-        """What a call with these arguments will run: tokens, FLOPs and KV bytes a step, and the memory.
-
-        Args:
-            pruning: As in a call.
-            images: Videos; they are drawn one after the other, so only one of them is in memory.
-            text_tokens: Tokens of a prompt; by default `usual_text_tokens`.
-            known_seconds: How much the video begins with, where it is not at hand: 0 for a picture.
-            call: Further arguments of a call. Those that only change what is sampled change nothing here.
-
-        Raises:
-            ValueError: As the call would.
-        """
-        sizes = self.transformer.sizes
-        begins = any(call.get(name) is not None for name in ("image", "video", "continuation"))
-        if known_seconds is None and sizes.name == "interact" and not begins:
-            known_seconds = sizes.clip_seconds
-        if known_seconds is not None and not begins:
-            call |= blank_conditioning(sizes, known_seconds)
-        return super().summary(pruning, images=images, text_tokens=text_tokens, **call)
-
-    def summarise(self, request: VideoRequest, images: int, text_tokens: int) -> Summary:
-        """As for other models, one video after the other; with the memory that one needs."""
-        whole = super().summarise(replace(request, videos=images), 1, text_tokens)
-        memory = memory_plan(
-            self.transformer,
-            self.vae,
-            self.text_encoder,
-            request.plan.schedule,
-            whole.plan,
-            2 if request.guidance.active else 1,
-            [text_tokens, *request.plan.condition_tokens],
-            request.decoding.chunk,
-            request.decoding.tile,
-        )
-        return replace(whole, memory=memory)
-
-    def scale_costs(
-        self, request: VideoRequest, plan: GenerationPlan, rows: Sequence[int], images: int, text_tokens: int
-    ) -> tuple[ScaleCost, ...]:
-        prefix = [text_tokens, *request.plan.condition_tokens]
-        return scale_costs(self.transformer, request.plan.schedule, plan, rows, prefix, request.videos)
-
-    def schedule(
-        self,
-        height: int | None = None,
-        width: int | None = None,
-        aspect_ratio: float | None = None,
-        pixel_budget: str | None = None,
-        seconds: float | None = None,
-    ) -> VideoSchedule:
-        """The scale schedule of a size or an aspect ratio, and a length; ValueError when there is none."""
-        size = (height, width, aspect_ratio, pixel_budget)
-        return plan_video(self.transformer.sizes, self.defaults, seconds=seconds, size=size).schedule
-
-    def pixels(self, schedule: ScaleSchedule) -> tuple[int, int]:
-        return self.transformer.sizes.pixels(schedule)
-
-    def frames_of(self, scale: Scale) -> tuple[int, ...]:
-        """The frames of a video that a step's maps stand for, the last one of each latent frame."""
-        first = scale.first_frame if isinstance(scale, VideoScale) else 0
-        latents = range(first, first + scale.frames)
-        return tuple(FRAMES_PER_LATENT * latent for latent in latents)
 
     def _method(self, pruning: Pruning, schedule: VideoSchedule, guidance: Guidance) -> PruningMethod | None:
         check_length(pruning, schedule, self.transformer.sizes.clip_seconds)

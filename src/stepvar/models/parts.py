@@ -1,0 +1,113 @@
+"""Parts of a pipeline: what every model's transformer, visual tokenizer and text side must have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Sized
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from stepvar.generation.attention import Kernel
+from stepvar.models.common.t5 import refuse_unknown_words
+from stepvar.models.placement import PlacedPipeline
+
+
+class Transformer(Protocol):
+    """What every pipeline needs of its transformer."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Arguments of its constructor."""
+        ...
+
+    def register_to_config(self, **kwargs: Any) -> None:
+        """Adds to the configuration."""
+        ...
+
+    @property
+    def blocks(self) -> Sized:
+        """The layers."""
+        ...
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Number format of the matrix products and of the KV cache."""
+        ...
+
+    @property
+    def attention_backend(self) -> str:
+        """Name of what computes attention."""
+        ...
+
+    @property
+    def attention_kernel(self) -> Kernel | None:
+        """Kernel of that backend; None is torch's own choice."""
+        ...
+
+
+class VisualDecoder(Protocol):
+    """What every pipeline needs of its visual tokenizer."""
+
+    @property
+    def stride(self) -> int:
+        """Pixels per latent position in each direction."""
+        ...
+
+    def decode(self, latent: Tensor, in_strips: bool = ...) -> Tensor:
+        """Accumulated codes [B, d, (t,) h, w] -> pixels [B, 3, (F,) H, W] in -1..1."""
+        ...
+
+
+class TextPipeline(PlacedPipeline):
+    """A pipeline that may have text encoders, each with its tokenizer."""
+
+    text_encoder: PreTrainedModel | None
+    tokenizer: PreTrainedTokenizerBase | None
+
+    @property
+    def text_length(self) -> int:
+        """Most tokens of a prompt that the model reads, closing ones included."""
+        raise NotImplementedError
+
+    def check_prompts(
+        self, prompts: Sequence[str], negatives: Sequence[str] = (), seconds: float | None = None
+    ) -> None:
+        """Refuses what this pipeline cannot draw, or would cut, before anything is computed.
+
+        Args:
+            prompts: Prompts of a call.
+            negatives: Its negative prompts.
+            seconds: Of a video, for models that say it in the prompt.
+
+        Raises:
+            ValueError: Saying what is wrong with it.
+        """
+        tokenizer, _ = self.text_parts()
+        # All at once, which tokenizers do several times faster than one by one.
+        texts = [*prompts, *negatives]
+        encoded = tokenizer(texts, verbose=False).input_ids if texts else []
+        for prompt, ids in zip(texts, encoded, strict=True):
+            length = len(ids)
+            refuse_unknown_words(tokenizer, prompt, ids)
+            if length > self.text_length:
+                raise ValueError(
+                    f"The prompt has {length} tokens, but the model reads at most {self.text_length}: "
+                    f"shorten it by {length - self.text_length} ({prompt[:60]!r}...)."
+                )
+
+    def text_parts(self, suffix: str = "") -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+        """Tokenizer and text encoder; a suffix names the second ones of a model that has two.
+
+        Raises:
+            ValueError: When there is nothing that could encode a text.
+        """
+        tokenizer = getattr(self, f"tokenizer{suffix}")
+        text_encoder = getattr(self, f"text_encoder{suffix}")
+        if tokenizer is None or text_encoder is None:
+            raise ValueError(
+                "This pipeline has no text encoder: pass encoded prompts, or convert the model with "
+                "'stepvar convert --text-encoder DIR'."
+            )
+        return tokenizer, text_encoder
