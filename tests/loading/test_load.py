@@ -77,7 +77,9 @@ def test_a_file_with_its_tokenizer_beside_it(tmp_path, caplog):
     assert isinstance(loaded, stepvar.VARPipeline)
     for key, value in vae.state_dict().items():
         assert torch.equal(loaded.vae.state_dict()[key], value)
+    caplog.clear()
     named = stepvar.load(tmp_path / "var_d16.pth", vae=tmp_path / "vae_ch160v4096z32.safetensors")
+    assert not caplog.text
     assert same_weights(named, loaded)
     (tmp_path / "vae_ch160v4096z32.safetensors").rename(tmp_path / "elsewhere")
     with pytest.raises(CheckpointError, match=r"draws codes of a visual tokenizer: name that with\s+vae="):

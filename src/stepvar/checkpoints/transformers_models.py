@@ -87,9 +87,8 @@ def load_text_model(
     refuse_code(path / "config.json", fields)
     with _described(f"The text encoder in '{path}'"), LOADING:
         checkpoint = Checkpoint.open(path, unwrap=False)
-        model = _load(path, kinds[kind], fields, checkpoint, dtype)
-    moved: PreTrainedModel = model.to(device=device) if device is not None else model
-    return moved.eval()
+        model = _load(path, kinds[kind], fields, checkpoint, dtype).eval()
+    return model if device is None else model.to(device)  # type: ignore[arg-type]  # its wrapper has no type
 
 
 @contextmanager

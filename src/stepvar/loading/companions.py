@@ -29,20 +29,25 @@ class Companions:
     text_encoders: tuple[Path, ...]
 
 
-def find_companions(transformer: Path, conversion: Conversion) -> Companions:
+def find_companions(transformer: Path, conversion: Conversion, vae: bool, texts: bool) -> Companions:
     """Looks beside a transformer, and says what it found.
+
+    Args:
+        transformer: The official file or folder.
+        conversion: How its model is loaded.
+        vae, texts: Whether the visual tokenizer and the text encoders are looked for.
 
     Raises:
         CheckpointError: When several visual tokenizers would do.
     """
-    found = [path for path in _neighbours(transformer) if conversion.is_vae(path)]
+    found = [path for path in _neighbours(transformer) if conversion.is_vae(path)] if vae else []
     if len(found) > 1:
         raise CheckpointError(
             f"Beside '{transformer}' lie several visual tokenizers ({listing(path.name for path in found)}): "
             "name one with vae= (--vae)."
         )
     encoders: list[Path] = []
-    for side in conversion.text_sides:
+    for side in conversion.text_sides if texts else ():
         folder = transformer.parent / side.published
         if (folder / "config.json").is_file():
             encoders.append(folder)

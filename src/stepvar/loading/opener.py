@@ -116,7 +116,7 @@ def _assemble(
             "save_pretrained write."
         ) from error
     conversion = conversion_of(path, options)
-    companions = find_companions(path, conversion)
+    companions = find_companions(path, conversion, vae is None, not encoders)
     if vae is None and companions.vae is None:
         raise CheckpointError(
             f"'{path}' is {spec.transformer_title}, which draws codes of a visual tokenizer: name that with "
