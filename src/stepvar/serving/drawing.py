@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from stepvar.models.pipeline import NextScalePipeline, to_output
+from stepvar.generation.schedule import ScaleSchedule
+from stepvar.models.output import to_output
+from stepvar.models.pipeline import NextScalePipeline
 
 QUALITIES: dict[str, tuple[str, ...]] = {"lossless": ("none",), "high": ("faithful",), "fast": ("best",)}
 """Presets that a level of quality stands for; the first that the model has is taken, "none" is dense."""
@@ -123,7 +125,8 @@ class Drawer:
         if settings.size is None:
             return len(self.pipeline.schedule())
         width, height = settings.size
-        return len(self.pipeline.schedule(height=height, width=width))
+        schedule: Callable[..., ScaleSchedule] = self.pipeline.schedule
+        return len(schedule(height=height, width=width))
 
     def check(self, job: Job) -> None:
         """Finds out what is wrong with a job before it waits.
@@ -174,7 +177,9 @@ class Drawer:
         return [Drawn(image, tokens) for image in output.images]
 
     def _preview(self, latents: Tensor) -> list[Image.Image]:
-        return to_output(self.pipeline.preview(latents), "pil")
+        images = to_output(self.pipeline.preview(latents), "pil")
+        assert isinstance(images, list), "pictures were asked for"
+        return images
 
 
 class _ScaleCallback:
