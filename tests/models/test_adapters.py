@@ -97,6 +97,34 @@ def test_a_saved_lora_is_loaded_weighed_fused_and_unloaded(name, tmp_path):
     )
 
 
+def test_a_model_with_an_adapter_is_not_saved_as_a_folder_that_would_load_random_weights(tmp_path):
+    from peft import LoraConfig
+
+    pipeline = make_infinity_pipeline()
+    before = pipeline("a red circle on grass", seed=1, output_type="pt").images
+    pipeline.transformer.add_adapter(LoraConfig(r=2, target_modules=["qkv"], init_lora_weights=False))
+    with pytest.raises(ValueError, match="save_lora_weights"):
+        pipeline.save_pretrained(tmp_path / "adapted")
+    pipeline.unload_lora_weights()
+    pipeline.save_pretrained(tmp_path / "plain")
+    again = type(pipeline).from_pretrained(tmp_path / "plain")
+    assert torch.equal(again("a red circle on grass", seed=1, output_type="pt").images, before)
+
+
+def test_missing_weights_are_an_error_for_diffusers_own_loading_too(tmp_path):
+    from diffusers import DiffusionPipeline
+    from safetensors.torch import load_file, save_file
+
+    make_infinity_pipeline().save_pretrained(tmp_path)
+    for part in ("transformer", "vae"):
+        (file,) = (tmp_path / part).glob("*.safetensors")
+        whole = load_file(file)
+        save_file(dict(list(whole.items())[1:]), file, {"format": "pt"})
+        with pytest.raises(ValueError, match="missing"):
+            DiffusionPipeline.from_pretrained(tmp_path)
+        save_file(whole, file, {"format": "pt"})
+
+
 def test_a_lora_of_something_else_is_refused():
     pytest.importorskip("peft")
     with pytest.raises(ValueError, match="no LoRA of the transformer"):

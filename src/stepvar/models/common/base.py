@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, cast
@@ -14,6 +15,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import set_weights_and_activate_adapters
 from torch import nn
 
+from stepvar.checkpoints.errors import CheckpointError, listing
 from stepvar.generation.attention import Kernel
 from stepvar.models.common.attention_backends import NATIVE, find_kernel
 
@@ -21,6 +23,13 @@ Config = TypeVar("Config", bound=Mapping[str, Any])
 Module = TypeVar("Module", bound=nn.Module)
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
+
+_MISFITS = {
+    "missing_keys": "weights are missing",
+    "unexpected_keys": "are unexpected",
+    "mismatched_keys": "have another shape",
+}
+"""What diffusers notices about weights without refusing them, in words."""
 
 MOST_GRAPHS = 64
 """Graphs of one compiled method, over all scales and numbers of rows; further ones would run uncompiled."""
@@ -103,6 +112,52 @@ class ConfiguredModel(  # type: ignore[misc]  # two of diffusers' classes declar
     def config(self) -> Config:  # type: ignore[override]  # diffusers types it as a dictionary
         """The constructor's arguments."""
         return cast(Config, self._internal_dict)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # diffusers returns a pair on request
+        cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, **kwargs: Any
+    ) -> Any:
+        """Loads a saved model as diffusers does, and refuses weights that do not fit it.
+
+        diffusers itself goes on with random numbers where weights are missing. This is also what its
+        `DiffusionPipeline` calls for each component.
+
+        Args:
+            pretrained_model_name_or_path: A folder, or the name of a repository of the hub.
+            kwargs: As in diffusers.
+
+        Raises:
+            CheckpointError: When weights are missing, unexpected or of another shape.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, output_loading_info=True, **kwargs
+        )
+        problems = [
+            f"{len(info[kind])} {words} ({listing(map(str, info[kind]))})"
+            for kind, words in _MISFITS.items()
+            if info.get(kind)
+        ]
+        if problems:
+            raise CheckpointError(
+                f"'{pretrained_model_name_or_path}' does not fit {cls.__name__}: {'; '.join(problems)}; save "
+                "the model anew, without adapters."
+            )
+        return (model, info) if wants_info else model
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Saves the model as diffusers does.
+
+        Raises:
+            ValueError: When it has an adapter, with which the folder could not be loaded again.
+        """
+        if getattr(self, "peft_config", None):
+            raise ValueError(
+                f"{type(self).__name__} has an adapter, and a folder saved with it could not be loaded: save "
+                "the adapter by pipe.save_lora_weights(folder), and call pipe.unload_lora_weights() before "
+                "this, after pipe.fuse_lora() where its effect shall stay."
+            )
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     attention_backend = NATIVE
     """Name of the backend that computes attention, see `set_attention_backend`."""
