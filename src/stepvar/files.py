@@ -2,7 +2,7 @@
 
 Everything is written into a staging folder beside its target and renamed from there. A staging folder has a
 unique name and holds a lock while its process lives, whatever machine or container that runs in, so that what
-a killed process left can be told from what another one is writing.
+a killed process left is never taken for what another one is writing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From published files to a folder that a pipeline loads: the one road of every model's `convert`."""
+"""Conversion of published files to a folder that a pipeline loads, for every model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What training wraps around a state dict: nested dictionaries, and prefixes of DDP, FSDP and compile."""
+"""Wrappers that training puts around a state dict: nested dictionaries, prefixes of DDP, FSDP and compile."""
 
 from __future__ import annotations
 

@@ -103,12 +103,12 @@ def _sample(
     noise = DiffusionNoise(initial, torch.stack(steps)[:, :count])
     ours = head.sample(condition, noise, guidance)
     state = initial.repeat(len(condition) // count, 1)
-    told = head.condition_embedding(condition)
+    embedded = head.condition_embedding(condition)
     for order, step in enumerate(reversed(range(len(schedule)))):
         comparison.check(f"{name}.t_index{order}", torch.tensor([step]))
         comparison.check(f"{name}.x{order}", state)
         state = comparison.replayed(f"{name}.x{order}", state)
-        output = _output_of_all(head, state[:count], step, told, guidance)
+        output = _output_of_all(head, state[:count], step, embedded, guidance)
         comparison.check(f"{name}.model_out{order}", output)
         output = comparison.replayed(f"{name}.model_out{order}", output)
         comparison.check(f"{name}.pred_xstart{order}", schedule.estimate(step, state, output))
@@ -117,12 +117,14 @@ def _sample(
     comparison.check(f"{name}.out", torch.cat([ours, OUTPUT_SCALE * state[count:]]))
 
 
-def _output_of_all(head: DiffusionHead, state: Tensor, step: int, told: Tensor, guidance: float) -> Tensor:
+def _output_of_all(
+    head: DiffusionHead, state: Tensor, step: int, embedded: Tensor, guidance: float
+) -> Tensor:
     """The guided output for conditional and unconditional tokens: they share the noise, not the variance."""
-    guided = head.predict(state, step, told, guidance)
-    if len(told) == len(state):
+    guided = head.predict(state, step, embedded, guidance)
+    if len(embedded) == len(state):
         return guided
-    alone = head.predict(state, step, told[len(state) :], guidance)
+    alone = head.predict(state, step, embedded[len(state) :], guidance)
     shared = torch.cat([guided[:, : head.channels], alone[:, head.channels :]], dim=1)
     return torch.cat([guided, shared])
 

@@ -1,4 +1,4 @@
-"""What lies beside an official transformer and belongs to it: its visual tokenizer and text encoders."""
+"""Companions of an official transformer in its folder: its visual tokenizer and text encoders."""
 
 from __future__ import annotations
 

@@ -37,11 +37,11 @@ class UnknownWordError(ValueError):
     def __init__(self, words: Iterable[str], known: Iterable[str]) -> None:
         known = list(known)
         self.suggestions = {word: closest_words(word, known) for word in words}
-        told = [
+        described = [
             f"{word!r} (close: {', '.join(close)})" if close else f"{word!r} (nothing close is known)"
             for word, close in self.suggestions.items()
         ]
-        super().__init__(f"The text encoder does not know {', '.join(told)}.")
+        super().__init__(f"The text encoder does not know {', '.join(described)}.")
 
 
 def closest_words(word: str, known: Iterable[str], count: int = 3) -> tuple[str, ...]:

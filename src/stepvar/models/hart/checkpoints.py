@@ -30,7 +30,7 @@ from stepvar.models.hart.vae import HARTVAE
 PathLike = str | os.PathLike[str]
 
 EMA_FILE = "ema_model.bin"
-"""Averaged weights beside the plain ones: what the official scripts load unless told otherwise."""
+"""Averaged weights beside the plain ones: what the official scripts load by default."""
 
 
 def official_format(official: Mapping[str, Any] | None) -> OfficialFormat[HARTTransformer]:
@@ -86,9 +86,9 @@ def load_transformer(
     """
     path = Path(path).expanduser()
     ema = path / EMA_FILE
-    told = official_config(path) if official is None else official
+    settings = official_config(path) if official is None else official
     weights = ema if averaged and ema.is_file() else path
-    return official_format(told).load(weights, dtype, device, pixels_per_token=pixels_per_token)
+    return official_format(settings).load(weights, dtype, device, pixels_per_token=pixels_per_token)
 
 
 _VAE_FIELDS = {"vocab_size": "codes", "z_channels": "channels", "ch": "base_channels"}
@@ -119,13 +119,13 @@ def load_vae(
     prefix = "vae." if any(key.startswith("vae.") for key in Checkpoint.open(path).layout) else ""
     tokenizer = vector_checkpoints.load_vq_vae(HARTVAE, path, dtype, device, prefix)
     if saved_config(path, HARTVAE) is None:
-        told = official_config(path) or {}
+        settings = official_config(path) or {}
         expected = {theirs: tokenizer.config[ours] for theirs, ours in _VAE_FIELDS.items()}
         expected |= {"quant_resi": 0.5, "quantizer_type": "var_hybrid"}
         for field, value in expected.items():
-            if field in told and told[field] != value:
+            if field in settings and settings[field] != value:
                 raise CheckpointError(
-                    f"{source} cannot be used: {field} is {told[field]!r} in its configuration, but "
+                    f"{source} cannot be used: {field} is {settings[field]!r} in its configuration, but "
                     f"{'its weights have' if field in _VAE_FIELDS else 'only'} {value!r}"
                     f"{'' if field in _VAE_FIELDS else ' is supported'}."
                 )

@@ -203,10 +203,10 @@ def infer_config(
     for pattern, what in _UNSUPPORTED_KEYS.items():
         if any(re.match(pattern, key) for key in state):
             raise CheckpointError(f"{source} {what}, which no published HART does; it is not supported.")
-    told = dict(official or {})
+    settings = dict(official or {})
     config = _from_shapes(state, source)
-    config |= _from_configuration(state, config, told, source)
-    _refuse_contradictions(config, told, source)
+    config |= _from_configuration(state, config, settings, source)
+    _refuse_contradictions(config, settings, source)
     _check_length(state, config, source)
     return config
 
@@ -239,22 +239,22 @@ def _from_shapes(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
 
 
 def _from_configuration(
-    state: Mapping[str, Tensor], config: Mapping[str, Any], told: Mapping[str, Any], source: str
+    state: Mapping[str, Tensor], config: Mapping[str, Any], settings: Mapping[str, Any], source: str
 ) -> dict[str, Any]:
     """What shapes do not tell, from the configuration, the buffer of levels, or the published model."""
     width = config["width"]
     if config["cosine_attention"]:
         heads = max(shape_of(state, "blocks.0.attn.scale_mul_1H11", source, 4))
     else:
-        heads = told.get("num_heads", max(width // HEAD_DIM, 1))
+        heads = settings.get("num_heads", max(width // HEAD_DIM, 1))
     context, sides = _read_levels(state)
     known = {
         "heads": heads,
-        "context_tokens": told.get("context_token", context or 300),
-        "sides": list(told.get("patch_nums") or sides or PUBLISHED_SIDES),
-        "pooling": {"avg": "mean"}.get(told.get("sep_aln_pooling_mode", "max"), "max"),
-        "eps": float(told.get("norm_eps", 1e-6)),
-        "diffusion_steps": str(told.get("num_sampling_steps", "8")),
+        "context_tokens": settings.get("context_token", context or 300),
+        "sides": list(settings.get("patch_nums") or sides or PUBLISHED_SIDES),
+        "pooling": {"avg": "mean"}.get(settings.get("sep_aln_pooling_mode", "max"), "max"),
+        "eps": float(settings.get("norm_eps", 1e-6)),
+        "diffusion_steps": str(settings.get("num_sampling_steps", "8")),
     }
     numbers = [known["heads"], known["context_tokens"], *known["sides"]]
     if not all(isinstance(number, int) and number > 0 for number in numbers):
@@ -287,31 +287,31 @@ _COMPARED = {
 """Official field -> ours, where the weights tell the same."""
 
 
-def _refuse_contradictions(config: Mapping[str, Any], told: Mapping[str, Any], source: str) -> None:
+def _refuse_contradictions(config: Mapping[str, Any], settings: Mapping[str, Any], source: str) -> None:
     expected = {theirs: config[ours] for theirs, ours in _COMPARED.items()}
     expected["use_timestep_embed"] = not config["level_table"]
     expected["disable_aln"] = config["modulation"] != "block"
     if config["modulation"] != "block":
         expected["shared_aln"] = config["modulation"] == "table"
-    if "mlp_ratio" in told:
-        expected["mlp_ratio"] = _ratio(config, float(told["mlp_ratio"]))
+    if "mlp_ratio" in settings:
+        expected["mlp_ratio"] = _ratio(config, float(settings["mlp_ratio"]))
     for field, value in expected.items():
-        if field in told and told[field] != value:
+        if field in settings and settings[field] != value:
             raise CheckpointError(
-                f"{source} contradicts its configuration: {field} is {told[field]} there, but the weights "
-                f"have {value}; the two do not belong together."
+                f"{source} contradicts its configuration: {field} is {settings[field]} there, but the "
+                f"weights have {value}; the two do not belong together."
             )
     for field in ("attn_type", "mlp_type"):
-        if told.get(field, "llama") != "llama":
-            raise CheckpointError(f"{source} has {field} {told[field]!r}; only 'llama' is supported.")
-    if told.get("use_cross_attn"):
+        if settings.get(field, "llama") != "llama":
+            raise CheckpointError(f"{source} has {field} {settings[field]!r}; only 'llama' is supported.")
+    if settings.get("use_cross_attn"):
         raise CheckpointError(f"{source} uses cross attention, which is not supported.")
 
 
-def _ratio(config: Mapping[str, Any], told: float) -> float:
-    """The told ratio if it leads to the weights' hidden width, else the one that would without rounding."""
-    if gated_width(config["width"], told) == config["hidden_width"]:
-        return told
+def _ratio(config: Mapping[str, Any], configured: float) -> float:
+    """The configured ratio where it gives the hidden width, else the one that does without rounding."""
+    if gated_width(config["width"], configured) == config["hidden_width"]:
+        return configured
     return config["hidden_width"] / config["width"] * 1.5
 
 

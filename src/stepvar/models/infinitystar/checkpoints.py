@@ -167,7 +167,7 @@ def load_transformer(
 
 
 def _named_resolution(path: Path) -> str:
-    """The published models are told apart by the names of their folders alone.
+    """The published models differ by the names of their folders alone.
 
     The folder around one may hold several models, so its name counts only where the own one says nothing.
     """

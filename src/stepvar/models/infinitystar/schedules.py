@@ -205,8 +205,8 @@ class PyramidSettings:
         """
         by_place = self.semantic_scales is not None and place < self.semantic_scales
         by_cells = self.detail_minimum is not None and cells < self.detail_minimum
-        told = None not in (self.semantic_scales, self.detail_minimum)
-        if told and by_place != by_cells:
+        is_listed = None not in (self.semantic_scales, self.detail_minimum)
+        if is_listed and by_place != by_cells:
             raise ValueError(
                 f"Scale {place} of {cells} cells a frame would be predicted with "
                 f"{self.semantic_bits if by_place else self.detail_bits} bits and stored with "

@@ -111,8 +111,8 @@ def _transformer_from_object(state: Mapping[str, Tensor], model: Any, vae: Any) 
     """A transformer on the weights of an official `Switti`, whose attributes tell what weights do not."""
     names = {**_TOLD_BY_CONFIG, "num_heads": "heads"}
     attributes = {name: getattr(model, name, None) for name in names}
-    told = {names[name]: value for name, value in attributes.items() if isinstance(value, (int, float))}
-    return FORMAT.from_state(state, "The model", pixels_per_token=vae.stride, **told)
+    sizes = {names[name]: value for name, value in attributes.items() if isinstance(value, (int, float))}
+    return FORMAT.from_state(state, "The model", pixels_per_token=vae.stride, **sizes)
 
 
 OBJECTS = OfficialObjects(

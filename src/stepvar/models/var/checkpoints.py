@@ -100,8 +100,8 @@ convert = Conversion(
 def _transformer_from_object(state: Mapping[str, Tensor], model: Any, vae: Any) -> VARTransformer:
     """A transformer on the weights of an official `VAR`, whose heads only its attention tells."""
     heads = getattr(model, "num_heads", None)
-    told = {"heads": heads} if isinstance(heads, int) else {}
-    return FORMAT.from_state(state, "The model", pixels_per_token=vae.stride, **told)
+    sizes = {"heads": heads} if isinstance(heads, int) else {}
+    return FORMAT.from_state(state, "The model", pixels_per_token=vae.stride, **sizes)
 
 
 OBJECTS = OfficialObjects(
