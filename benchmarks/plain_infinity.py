@@ -27,11 +27,11 @@ from torch import Tensor
 from stepvar.generation.guidance import Guidance
 from stepvar.generation.loop import Sampler
 from stepvar.generation.schedule import Scale, ScaleSchedule
+from stepvar.models.common.attention import LARGEST_LOG_SCALE
 from stepvar.models.common.resizing import resize_bilinear
 from stepvar.models.infinity.quantizer import codes_from_bits
 from stepvar.models.infinity.session import TextCondition
 from stepvar.models.infinity.transformer import (
-    LARGEST_LOG_SCALE,
     CrossAttention,
     InfinityBlock,
     InfinityTransformer,
