@@ -13,6 +13,9 @@ from stepvar.models import MODELS
 FORK = "csguoh/FastVAR"
 """A repository of forks: its cases name the model they are a fork of, as "hart+fastvar" does."""
 
+DERIVED = {"HiDream-ai/VAREdit": "stepvar.conformance.varedit:run"}
+"""Runners of repositories whose model is another one's transformer with other weights."""
+
 __all__ = ["CaseError", "CaseReport", "run_case"]
 
 
@@ -28,7 +31,7 @@ def run_case(folder: Path) -> CaseReport:
         CheckpointError: When its weights are missing or damaged.
     """
     case = Case.load(folder)
-    runners = {model.repository: model.conformance for model in MODELS}
+    runners = {model.repository: model.conformance for model in MODELS} | DERIVED
     repository = case.repository
     if repository == FORK:
         forked = str(case.info.get("model", "infinity")).partition("+")[0].lower()

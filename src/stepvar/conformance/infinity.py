@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -33,7 +34,7 @@ def run(case: Case) -> CaseReport:
     tokenizer = vae_from_state(case.state("vae", "vae.safetensors"))
     if "call" in case.info:
         transformer = transformer_from_state(case.state("transformer", "transformer.safetensors"))
-        _run_generation(comparison, transformer, tokenizer)
+        run_generation(comparison, transformer, tokenizer)
         run_sampler_units(comparison)
     else:
         run_tokenizer(comparison, tokenizer)
@@ -90,17 +91,31 @@ class _ReplaySampler(DrawingSampler):
         return tokens_from_latent_bits(stored.squeeze(1).bool(), self.patch > 1).flatten(1, 2)
 
 
-def _run_generation(comparison: Comparison, transformer: InfinityTransformer, tokenizer: InfinityVAE) -> None:
+MakeSession = Callable[[InfinityTransformer, TextCondition, ScaleSchedule, bool], InfinitySession]
+
+
+def run_generation(
+    comparison: Comparison,
+    transformer: InfinityTransformer,
+    tokenizer: InfinityVAE,
+    make_session: MakeSession = InfinitySession,
+) -> None:
+    """Generates as a case says, and compares what the text, the blocks and the loop show.
+
+    Args:
+        make_session: Starts the model on text, schedule and patchify; Infinity's own by default.
+    """
     call = comparison.case.info["call"]
     patchify = transformer.config.bits != tokenizer.config.codebook_dim
     schedule = _schedule(call)
     guidance = _guidance(call, len(schedule), len(transformer.blocks))
     condition = _condition(comparison, call, transformer)
     handles = _watch_text(comparison, transformer)
-    session = InfinitySession(transformer, condition, schedule, patchify)
+    session = make_session(transformer, condition, schedule, patchify)
     for handle in handles:
         handle.remove()
-    scale_name: list[str] = [""]
+    # Before the first scale comes the pass over a source picture, where a model has one.
+    scale_name: list[str] = ["src"]
     handles = _watch_blocks(comparison, transformer, scale_name)
     probe = partial(_probe, comparison, session, scale_name)
     sampler = _ReplaySampler(comparison, call, patchify)

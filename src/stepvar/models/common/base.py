@@ -130,9 +130,10 @@ class ConfiguredModel(  # type: ignore[misc]  # two of diffusers' classes declar
             CheckpointError: When weights are missing, unexpected or of another shape.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(
+        loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path, output_loading_info=True, **kwargs
         )
+        model, info = loaded
         problems = [
             f"{len(info[kind])} {words} ({listing(map(str, info[kind]))})"
             for kind, words in _MISFITS.items()
