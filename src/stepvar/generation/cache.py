@@ -40,12 +40,16 @@ class LayerCache:
 
     Written in place and read as a view: nothing is concatenated, and no mask is needed because
     every token of a scale sees all earlier scales and its own.
+
+    Attributes:
+        first: First position that queries see; 0 but for a model that keeps others before it.
     """
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         self.keys = keys
         self.values = values
         self.length = 0
+        self.first = 0
 
     @property
     def capacity(self) -> int:
@@ -59,8 +63,8 @@ class LayerCache:
         self.keys[:rows, :, start:stop].copy_(key)
         self.values[:rows, :, start:stop].copy_(value)
         self.length = stop
-        keys, values = self.keys[:rows, :, :stop], self.values[:rows, :, :stop]
-        return attention(query, keys, values, scale)
+        seen = slice(self.first, stop)
+        return attention(query, self.keys[:rows, :, seen], self.values[:rows, :, seen], scale)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ class ScaleAlignedCache(LayerCache):
         super().__init__(keys, values)
         self.grid = grid
         self.source: tuple[Tensor, Tensor] | None = None
-        self.averaged_grid: SpatialGrid | None = None
+        # Until a scale begins, nothing is there to be seen.
+        self.first = keys.shape[2]
 
     @property
     def source_tokens(self) -> int:
@@ -43,10 +44,9 @@ class ScaleAlignedCache(LayerCache):
         """Averages the source to a scale's grid (rows, columns), for all rows."""
         if self.source is None:
             raise RuntimeError("A scale began before the source pass.")
-        first = self.source_tokens - grid[0] * grid[1]
+        self.first = self.source_tokens - grid[0] * grid[1]
         for buffer, source in zip((self.keys, self.values), self.source, strict=True):
-            buffer[:, :, first : self.source_tokens] = _area_averaged(source, self.grid, grid)
-        self.averaged_grid = grid
+            buffer[:, :, self.first : self.source_tokens] = _area_averaged(source, self.grid, grid)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         """The source pass comes first and sees itself; scales see averages and target tokens."""
@@ -54,17 +54,9 @@ class ScaleAlignedCache(LayerCache):
             self.source = (key.to(self.keys.dtype), value.to(self.values.dtype))
             self.length = self.source_tokens
             return attention(query, key, value, scale)
-        if self.averaged_grid is None:
+        if self.first > self.source_tokens:
             raise RuntimeError("A scale attends to a source that was not averaged to its grid.")
-        start, rows = self.length, key.shape[0]
-        stop = start + key.shape[2]
-        if stop > self.capacity:
-            raise RuntimeError(f"The KV cache holds {self.capacity} tokens, but {stop} were written.")
-        self.keys[:rows, :, start:stop].copy_(key)
-        self.values[:rows, :, start:stop].copy_(value)
-        self.length = stop
-        first = self.source_tokens - self.averaged_grid[0] * self.averaged_grid[1]
-        return attention(query, self.keys[:rows, :, first:stop], self.values[:rows, :, first:stop], scale)
+        return super().attend(query, key, value, scale)
 
 
 def _area_averaged(values: Tensor, grid: SpatialGrid, target: SpatialGrid) -> Tensor:
