@@ -8,6 +8,7 @@ import time
 import pytest
 from PIL import Image
 
+from stepvar.generation.report import Report
 from stepvar.serving.drawing import Cancelled, Drawn, DrawSettings, Job
 from stepvar.serving.engine import Engine
 from stepvar.serving.errors import RequestError
@@ -15,6 +16,7 @@ from stepvar.serving.metrics import ServerMetrics
 from stepvar.serving.settings import ServerSettings
 
 DENSE = DrawSettings(None, "none", None, False)
+REPORT = Report([], {}, 0, 0, [])
 FAST = DrawSettings(None, "best", None, False)
 
 
@@ -35,7 +37,7 @@ class RecordingDrawer:
             raise Cancelled
         if any(job.prompt == "broken" for job in jobs):
             raise RuntimeError("/secret/path is broken")
-        return [Drawn(Image.new("RGB", (4, 4), (job.seed % 256, 0, 0)), 1) for job in jobs]
+        return [Drawn(Image.new("RGB", (4, 4), (job.seed % 256, 0, 0)), REPORT) for job in jobs]
 
 
 def make_job(seed: int = 0, settings: DrawSettings = DENSE, prompt: str = "a ring") -> Job:

@@ -41,7 +41,7 @@ class RunningServer:
             time.sleep(0.02)
         port = self.server.servers[0].sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
-        self.engine = app.state.engine
+        self.engine = app.state.server.engine
 
     def client(self, key: str = "unused"):
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0)
@@ -153,6 +153,10 @@ def test_formats_and_pictures_by_url(server):
     fetched = httpx.get(answer.data[0].url)
     assert fetched.headers["content-type"] == "image/png"
     assert Image.open(io.BytesIO(fetched.content)).size == (64, 64)
+    part = httpx.get(answer.data[0].url, headers={"Range": "bytes=2-5"})
+    assert part.status_code == 206 and part.content == fetched.content[2:6]
+    assert httpx.get(answer.data[0].url, headers={"Range": "bytes=99999999-"}).status_code == 416
+    assert httpx.get(answer.data[0].url, headers={"Range": "lines=1-2"}).content == fetched.content
     assert httpx.get(f"{server.url}/v1/files/..%2F..%2Fetc%2Fpasswd").status_code == 404
 
 

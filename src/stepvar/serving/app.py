@@ -6,8 +6,6 @@ import asyncio
 import base64
 import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -16,11 +14,9 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from stepvar.serving.drawing import Drawer
-from stepvar.serving.engine import Engine
 from stepvar.serving.errors import RequestError
-from stepvar.serving.metrics import ServerMetrics
 from stepvar.serving.middleware import Gate
-from stepvar.serving.pictures import PictureStore
+from stepvar.serving.pictures import PictureStore, file_response
 from stepvar.serving.requests import PreparedRequest, finish, prepare
 from stepvar.serving.schemas import (
     Health,
@@ -32,6 +28,7 @@ from stepvar.serving.schemas import (
     Usage,
     error_responses,
 )
+from stepvar.serving.server import Server
 from stepvar.serving.settings import ServerSettings
 from stepvar.serving.streaming import open_stream
 
@@ -39,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 def create_app(drawer: Drawer, name: str, settings: ServerSettings | None = None) -> FastAPI:
-    """Builds the application around one model.
+    """Builds the application around one model of pictures.
 
     Args:
         drawer: The model.
@@ -48,34 +45,47 @@ def create_app(drawer: Drawer, name: str, settings: ServerSettings | None = None
 
     Returns:
         An ASGI application; its engine runs from start-up to shutdown.
+
+    Raises:
+        ValueError: When the model draws videos.
     """
-    settings = settings or ServerSettings()
-    metrics = ServerMetrics()
-    engine = Engine(drawer, settings, metrics)
-    store = PictureStore(settings.kept_pictures)
-    created = int(time.time())
+    drawer.require_pictures()
+    server = Server(drawer, name, settings or ServerSettings())
+    app = base_app(server)
+    add_image_routes(app, server)
+    return app
 
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        engine.start()
-        yield
-        await asyncio.to_thread(engine.stop)
 
+def base_app(server: Server) -> FastAPI:
+    """The application without images routes: health, metrics, files, limits, errors."""
     app = FastAPI(
         title="stepvar",
         description="Pictures from next-scale-prediction models, by OpenAI's image routes.",
-        lifespan=lifespan,
+        lifespan=server.lifespan,
     )
-    app.state.engine, app.state.store = engine, store
-    app.add_middleware(Gate, settings=settings, metrics=metrics)
+    app.state.server = server
+    app.add_middleware(Gate, settings=server.settings, metrics=server.metrics)
     _add_error_handlers(app)
+    _add_state_routes(app, server)
+    _add_file_route(app, server)
+    return app
+
+
+def add_image_routes(app: FastAPI, server: Server) -> None:
+    """Adds OpenAI's routes."""
+    _add_model_routes(app, server)
+    _add_generation_route(app, server)
+
+
+def _add_state_routes(app: FastAPI, server: Server) -> None:
+    engine = server.engine
 
     @app.get("/health")
     async def health() -> Health:
         """Whether the server takes requests, and how busy it is."""
         return Health(
             status="stopping" if engine.stopping else "ok",
-            model=name,
+            model=server.name,
             waiting=engine.waiting,
             drawing=engine.drawing,
         )
@@ -83,12 +93,24 @@ def create_app(drawer: Drawer, name: str, settings: ServerSettings | None = None
     @app.get("/metrics", response_class=Response)
     async def prometheus() -> Response:
         """Metrics in Prometheus' text format."""
-        return Response(metrics.text(engine.waiting), media_type="text/plain; version=0.0.4")
+        return Response(server.metrics.text(engine.waiting), media_type="text/plain; version=0.0.4")
+
+
+def _add_file_route(app: FastAPI, server: Server) -> None:
+    @app.get("/v1/files/{file}", response_class=Response, responses=error_responses(401, 404))
+    async def files(file: str, request: Request) -> Response:
+        """A picture that was answered by URL."""
+        media_type, content = server.store.get(file)
+        return file_response(media_type, content, request.headers.get("range"))
+
+
+def _add_model_routes(app: FastAPI, server: Server) -> None:
+    name = server.name
 
     @app.get("/v1/models", responses=error_responses(401))
     async def models() -> ModelList:
         """The model that is served."""
-        return ModelList(data=[Model(id=name, created=created)])
+        return ModelList(data=[Model(id=name, created=server.created)])
 
     @app.get("/v1/models/{model}", responses=error_responses(401, 404))
     async def model(model: str) -> Model:
@@ -97,13 +119,11 @@ def create_app(drawer: Drawer, name: str, settings: ServerSettings | None = None
             raise RequestError(
                 404, f"There is no model {model!r} here; {name!r} is served.", code="not_found"
             )
-        return Model(id=name, created=created)
+        return Model(id=name, created=server.created)
 
-    @app.get("/v1/files/{file}", response_class=Response, responses=error_responses(401, 404))
-    async def files(file: str) -> Response:
-        """A picture that was answered by URL."""
-        media_type, content = store.get(file)
-        return Response(content, media_type=media_type)
+
+def _add_generation_route(app: FastAPI, server: Server) -> None:
+    engine, settings = server.engine, server.settings
 
     @app.post(
         "/v1/images/generations",
@@ -113,7 +133,7 @@ def create_app(drawer: Drawer, name: str, settings: ServerSettings | None = None
     async def generations(body: ImageRequest, request: Request) -> Any:
         """Draws pictures of a prompt."""
         started = time.monotonic()
-        prepared = await asyncio.to_thread(prepare, body, drawer, name, settings)
+        prepared = await asyncio.to_thread(prepare, body, server.drawer, server.name, settings)
         if body.stream:
             events = open_stream(prepared, engine, settings.timeout)
             return StreamingResponse(events, media_type="text/event-stream", headers=_NO_CACHE)
@@ -121,10 +141,8 @@ def create_app(drawer: Drawer, name: str, settings: ServerSettings | None = None
             drawn = await finish(prepared, engine, settings.timeout, request.is_disconnected)
         finally:
             prepared.cancel()
-        metrics.request_seconds.observe(time.monotonic() - started)
-        return await asyncio.to_thread(_answer, prepared, drawn, store, str(request.base_url))
-
-    return app
+        server.metrics.request_seconds.observe(time.monotonic() - started)
+        return await asyncio.to_thread(_answer, prepared, drawn, server.store, str(request.base_url))
 
 
 _NO_CACHE = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -139,7 +157,7 @@ def _answer(prepared: PreparedRequest, drawn: list[Any], store: PictureStore, ba
             place = {"url": f"{base}v1/files/{store.add(content, body.output_format)}"}
         else:
             place = {"b64_json": base64.b64encode(content).decode("ascii")}
-        data.append(ImageData(seed=job.seed, pruning=job.settings.pruning, **place))
+        data.append(ImageData(seed=job.seed, pruning=str(job.settings.pruning), **place))
     return ImagesResponse(
         created=int(time.time()),
         data=data,

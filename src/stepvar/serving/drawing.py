@@ -5,16 +5,18 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from stepvar.generation.report import Report
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.models.output import to_output
 from stepvar.models.pipeline import NextScalePipeline
+from stepvar.pruning.presets import Pruning
 
 QUALITIES: dict[str, tuple[str, ...]] = {"lossless": ("none",), "high": ("faithful",), "fast": ("best",)}
 """Presets that a level of quality stands for; the first that the model has is taken, "none" is dense."""
@@ -32,15 +34,17 @@ class DrawSettings:
 
     Attributes:
         size: Width and height in pixels; None is the model's own size.
-        pruning: Name of a preset; "none" is the dense run.
+        pruning: Name of a preset, or a plan; "none" is the dense run.
         guidance_scale: None is the model's own.
         has_negative: Whether the pictures have negative prompts.
+        seconds: Length of a video; None is the model's own, and for models of pictures.
     """
 
     size: tuple[int, int] | None
-    pruning: str
+    pruning: Pruning
     guidance_scale: float | None
     has_negative: bool
+    seconds: float | None = None
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of a pipeline's call."""
@@ -49,6 +53,8 @@ class DrawSettings:
             arguments["width"], arguments["height"] = self.size
         if self.guidance_scale is not None:
             arguments["guidance_scale"] = self.guidance_scale
+        if self.seconds is not None:
+            arguments["seconds"] = self.seconds
         return arguments
 
 
@@ -62,6 +68,7 @@ class Job:
         settings: What it must share with others of its batch.
         previews: Indices of scales after which a preview is wanted.
         on_preview: Called with the number of a preview and the picture, on the drawing thread.
+        on_scale: Called with the index of every scale that has run, likewise, before its preview.
         cancelled: Set when its client has gone.
     """
 
@@ -71,15 +78,30 @@ class Job:
     settings: DrawSettings
     previews: frozenset[int] = frozenset()
     on_preview: Callable[[int, Image.Image], None] | None = None
+    on_scale: Callable[[int], None] | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A finished picture, and how many image tokens were computed for it."""
+    """A finished picture, or video.
+
+    Attributes:
+        image: The picture; of a video the first frame.
+        report: How its batch ran, without the sampled values.
+        frames: Of a video.
+        frames_per_second: Of a video.
+    """
 
     image: Image.Image
-    tokens: int
+    report: Report
+    frames: tuple[Image.Image, ...] = ()
+    frames_per_second: float = 0.0
+
+    @property
+    def tokens(self) -> int:
+        """Image tokens that were computed for it."""
+        return self.report.kept_tokens
 
 
 class Drawer:
@@ -89,22 +111,23 @@ class Drawer:
         pipeline: Draws pictures from texts.
         exact: Whether a picture must not depend on those it waited with; see `ServerSettings`.
 
-    Raises:
-        ValueError: When it draws videos, or something else than texts.
     """
 
     def __init__(self, pipeline: NextScalePipeline[Any], exact: bool = True) -> None:
-        if pipeline.draws_videos:
-            raise ValueError(
-                f"{type(pipeline).__name__} draws videos, and the images routes serve pictures: "
-                "serve a model of pictures."
-            )
         self.pipeline, self.exact = pipeline, exact
         pipeline.set_progress_bar_config(disable=True)
         self.levels = self._levels()
         schedule = pipeline.schedule()
         height, width = pipeline.pixels(schedule)
         self.own_size = (width, height)
+
+    def require_pictures(self) -> None:
+        """Raises ValueError when the model draws videos, which the images routes do not serve."""
+        if self.pipeline.draws_videos:
+            raise ValueError(
+                f"{type(self.pipeline).__name__} draws videos, and the images routes serve pictures: "
+                "serve a model of pictures, or open it with 'stepvar ui'."
+            )
 
     def _levels(self) -> dict[str, str]:
         """Preset of every level of quality that the model can give."""
@@ -122,11 +145,19 @@ class Drawer:
         Raises:
             ValueError: When the model does not draw the size.
         """
-        if settings.size is None:
-            return len(self.pipeline.schedule())
-        width, height = settings.size
+        return len(self.schedule(settings))
+
+    def schedule(self, settings: DrawSettings) -> ScaleSchedule:
+        """The scales of a size, and of a video's length.
+
+        Raises:
+            ValueError: When the model does not draw the size.
+        """
         schedule: Callable[..., ScaleSchedule] = self.pipeline.schedule
-        return len(schedule(height=height, width=width))
+        arguments: dict[str, Any] = {} if settings.seconds is None else {"seconds": settings.seconds}
+        if settings.size is not None:
+            arguments["width"], arguments["height"] = settings.size
+        return schedule(**arguments)
 
     def check(self, job: Job) -> None:
         """Finds out what is wrong with a job before it waits.
@@ -134,7 +165,8 @@ class Drawer:
         Raises:
             ValueError: One sentence that says what.
         """
-        self.pipeline.check_prompts([job.prompt, *([job.negative] if job.negative else [])])
+        negatives = [job.negative] if job.negative else []
+        self.pipeline.check_prompts([job.prompt], negatives, job.settings.seconds)
         self.pipeline.summary(**job.settings.arguments())
 
     def text_tokens(self, prompt: str) -> int:
@@ -173,8 +205,10 @@ class Drawer:
             callback_on_step_end=_ScaleCallback(jobs, self._preview),
             **arguments,
         )
-        tokens = sum(entry.plan.kept for entry in output.report.scales)
-        return [Drawn(image, tokens) for image in output.images]
+        report = replace(output.report, choices={})
+        if not self.pipeline.draws_videos:
+            return [Drawn(image, report) for image in output.images]
+        return [Drawn(frames[0], report, tuple(frames), output.frames_per_second) for frames in output.frames]
 
     def _preview(self, latents: Tensor) -> list[Image.Image]:
         images = to_output(self.pipeline.preview(latents), "pil")
@@ -198,6 +232,9 @@ class _ScaleCallback:
     ) -> Mapping[str, Any]:
         if all(job.cancelled.is_set() for job in self.jobs):
             raise Cancelled
+        for job in self.jobs:
+            if job.on_scale is not None:
+                job.on_scale(step)
         wanted = [index for index, job in enumerate(self.jobs) if step in job.previews]
         if wanted:
             images = self.preview(values["latents"][wanted])
