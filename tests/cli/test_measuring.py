@@ -82,6 +82,17 @@ def test_bench_as_json(run, model_folder):
     assert both["flops_ratio"] == pytest.approx(dense["flops"] / both["flops"]) and both["flops_ratio"] > 1
 
 
+def test_bench_against_the_limits_of_the_machine(run, model_folder):
+    arguments = ("bench", "--model", model_folder, "--repeats", 1, "--roofline")
+    result = run(*arguments)
+    assert result.code == 0 and "last four" in result.stdout and "GB/s" in result.stdout
+    document = run(*arguments, "--json").json
+    assert document["copy_bytes_per_second"] > 0
+    for method in document["methods"].values():
+        for scale in method["scales"]:
+            assert (scale["roofline"]["product_share"] is None) == scale["skipped"]
+
+
 def test_bench_for_people(run, model_folder):
     result = run("bench", "a red star", "--model", model_folder, "--repeats", 1, "-n", 2)
     assert result.code == 0

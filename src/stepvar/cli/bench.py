@@ -41,6 +41,12 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, max=10000, help="Measured rounds; times are medians.")] = 5,
     number: Annotated[int, typer.Option("-n", "--number", min=1, max=4096, help="Pictures in a batch.")] = 1,
     seed: FixedSeed = 0,
+    roofline: Annotated[
+        bool,
+        typer.Option(
+            "--roofline", help="Compare every scale with the machine's own rate of products and of copies."
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Measure the speed of a model's plans.
@@ -70,7 +76,7 @@ def bench(
         seeds = [seed + index for index in range(number)]
         with display.scale_progress("measuring", summary, runs) as observer:
             document = measure_speed(
-                pipeline, [prompt] * number, seeds, repeats, methods, observer, dimensions, settings
+                pipeline, [prompt] * number, seeds, repeats, methods, observer, dimensions, settings, roofline
             )
     if json:
         display.print_json(document)
@@ -120,9 +126,45 @@ def _describe(document: dict[str, Any]) -> str:
             display.format_table(header, rows),
             "",
             display.format_table(("stage", *methods), [stages[0], *scales, stages[1], stages[2]]),
+            *_describe_roofline(document),
             "",
             f"{document['width']} x {document['height']} pixels, {counts}, {document['dtype']}, {rounds}",
             f"{document['device_name']} ({document['device']}, {document['threads']} threads), "
             f"torch {document['torch']}, {document['attention']}",
         ]
     )
+
+
+def _describe_roofline(document: dict[str, Any]) -> list[str]:
+    """Each scale's share of the machine's rate of products, and of copies; empty where not measured."""
+    methods = document["methods"]
+    if "copy_bytes_per_second" not in document:
+        return []
+
+    def share(value: float | None) -> str:
+        return "" if value is None else f"{value:.0%}"
+
+    rows = [
+        (
+            f"scale {entry['scale']}",
+            *(
+                " / ".join(
+                    share(method["scales"][index]["roofline"][name])
+                    for name in ("product_share", "copy_share")
+                )
+                if not method["scales"][index]["skipped"]
+                else "skipped"
+                for method in methods.values()
+            ),
+        )
+        for index, entry in enumerate(methods["dense"]["scales"])
+        if index > 0
+    ]
+    last = ("last four", *(share(method["product_share_of_last_scales"]) for method in methods.values()))
+    rate = document["copy_bytes_per_second"] / 1e9
+    return [
+        "",
+        "Share of the time that the same matrix products need alone / that their operands need at the "
+        f"copy rate of {rate:.1f} GB/s:",
+        display.format_table(("", *methods), [*rows, last]),
+    ]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from stepvar.evaluation.roofline import MachineLimits, ScaleWork, record_work, share_of_last_scales
 from stepvar.metrics.timing import Samples, Spread, interleaved, machine
 
 if TYPE_CHECKING:
@@ -42,11 +44,15 @@ class MethodSpeed:
         summary: What it planned: tokens, FLOPs.
         samples: Its runs, with their reports.
         dense: The dense plan's runs and summary, to compare with; itself for the dense plan.
+        work: What every scale ran, where that was recorded.
+        limits: What the machine could do of it.
     """
 
     summary: Summary
     samples: Samples[Report]
     dense: MethodSpeed | None = None
+    work: Sequence[ScaleWork] = ()
+    limits: MachineLimits | None = None
 
     @property
     def seconds(self) -> float:
@@ -74,7 +80,7 @@ class MethodSpeed:
 
     def as_json(self) -> dict[str, Any]:
         summary = self.summary
-        scales = [
+        scales: list[dict[str, Any]] = [
             {
                 "scale": str(entry.scale),
                 "tokens": entry.scale.tokens,
@@ -87,6 +93,11 @@ class MethodSpeed:
                 summary.plan.scales, summary.costs, self.scale_seconds(), strict=True
             )
         ]
+        shares = {}
+        if self.limits is not None:
+            for scale, work in zip(scales, self.work, strict=True):
+                scale["roofline"] = self.limits.describe(work, scale["seconds"])
+            shares["product_share_of_last_scales"] = share_of_last_scales(scales)
         return {
             "seconds": self.seconds,
             "speedup": (self.dense or self).seconds / self.seconds,
@@ -97,6 +108,7 @@ class MethodSpeed:
             "transformer_share_of_promise": self.transformer_speedup / self.flops_ratio,
             "spread": Spread.of(self.samples.seconds).as_json(),
             "stages": {name: self.stage(name) for name in ("text", "scales", "decode")},
+            **shares,
             "scales": scales,
         }
 
@@ -110,6 +122,7 @@ def measure_speed(
     observer: Observer | None = None,
     size: dict[str, Any] | None = None,
     sampling: dict[str, Any] | None = None,
+    roofline: bool = False,
 ) -> dict[str, Any]:
     """Measures plans in turn, in one process.
 
@@ -122,6 +135,7 @@ def measure_speed(
         size: Keyword arguments of the pipeline that set the size.
         sampling: Keyword arguments of the pipeline that set guidance, temperature and so on, and
             what a video is like.
+        roofline: Whether every scale is compared with the machine's limits too, in one more run of each plan.
 
     Returns:
         A JSON document: "methods" by name, and what the measurement depends on.
@@ -133,7 +147,7 @@ def measure_speed(
         for name, pruning in chosen.items()
     }
 
-    def run(pruning: Pruning) -> Report:
+    def run(pruning: Pruning, observer: Observer | None = observer) -> Report:
         return pipeline(
             list(prompts), seed=list(seeds), pruning=pruning, observer=observer, **size, **sampling
         ).report
@@ -141,8 +155,15 @@ def measure_speed(
     device = pipeline._execution_device
     runs = {name: (lambda pruning=pruning: run(pruning)) for name, pruning in chosen.items()}
     samples = interleaved(runs, repeats, device)
+    work, limits = {}, None
+    if roofline:
+        work = {name: record_work(partial(run, pruning)) for name, pruning in chosen.items()}
+        limits = MachineLimits.measure(list(work.values()), device)
     dense = MethodSpeed(summaries["dense"], samples["dense"])
-    speeds = {name: MethodSpeed(summaries[name], samples[name], dense) for name in chosen}
+    speeds = {
+        name: MethodSpeed(summaries[name], samples[name], dense, work.get(name, ()), limits)
+        for name in chosen
+    }
     settings = samples["dense"].results[0].settings
     return {
         "methods": {name: speed.as_json() for name, speed in speeds.items()},
@@ -156,5 +177,6 @@ def measure_speed(
         "video_seconds": settings.get("seconds"),
         "dtype": settings["dtype"],
         "attention": dense.summary.backend,
+        **({"copy_bytes_per_second": limits.copy_rate} if limits else {}),
         **machine(device),
     }
