@@ -196,7 +196,7 @@ class Contest:
 
     def rows(self) -> list[int]:
         copies = 2 if self.guidance.active else 1
-        return [self.guidance.rows(scale.index, self.images, copies) for scale in self.schedule]
+        return [self.guidance.row_count(scale.index, self.images, copies) for scale in self.schedule]
 
 
 def scale_seconds(clock: Clock, measured: ScalePlan, wanted: ScalePlan, layers: int, depth: int) -> float:

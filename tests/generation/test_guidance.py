@@ -64,6 +64,33 @@ def test_logits_are_mixed_by_the_weight_of_their_scale(transformer):
         )
 
 
+def test_unconditional_copies_go_on_alone_where_guidance_is_dropped(transformer):
+    """From there on a run is one of the unconditional text, over the codes that guidance has drawn."""
+    texts = make_text(5, 5)
+    dropped = StepVAR(unguided=-2, remaining="unconditional")
+    drawn = draw(transformer, text=texts, seeds=[0, 1], pruning=dropped)
+    assert [report.rows for report in drawn.reports] == [4, 4, 4, 4, 2, 2]
+    others = [transformer.unconditional_text[:5]] * 2
+    alone = draw(transformer, text=others, seeds=[0, 1], guidance=1.0, forced=bits(drawn))
+    guided = draw(transformer, text=texts, seeds=[0, 1], forced=bits(drawn))
+    for scale in range(6):
+        same = alone if scale >= 4 else guided
+        torch.testing.assert_close(drawn.tensors["logits", scale], same.tensors["logits", scale])
+    kept = draw(transformer, text=texts, seeds=[0, 1], pruning=StepVAR(unguided=-2))
+    assert not same_bits(drawn, kept)
+
+
+def test_weights_of_one_before_guidance_is_dropped_keep_what_goes_on_later(transformer):
+    """A scale of weight 1 draws from the conditional copy, and the unconditional one lives on."""
+    weights = [3.0, 3.0, 1.0, 1.0, 3.0, 3.0]
+    for start, rows in ((-2, [2, 2, 2, 2, 1, 1]), (-3, [2, 2, 2, 1, 1, 1])):
+        method = StepVAR(unguided=start, remaining="unconditional")
+        drawn = draw(transformer, guidance=weights, pruning=method)
+        assert [report.rows for report in drawn.reports] == rows
+        plain = draw(transformer, guidance=1.0, forced=bits(drawn))
+        torch.testing.assert_close(drawn.tensors["logits", 2], plain.tensors["logits", 2])
+
+
 def test_negative_prompts_take_the_place_of_the_learned_text(transformer):
     texts, negatives = make_text(5, 9), make_text(7, 2, seed=1)
     learned = [transformer.unconditional_text[: len(text)] for text in texts]

@@ -177,7 +177,7 @@ def test_a_middle_scale_can_be_skipped(transformer, dense, skipped):
     # What the next scale sees is what the scales before the skipped one have left.
     session = drawing.session
     session.latent = drawing.tensors["latent", skipped - 1]
-    hidden, _ = session.embed(SMALL[following], 1)
+    hidden, _ = session.embed(SMALL[following], slice(0, 1))
     torch.testing.assert_close(hidden, drawing.tensors["input", following][:1])
 
 
@@ -195,13 +195,13 @@ def test_cfg_copies_keep_the_same_tokens(transformer):
     assert entering.shape[0] == 4
     # Run layer 1 by hand on the kept positions of every row: both copies, same places.
     session, scale = drawing.session, SMALL[5]
-    _, tokens = session.embed(scale, 4)
+    _, tokens = session.embed(scale, slice(0, 4))
     rows = kept.repeat(2, 1)
     narrowed = tokens.narrow(rows)
     hidden = entering.gather(1, rows[..., None].expand(-1, -1, entering.shape[-1]))
     layer = session.cache[1]
     layer.length -= kept.shape[1]
-    for _, branch in session.branches(1, layer, 4):
+    for _, branch in session.branches(1, layer, slice(0, 4)):
         hidden = hidden + branch(hidden, narrowed)
     torch.testing.assert_close(hidden, drawing.tensors["layer 1", 5])
 

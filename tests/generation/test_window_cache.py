@@ -63,12 +63,15 @@ def test_keys_that_nobody_sees_take_no_room_in_a_layer():
     assert cache.bytes == 4 * 2 * 2 * 8 * (4 * 8 + 53)
 
 
-def test_fewer_rows_go_on_with_their_own_keys():
+@pytest.mark.parametrize("row", [0, 1])
+def test_fewer_rows_go_on_with_their_own_keys(row):
     cache = KVCache([Window((Span(-1, 3, 2), Span(0, 2, 0)))], 2, 2, 8, torch.float32, CPU)
     key = heads(2, 3, 0)
     cache[0].extend(key, key)
-    keys, _ = cache[0].extend(heads(2, 2, 1)[:1], heads(2, 2, 2)[:1])
-    assert torch.equal(keys[:, :, :3], key[:1])
+    left = slice(row, row + 1)
+    cache.select(left)
+    keys, _ = cache[0].extend(heads(2, 2, 1)[left], heads(2, 2, 2)[left])
+    assert torch.equal(keys[:, :, :3], key[left])
 
 
 def test_a_prefix_sees_itself_alone():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from stepvar import FastVAR, ScaleKV, SkipVAR, StepVAR
+from stepvar.generation.guidance import Guidance
 from stepvar.models.presets import PRESETS
 from stepvar.pruning.presets import METHODS, with_scales
 from stepvar.pruning.scalekv import Budget, ScaleKVPruner
@@ -171,6 +174,21 @@ def test_presets_save_what_they_are_named_for(name):
     assert unguided.flops < 0.7 * dense.flops
     assert most.plan.decides and most.flops == dense.flops
     assert limited.cache_bytes < dense.cache_bytes
+
+
+@pytest.mark.parametrize("remaining", ["conditional", "unconditional"])
+@pytest.mark.parametrize("name", MAKERS)
+def test_rows_that_are_left_out_change_nothing_in_those_that_remain(name, remaining, monkeypatch):
+    """The copies never meet inside a transformer: all of them computed give the same picture."""
+    method = FastVAR(ratios={-1: 0.4}, unguided=-2, remaining=remaining)
+    fewer, report = draw(name, method, images=2)
+    alone = report.scales[-1].rows
+    other = "conditional" if remaining == "unconditional" else "unconditional"
+    assert not torch.equal(fewer, draw(name, replace(method, remaining=other), images=2)[0])
+    monkeypatch.setattr(Guidance, "rows", lambda self, scale, images, copies: slice(0, images * copies))
+    every, report = draw(name, method, images=2)
+    assert report.scales[-1].rows == 2 * alone
+    torch.testing.assert_close(fewer, every, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", MAKERS)

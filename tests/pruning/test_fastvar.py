@@ -124,13 +124,13 @@ def test_pruned_positions_get_the_cached_branch(transformer):
     """One layer by hand: its branches on what they kept, the rest from the scale before."""
     drawing, seen = watched_run(transformer)
     session, scale, entering = drawing.session, SMALL[5], drawing.tensors["layer 0", 5]
-    _, tokens = session.embed(scale, 2)
+    _, tokens = session.embed(scale, slice(0, 2))
     cached = {
         name: tensor for (what, _, layer, name), tensor in seen.items() if (what, layer) == ("cache", 1)
     }
     memory = session.cache[1]
     memory.length -= 48
-    for name, branch in session.branches(1, memory, 2):
+    for name, branch in session.branches(1, memory, slice(0, 2)):
         index = seen["kept", 5, 1, name]
         output = area_resized(cached[name], SMALL[3].grid, scale.grid).clone()
         narrow = tokens.narrow(index)

@@ -182,6 +182,12 @@ class PlanOptions:
             metavar="SCALE", help="First scale without classifier-free guidance, named as in --ratios."
         ),
     ] = None
+    remaining: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COPY", help="What goes on alone from --unguided: conditional (default) or unconditional."
+        ),
+    ] = None
 
     @property
     def title(self) -> str:
@@ -195,6 +201,7 @@ class PlanOptions:
             "recovery ": self.recovery,
             "values ": self.values,
             "unguided ": self.unguided,
+            "remaining ": self.remaining,
         }
         given = [f"{name}{value}" for name, value in parts.items() if value is not None]
         return " ".join(given) or "none"
@@ -212,7 +219,7 @@ class PlanOptions:
             InputError, ValueError: When options contradict each other, or a rule is unknown.
         """
         changes: dict[str, Any] = register_rules(self.score, self.recovery)
-        given = {"values": self.values, "unguided": self.unguided}
+        given = {"values": self.values, "unguided": self.unguided, "remaining": self.remaining}
         changes |= {name: value for name, value in given.items() if value is not None}
         if self.ratios is None and self.skip is None:
             if self.method_name is not None:
@@ -237,7 +244,7 @@ class PlanOptions:
             raise InputError(f"--pruning none prunes nothing: leave --{next(iter(changes))} out.")
         from stepvar.pruning.presets import ChangedPreset, changed, with_scales
 
-        if name is None and list(changes) == ["unguided"]:
+        if name is None and "unguided" in changes and changes.keys() <= {"unguided", "remaining"}:
             return changed(with_scales("stepvar", {}), changes, "a plan without ratios")
         return ChangedPreset(name or "paper", changes)
 

@@ -32,6 +32,10 @@ class Cache(Protocol):
     @property
     def bytes(self) -> int: ...
 
+    def select(self, rows: slice) -> None:
+        """A scale starts, which computes these rows."""
+        ...
+
     def __getitem__(self, layer: int) -> Memory: ...
 
 
@@ -43,6 +47,7 @@ class LayerCache:
 
     Attributes:
         first: First position that queries see; 0 but for a model that keeps others before it.
+        rows: Rows of the buffers that keys and values belong to.
     """
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
@@ -50,21 +55,22 @@ class LayerCache:
         self.values = values
         self.length = 0
         self.first = 0
+        self.rows = slice(None)
 
     @property
     def capacity(self) -> int:
         return self.keys.shape[2]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        start, rows = self.length, key.shape[0]
+        start, rows = self.length, self.rows
         stop = start + key.shape[2]
         if stop > self.capacity:
             raise RuntimeError(f"The KV cache holds {self.capacity} tokens, but {stop} were written.")
-        self.keys[:rows, :, start:stop].copy_(key)
-        self.values[:rows, :, start:stop].copy_(value)
+        self.keys[rows, :, start:stop].copy_(key)
+        self.values[rows, :, start:stop].copy_(value)
         self.length = stop
         seen = slice(self.first, stop)
-        return attention(query, self.keys[:rows, :, seen], self.values[:rows, :, seen], scale)
+        return attention(query, self.keys[rows, :, seen], self.values[rows, :, seen], scale)
 
 
 @dataclass(frozen=True)
@@ -137,6 +143,7 @@ class WindowLayerCache:
         self.workspace = workspace
         self.length = 0
         self.written = 0
+        self.rows = slice(None)
         self.remembered: list[Span] = []
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
@@ -145,16 +152,16 @@ class WindowLayerCache:
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Takes in a span's keys and values [R, H, N, c]; returns all that it sees, [R, H, M, c]."""
         span = self._next(key.shape[2])
-        stop, rows = self.length + span.tokens, key.shape[0]
+        stop, rows = self.length + span.tokens, self.rows
         buffer = self.kept if span.kept else self.workspace
         if not span.kept:
-            buffer[:, :rows, :, : self.length] = self.kept[:, :rows, :, : self.length]
-        buffer[0, :rows, :, self.length : stop] = key
-        buffer[1, :rows, :, self.length : stop] = value
+            buffer[:, rows, :, : self.length] = self.kept[:, rows, :, : self.length]
+        buffer[0, rows, :, self.length : stop] = key
+        buffer[1, rows, :, self.length : stop] = value
         if span.kept:
             self.length = stop
             self.remembered.append(span)
-        return buffer[0, :rows, :, :stop], buffer[1, :rows, :, :stop]
+        return buffer[0, rows, :, :stop], buffer[1, rows, :, :stop]
 
     def _next(self, tokens: int) -> Span:
         """The span about to be written, after forgetting what it does not see."""
@@ -223,6 +230,11 @@ class KVCache:
         ]
         self.bytes = sum(buffer.numel() * buffer.element_size() for buffer in (workspace, *buffers))
 
+    def select(self, rows: slice) -> None:
+        """See `Cache.select`."""
+        for layer in self.layers:
+            layer.rows = rows
+
     def __getitem__(self, layer: int) -> LayerCache | WindowLayerCache:
         return self.layers[layer]
 
@@ -234,6 +246,9 @@ class NoCache:
     """
 
     bytes = 0
+
+    def select(self, rows: slice) -> None:
+        """Nothing: no row leaves anything behind."""
 
     def __getitem__(self, layer: int) -> NoCache:
         return self

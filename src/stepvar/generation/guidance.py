@@ -26,6 +26,11 @@ def per_scale(value: float | Sequence[float], scales: int, name: str) -> tuple[f
     return values[:scales]
 
 
+CONDITIONAL, UNCONDITIONAL = "conditional", "unconditional"
+COPIES = (CONDITIONAL, UNCONDITIONAL)
+"""The copies of an image, in the order of their rows."""
+
+
 @dataclass(frozen=True)
 class Guidance:
     """Classifier-free guidance of one generation.
@@ -41,6 +46,7 @@ class Guidance:
         remembers: Whether scales read what unconditional copies left in a cache; if not, they are computed
             only at the scales that mix them.
         until: First scale that is no longer guided, one an image; empty where all scales are.
+        remaining: Which copy of an image goes on alone from there, one of `COPIES`.
 
     Source: `cfg_list` and `cfg_insertion_layer` of FoundationVision/Infinity, models/infinity.py.
     """
@@ -51,22 +57,46 @@ class Guidance:
     release: bool = True
     remembers: bool = True
     until: tuple[int, ...] = ()
+    remaining: str = CONDITIONAL
 
     @property
     def active(self) -> bool:
         """Whether any scale mixes anything, and so needs an unconditional copy."""
         return (self.at_logits or bool(self.layers)) and any(weight != 1.0 for weight in self.weights)
 
-    def rows(self, scale: int, images: int, copies: int) -> int:
+    def rows(self, scale: int, images: int, copies: int) -> slice:
         """Rows to compute at a scale, of a batch of `images` in `copies` (1 or 2) copies."""
         later = range(scale, len(self.weights)) if self.remembers else (scale,)
-        if self.release and not any(self.guides(index) for index in later):
-            return images
-        return images * copies
+        needed = {self.remaining if self._dropped(index) else CONDITIONAL for index in later}
+        if any(self.guides(index) for index in later):
+            needed = set(COPIES)
+        if copies == 1 or not self.release or len(needed) > 1:
+            return slice(0, images * copies)
+        return self._copy(needed.pop(), images)
+
+    def row_count(self, scale: int, images: int, copies: int) -> int:
+        """How many rows are computed at a scale; see `rows`."""
+        rows = self.rows(scale, images, copies)
+        return int(rows.stop - rows.start)
+
+    def unmixed_rows(self, scale: int, images: int, copies: int) -> slice:
+        """Rows of the copies that are drawn from at a scale where nothing is mixed."""
+        alone = self.remaining if self._dropped(scale) and copies > 1 else CONDITIONAL
+        return self._copy(alone, images)
+
+    @staticmethod
+    def _copy(name: str, images: int) -> slice:
+        """Rows of one of the `COPIES`."""
+        start = COPIES.index(name) * images
+        return slice(start, start + images)
+
+    def _dropped(self, scale: int) -> bool:
+        """Whether no image is guided any more."""
+        return bool(self.until) and scale >= max(self.until)
 
     def guides(self, scale: int) -> bool:
         """Whether any image is guided at a scale."""
-        return self.weights[scale] != 1.0 and (not self.until or scale < max(self.until))
+        return self.weights[scale] != 1.0 and not self._dropped(scale)
 
     def mixes_logits(self, scale: int) -> bool:
         return self.at_logits and self.guides(scale)
@@ -79,26 +109,32 @@ class Guidance:
         return mixed.repeat(2, *(1,) * (hidden.dim() - 1))
 
     def mix_images(self, scale: int, paired: Tensor) -> Tensor:
-        """Mixes [2B, ...] into [B, ...]; images no longer guided keep their conditional copy."""
+        """Mixes [2B, ...] into [B, ...]; images no longer guided keep their remaining copy."""
         mixed = self.mix(scale, paired)
-        released = [image for image, last in enumerate(self.until) if last <= scale]
+        released, alone = self._released(scale, len(mixed))
         if released:
-            mixed[released] = paired[released]
+            mixed[released] = paired[alone]
         return mixed
+
+    def _released(self, scale: int, images: int) -> tuple[list[int], list[int]]:
+        """Images no longer guided, and the rows of their remaining copies."""
+        released = [image for image, last in enumerate(self.until) if last <= scale]
+        return released, [COPIES.index(self.remaining) * images + image for image in released]
 
     def paired(self, scale: int, hidden: Tensor) -> Tensor:
         """Hidden states [B or 2B, ...] for a model that guides once more after the logits.
 
-        Both copies of an image that is no longer guided are its conditional one, so that mixing them changes
+        Both copies of an image that is no longer guided are its remaining one, so that mixing them changes
         nothing.
         """
-        released = [image for image, last in enumerate(self.until) if last <= scale]
         images = len(self.until)
+        released, alone = self._released(scale, images)
         if not released or len(hidden) == images:
             return hidden
-        hidden = hidden.clone()
-        hidden[[images + image for image in released]] = hidden[released]
-        return hidden
+        copies, kept = hidden.clone(), hidden[alone]
+        copies[released] = kept
+        copies[[images + image for image in released]] = kept
+        return copies
 
     def mix(self, scale: int, paired: Tensor) -> Tensor:
         """Mixes [2B, ...] into [B, ...]."""

@@ -27,7 +27,7 @@ from stepvar.generation.pruner import (
     start_pruner,
 )
 from stepvar.generation.schedule import Scale, ScaleSchedule
-from stepvar.generation.tokens import Choice, Tokens
+from stepvar.generation.tokens import Choice, Tokens, row_count
 
 
 class Session(Protocol):
@@ -64,20 +64,20 @@ class Session(Protocol):
         """
         ...
 
-    def embed(self, scale: Scale, rows: int) -> tuple[Tensor, Tokens]:
-        """Input of a scale from the latent: hidden states [rows, N, C] and their tokens.
+    def embed(self, scale: Scale, rows: slice) -> tuple[Tensor, Tokens]:
+        """Input of a scale from the latent: hidden states [R, N, C] of some rows, and their tokens.
 
         A model whose sequence has more than maps in it, a prompt's tokens for example, puts them before a
-        scale's own: hidden states may then be [rows, M + N, C], of which the loop hands on the last N.
+        scale's own: hidden states may then be [R, M + N, C], of which the loop hands on the last N.
         """
         ...
 
-    def branches(self, layer: int, memory: Memory, rows: int) -> Sequence[tuple[str, Branch]]:
-        """The residual branches of a layer, by name, in order."""
+    def branches(self, layer: int, memory: Memory, rows: slice) -> Sequence[tuple[str, Branch]]:
+        """The residual branches of a layer on some rows, by name, in order."""
         ...
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits of the first rows' hidden states [rows, N, C], value last."""
+    def logits(self, hidden: Tensor, rows: slice | None = None) -> Tensor:
+        """Logits of some rows' hidden states [R, N, C], value last; by default of the first rows."""
         ...
 
     def commit(self, scale: Scale, choice: Choice, hidden: Tensor, tokens: Tokens) -> None:
@@ -85,8 +85,8 @@ class Session(Protocol):
 
         Args:
             choice: What the sampler drew.
-            hidden: [rows, N, C] hidden states that the logits came from; both copies of an image that is no
-                longer guided are its conditional one.
+            hidden: [R, N, C] hidden states that the logits came from; both copies of an image that is no
+                longer guided are the one that remains.
             tokens: Tokens that ran through the last layer; other positions' hidden states were recovered.
         """
         ...
@@ -172,6 +172,7 @@ def generate(
     """
     plan = plan_generation(pruning, session.schedule, session.depth)
     pruner = start_pruner(pruning, plan, session.latent.device)
+    guidance = replace(guidance, remaining=plan.remaining)
     cache = session.allocate_cache(plan)
     session.prefill(cache)
     cache = pruner.attach(cache)
@@ -235,34 +236,36 @@ class ScaleStep:
         """Runs a scale for the images that have not ended, and notes in its report what was computed."""
         session, scale, before = self.session, report.plan.scale, self.session.latent
         limited = replace(guidance, until=limits.guided_until)
-        report.rows = limited.rows(scale.index, session.images, session.copies)
+        rows = limited.rows(scale.index, session.images, session.copies)
+        report.rows = row_count(rows)
         self.pruner.begin_scale(report.plan, session.images, before)
-        choice = self.run(scale, report.rows, limited, given)
+        choice = self.run(scale, rows, limited, given)
         session.latent = _keep_ended(limits.running(scale.index), session.latent, before)
         report.kept_index = self.pruner.kept_index
         return choice
 
-    def run(self, scale: Scale, rows: int, guidance: Guidance, given: Choice | None) -> Choice:
+    def run(self, scale: Scale, rows: slice, guidance: Guidance, given: Choice | None) -> Choice:
         """Embeds a scale, runs the layers, samples its values unless they are given, and commits them.
 
         Args:
-            rows: Batch rows to compute: B conditional copies, then B unconditional ones or none.
+            rows: Batch rows to compute: those of the conditional copies, of the unconditional ones, or both.
             given: Values that are known already.
 
         Returns:
             The values.
         """
+        self.cache.select(rows)
         hidden, tokens = self.session.embed(scale, rows)
         self._show("input", scale, hidden)
         hidden, tokens = self._run_layers(scale, rows, guidance, hidden, tokens)
-        choice = self._sample(scale, guidance, hidden, tokens) if given is None else given
+        choice = self._sample(scale, rows, guidance, hidden, tokens) if given is None else given
         self.session.commit(scale, choice, guidance.paired(scale.index, hidden), tokens)
         self._show("choice", scale, choice)
         self._show("latent", scale, self.session.latent)
         return choice
 
     def _run_layers(
-        self, scale: Scale, rows: int, guidance: Guidance, hidden: Tensor, tokens: Tokens
+        self, scale: Scale, rows: slice, guidance: Guidance, hidden: Tensor, tokens: Tokens
     ) -> tuple[Tensor, Tokens]:
         """Hidden states of all positions after the last layer, and the tokens that ran through it."""
         for layer in range(self.session.depth):
@@ -273,13 +276,17 @@ class ScaleStep:
             hidden = guidance.after_layer(scale.index, layer, hidden)
         return self.pruner.leave(tokens, hidden)[:, -scale.tokens :], tokens
 
-    def _sample(self, scale: Scale, guidance: Guidance, hidden: Tensor, tokens: Tokens) -> Choice:
+    def _sample(
+        self, scale: Scale, rows: slice, guidance: Guidance, hidden: Tensor, tokens: Tokens
+    ) -> Choice:
         """Draws the values of a scale from its hidden states."""
-        temperature = self.sampler.temperature(scale)
+        session, temperature = self.session, self.sampler.temperature(scale)
         if guidance.mixes_logits(scale.index):
-            logits = guidance.mix_images(scale.index, self.session.logits(hidden) / temperature)
+            logits = guidance.mix_images(scale.index, session.logits(hidden, rows) / temperature)
         else:
-            logits = self.session.logits(hidden[: self.session.images]) / temperature
+            alone = guidance.unmixed_rows(scale.index, session.images, session.copies)
+            first = alone.start - rows.start
+            logits = session.logits(hidden[first : first + session.images], alone) / temperature
         self._show("logits", scale, logits)
         self.extremes[str(scale)] = torch.stack(torch.aminmax(logits))
         drawn = self.sampler.sample(logits, scale)

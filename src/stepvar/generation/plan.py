@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
+from stepvar.generation.guidance import CONDITIONAL
 from stepvar.generation.schedule import Scale, ScaleSchedule
 
 
@@ -54,6 +55,7 @@ class GenerationPlan:
 
     Attributes:
         unguided: Index of the first scale without classifier-free guidance; None where guidance stays.
+        remaining: Which copy of an image goes on alone from there; see `Guidance`.
         retained: Most tokens that a layer goes on remembering after a scale, by layer, then by scale;
             empty where nothing is forgotten.
         decides: The method may leave out more while it runs, once it has seen the picture so far: what is
@@ -63,6 +65,7 @@ class GenerationPlan:
     scales: tuple[ScalePlan, ...]
     depth: int
     unguided: int | None = None
+    remaining: str = CONDITIONAL
     retained: tuple[tuple[int, ...], ...] = ()
     decides: bool = False
 

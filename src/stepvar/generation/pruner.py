@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stepvar.generation.cache import Cache
 from stepvar.generation.frozen import FrozenMapping
+from stepvar.generation.guidance import CONDITIONAL, COPIES
 from stepvar.generation.plan import GenerationPlan, ScalePlan, find_scale, resolve_plan
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.generation.tokens import Choice, Tokens
@@ -97,7 +98,8 @@ class Pruner:
 
         Args:
             entry: Its plan.
-            images: B; rows 0 to B - 1 of the hidden states are the conditional copies.
+            images: B; rows 0 to B - 1 of the hidden states are the conditional copies, or the remaining ones
+                where guidance was dropped.
             latent: [B, d, (t,) H, W] codes accumulated so far.
         """
 
@@ -154,16 +156,19 @@ class LateScalePruning:
     Attributes:
         ratios: Share of tokens to prune, by scale. A ratio of 1 skips.
         skip: Scales not run at all: the largest gain, and what they would have drawn is missing.
-        unguided: First scale without classifier-free guidance: from there on only the conditional copies
-            are computed, half of the work. None keeps guidance to the end.
+        unguided: First scale without classifier-free guidance: from there on only one copy of each image
+            is computed, half of the work. None keeps guidance to the end.
+        remaining: Which copy that is: the "conditional" one, or the "unconditional" one, which does not know
+            the prompt and adds detail to what is there.
 
     Raises:
-        ValueError: When a ratio is out of range.
+        ValueError: When a field is out of range.
     """
 
     ratios: Mapping[int, float] = field(default_factory=dict)
     skip: tuple[int, ...] = ()
     unguided: int | None = None
+    remaining: str = CONDITIONAL
 
     def __post_init__(self) -> None:
         # Copies: what the caller does to theirs later must not change a frozen configuration.
@@ -172,6 +177,15 @@ class LateScalePruning:
         for name, ratio in self.ratios.items():
             if not 0.0 <= ratio <= 1.0:
                 raise ValueError(f"The pruning ratio of scale {name} is {ratio:g}; it must lie in 0..1.")
+        if self.remaining not in COPIES:
+            raise ValueError(
+                f"Unknown copies {self.remaining!r} in remaining; known are {', '.join(COPIES)}."
+            )
+        if self.remaining != CONDITIONAL and self.unguided is None:
+            raise ValueError(
+                f"remaining={self.remaining!r} says what goes on without guidance, and guidance stays: name "
+                "the first scale without it, unguided=-3 for example."
+            )
 
     def plan(self, schedule: ScaleSchedule, depth: int) -> GenerationPlan:
         """See `PruningMethod.plan`."""
@@ -197,7 +211,7 @@ class LateScalePruning:
         index = find_scale(schedule, self.unguided)
         if index == 0:
             raise ValueError("unguided names the first scale: draw without guidance instead, by weight 1.")
-        return replace(plan, unguided=index)
+        return replace(plan, unguided=index, remaining=self.remaining)
 
 
 def plan_generation(method: PruningMethod | None, schedule: ScaleSchedule, depth: int) -> GenerationPlan:

@@ -54,6 +54,11 @@ def put_choice(choice: Choice, index: Tensor, values: Choice) -> Choice:
     return replace(choice, **put)
 
 
+def row_count(rows: slice) -> int:
+    """How many rows a slice with both ends takes."""
+    return int(rows.stop - rows.start)
+
+
 @dataclass(frozen=True)
 class Tokens:
     """The tokens of one scale that are still computed; pruned ones are gone.

@@ -317,8 +317,8 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
         def costs(plan: GenerationPlan) -> tuple[ScaleCost, ...]:
             guidance, copies = request.guidance, 2 if request.guidance.active else 1
             if plan.unguided is not None:
-                guidance = replace(guidance, until=(plan.unguided,) * images)
-            rows = [guidance.rows(entry.scale.index, images, copies) for entry in plan.scales]
+                guidance = replace(guidance, until=(plan.unguided,) * images, remaining=plan.remaining)
+            rows = [guidance.row_count(entry.scale.index, images, copies) for entry in plan.scales]
             return self.scale_costs(request, plan, rows, images, text_tokens)
 
         plan = plan_generation(request.method, request.schedule, self.depth)

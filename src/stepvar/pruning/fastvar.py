@@ -143,6 +143,7 @@ class FastVARPruner(Pruner):
     def filled(self, cached: Tensor, index: Tensor, output: Tensor) -> Tensor:
         """All positions of a branch: computed ones [R, K, C] at `index`, the others from the cache."""
         rows, channels = output.shape[0], output.shape[2]
-        filled = area_resized(match_rows(cached, rows), self.cache_entry.scale.grid, self.entry.scale.grid)
+        cached = match_rows(cached, rows, self.plan.remaining)
+        filled = area_resized(cached, self.cache_entry.scale.grid, self.entry.scale.grid)
         filled = filled.to(output.dtype).contiguous()
         return filled.scatter_(1, index.unsqueeze(-1).expand(-1, -1, channels), output)

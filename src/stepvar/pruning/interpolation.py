@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
+from stepvar.generation.guidance import UNCONDITIONAL
 from stepvar.generation.schedule import Grid
 from stepvar.generation.tokens import gather_tokens
 
@@ -120,11 +121,19 @@ def _binomial(values: Tensor, grid: Grid) -> Tensor:
     return maps.flatten(1, 3)
 
 
-def match_rows(values: Tensor, rows: int) -> Tensor:
-    """The first rows of [R, N, C]; those again where there are fewer, as of a scale without guidance."""
+def match_rows(values: Tensor, rows: int, remaining: str) -> Tensor:
+    """Rows of [R, N, C] that belong to those of a later scale.
+
+    Args:
+        values: Of an earlier scale.
+        rows: How many the later one has: fewer where guidance was dropped in between; where it has more, the
+            earlier ones are repeated.
+        remaining: Which copies are left where guidance was dropped.
+    """
     if len(values) < rows:
         values = values.repeat(rows // len(values), 1, 1)
-    return values[:rows]
+    first = len(values) - rows if remaining == UNCONDITIONAL else 0
+    return values[first : first + rows]
 
 
 def scatter_tokens(dense: Tensor, index: Tensor, values: Tensor) -> Tensor:

@@ -28,7 +28,6 @@ from stepvar.pruning.guided import BANDWIDTH, RADIUS, guided_gains
 from stepvar.pruning.interpolation import (
     area_resized,
     bilinear,
-    match_rows,
     nearest_anchor,
     nearest_kept,
     scatter_tokens,
@@ -48,7 +47,7 @@ class KeptTokens:
         frame_distance: Distance of two frames, in token sides.
         anchor_stride: Distance of the anchors, where only they are copied; None where any token may be.
         entry: What `before` of the recovery returned; None for one without.
-        full_scale: Grid and hidden states [R', M, C], after the last layer, of the last scale that ran in
+        full_scale: Grid and hidden states [R, M, C], after the last layer, of the last scale that ran in
             full; None unless the recovery needs it.
     """
 
@@ -166,7 +165,7 @@ class Cache(Recovery):
         if kept.full_scale is None:
             raise RuntimeError("No scale ran in full before the first pruned one, which the plan rules out.")
         grid, features = kept.full_scale
-        dense = area_resized(match_rows(features, len(kept.index)), grid, kept.grid)
+        dense = area_resized(features, grid, kept.grid)
         return scatter_tokens(dense, kept.index, kept.features)
 
 

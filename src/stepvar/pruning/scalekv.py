@@ -208,6 +208,11 @@ class BudgetedCache:
             for layer, buffers in enumerate(layers)
         ]
 
+    def select(self, rows: slice) -> None:
+        """See `Cache.select`."""
+        for layer in self.layers:
+            layer.buffers.rows = rows
+
     def __getitem__(self, layer: int) -> BudgetedLayer:
         return self.layers[layer]
 
@@ -276,13 +281,13 @@ class BudgetedLayer:
         step = next(self.steps)
         if step.kept is None:
             return self.buffers.attend(query, key, value, scale)
-        rows, held, new = key.shape[0], self.buffers.length, key.shape[2]
-        keys, values = self.workspace[:, :rows, :, : held + new]
+        rows, held, new = self.buffers.rows, self.buffers.length, key.shape[2]
+        keys, values = self.workspace[:, rows, :, : held + new]
         for whole, earlier, own in (
             (keys, self.buffers.keys, key),
             (values, self.buffers.values, value),
         ):
-            whole[:, :, :held] = earlier[:rows, :, :held]
+            whole[:, :, :held] = earlier[rows, :, :held]
             whole[:, :, held:] = own
         output = attention(query, keys, values, scale)
         self.buffers.length = 0
@@ -294,7 +299,7 @@ class BudgetedLayer:
             chosen = chosen.unsqueeze(-1).expand(-1, -1, -1, keys.shape[-1])
             self.buffers.length = self.extra + step.kept
             for buffer, whole in ((self.buffers.keys, keys), (self.buffers.values, values)):
-                buffer[:rows, :, self.extra : self.buffers.length] = whole[:, :, maps].gather(2, chosen)
+                buffer[rows, :, self.extra : self.buffers.length] = whole[:, :, maps].gather(2, chosen)
         return output
 
 

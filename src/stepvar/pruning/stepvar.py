@@ -20,7 +20,7 @@ from stepvar.generation.pruner import Expect, LateScalePruning, Pruner
 from stepvar.generation.randomness import seeded_generator
 from stepvar.generation.schedule import Grid, ScaleSchedule
 from stepvar.generation.tokens import Choice, Tokens, gather_choice, gather_tokens, put_choice
-from stepvar.pruning.interpolation import anchor_positions
+from stepvar.pruning.interpolation import anchor_positions, match_rows
 from stepvar.pruning.recovery import RECOVERIES, KeptTokens, Recovery, make_recovery, needs
 from stepvar.pruning.scores import (
     NORMALISATIONS,
@@ -350,7 +350,10 @@ class StepVARPruner(Pruner):
 
     def recover(self, narrowed: Narrowed, hidden: Tensor) -> Tensor:
         """Hidden states [R, N, C] of all positions from those of the kept tokens, [R, K, C]."""
-        scale = narrowed.tokens.scale
+        scale, full_scale = narrowed.tokens.scale, None
+        if self.full_scale is not None:
+            grid, features = self.full_scale
+            full_scale = grid, match_rows(features, len(hidden), self.plan.remaining)
         kept = narrowed.kept = KeptTokens(
             features=hidden,
             index=self.for_all_rows(narrowed.index, hidden),
@@ -359,7 +362,7 @@ class StepVARPruner(Pruner):
             frame_distance=self.config.frame_distance,
             anchor_stride=self.config.anchor_stride if needs(self.recovery, "anchors") else None,
             entry=narrowed.entry,
-            full_scale=self.full_scale,
+            full_scale=full_scale,
         )
         recovered = self.recovery.after(kept)
         expected = (len(hidden), scale.tokens, hidden.shape[2])

@@ -65,8 +65,8 @@ class CodebookSession:
         """Accumulated codes at a scale's token grid: [B, N, D]."""
         return map_tokens(self.latent, (scale.height, scale.width))
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        scale, shift = (part[: len(hidden)] for part in self.head_modulation)
+    def logits(self, hidden: Tensor, rows: slice | None = None) -> Tensor:
+        scale, shift = (part[rows or slice(len(hidden))] for part in self.head_modulation)
         return self.transformer.logits(hidden, (scale, shift))
 
     def commit(self, scale: Scale, choice: CodebookChoice, hidden: Tensor, tokens: Tokens) -> None:

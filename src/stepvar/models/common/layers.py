@@ -105,9 +105,9 @@ class BlockModulation(NamedTuple):
         gate1, gate2, scale1, scale2, shift1, shift2 = values.unbind(2)
         return cls(gate1, gate2, scale1 + 1.0, scale2 + 1.0, shift1, shift2)
 
-    def first_rows(self, rows: int) -> BlockModulation:
-        """The modulation of the first rows alone."""
-        return BlockModulation(*(part[:rows] for part in self))
+    def of_rows(self, rows: slice) -> BlockModulation:
+        """The modulation of some rows alone."""
+        return BlockModulation(*(part[rows] for part in self))
 
 
 def scale_and_shift(layer: nn.Module, condition: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ from stepvar.generation.cache import Memory
 from stepvar.generation.pruner import Branch
 from stepvar.generation.sampling import CodebookChoice
 from stepvar.generation.schedule import Scale, ScaleSchedule
-from stepvar.generation.tokens import Tokens, gather_tokens
+from stepvar.generation.tokens import Tokens, gather_tokens, row_count
 from stepvar.models.common.codebook_session import CodebookSession
 from stepvar.models.common.vector_quantizer import VectorQuantizer
 from stepvar.models.hart.diffusion import DiffusionNoise
@@ -113,29 +113,29 @@ class HARTSession(CodebookSession):
         """Position of a step's map among the maps: the parts of one map share it."""
         return min(scale.index, self.levels - 1)
 
-    def embed(self, scale: Scale, rows: int) -> tuple[Tensor, Tokens]:
+    def embed(self, scale: Scale, rows: slice) -> tuple[Tensor, Tokens]:
         model = self.transformer
         level = model.level_embedding(self.level(scale), self.device)
         if scale.index == 0:
-            return self.context[:rows] + level, Tokens(scale, self.context_table[:rows])
+            return self.context[rows] + level, Tokens(scale, self.context_table[rows])
         hidden = model.embed_codes(self.next_input(scale)) + level
-        hidden = hidden.repeat(rows // self.images, 1, 1)
-        table = model.map_positions(scale, self.schedule.position_grid, self.offsets[:rows])
+        hidden = hidden.repeat(row_count(rows) // self.images, 1, 1)
+        table = model.map_positions(scale, self.schedule.position_grid, self.offsets[rows])
         tokens = Tokens(scale, table)
         if scale.part is None:
             return hidden, tokens
-        places = self.places(scale).repeat(rows // self.images, 1)
+        places = self.places(scale).repeat(row_count(rows) // self.images, 1)
         return gather_tokens(hidden, places), tokens.narrow(places)
 
     def places(self, scale: Scale) -> Tensor:
         """[B, n] positions that a part of a map draws, ascending."""
         return self.parts[scale.index - self.levels + 1]
 
-    def branches(self, layer: int, memory: Memory, rows: int) -> Sequence[tuple[str, Branch]]:
+    def branches(self, layer: int, memory: Memory, rows: slice) -> Sequence[tuple[str, Branch]]:
         block, constants = self.transformer.blocks[layer], self.constants[layer]
         modulation, dtype = self.modulations[layer], self.dtype
         if modulation is not None:
-            modulation = modulation.first_rows(rows)
+            modulation = modulation.of_rows(rows)
         return (
             (
                 "self_attention",

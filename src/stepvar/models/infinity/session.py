@@ -13,7 +13,7 @@ from stepvar.generation.cache import Cache, KVCache, Memory
 from stepvar.generation.plan import GenerationPlan
 from stepvar.generation.pruner import Branch
 from stepvar.generation.schedule import Scale, ScaleSchedule
-from stepvar.generation.tokens import Tokens
+from stepvar.generation.tokens import Tokens, row_count
 from stepvar.models.common.layers import padding_mask
 from stepvar.models.common.resizing import resize_bilinear
 from stepvar.models.infinity.quantizer import codes_from_bits, latent_bits_from_tokens
@@ -106,13 +106,13 @@ class InfinitySession:
     def prefill(self, cache: Cache) -> None:
         """Nothing: text enters by cross-attention, whose keys and values are not in the cache."""
 
-    def embed(self, scale: Scale, rows: int) -> tuple[Tensor, Tokens]:
+    def embed(self, scale: Scale, rows: slice) -> tuple[Tensor, Tokens]:
         model = self.transformer
         tokens = Tokens(scale, model.rotary(scale, self.schedule.position_grid, self.device))
         if scale.index == 0:
-            return model.embed_start(self.pooled[:rows], scale), tokens
+            return model.embed_start(self.pooled[rows], scale), tokens
         hidden = model.embed_tokens(self.next_input(scale), scale)
-        return hidden.repeat(rows // self.images, 1, 1), tokens
+        return hidden.repeat(row_count(rows) // self.images, 1, 1), tokens
 
     def resized_latent(self, scale: Scale) -> Tensor:
         """Accumulated codes at a scale's latent grid: [B, d, h, w], doubled sides with patchify."""
@@ -122,13 +122,13 @@ class InfinitySession:
         """Accumulated codes at a scale's token grid: [B, N, D]."""
         return functional.pixel_unshuffle(self.resized_latent(scale), self.patch).flatten(2).transpose(1, 2)
 
-    def branches(self, layer: int, memory: Memory, rows: int) -> Sequence[tuple[str, Branch]]:
+    def branches(self, layer: int, memory: Memory, rows: slice) -> Sequence[tuple[str, Branch]]:
         block, constants = self.transformer.blocks[layer], self.constants[layer]
         modulation, (key, value), mask = self.modulations[layer], self.text[layer], self.mask
         dtype = self.dtype
-        if rows < self.images * self.copies:
-            modulation = modulation.first_rows(rows)
-            key, value, mask = key[:rows], value[:rows], None if mask is None else mask[:rows]
+        if row_count(rows) < self.images * self.copies:
+            modulation = modulation.of_rows(rows)
+            key, value, mask = key[rows], value[rows], None if mask is None else mask[rows]
         return (
             (
                 "self_attention",
@@ -140,8 +140,8 @@ class InfinitySession:
             ("feed_forward", lambda hidden, tokens: block.feed(hidden, modulation, dtype)),
         )
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        scale, shift = (part[: hidden.shape[0]] for part in self.head_modulation)
+    def logits(self, hidden: Tensor, rows: slice | None = None) -> Tensor:
+        scale, shift = (part[rows or slice(len(hidden))] for part in self.head_modulation)
         return self.transformer.logits(hidden, (scale, shift))
 
     def commit(self, scale: Scale, choice: Tensor, hidden: Tensor, tokens: Tokens) -> None:

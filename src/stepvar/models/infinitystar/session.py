@@ -12,7 +12,7 @@ from stepvar.generation.cache import Cache, IsolatedMemory, KVCache, Memory, Spa
 from stepvar.generation.plan import GenerationPlan
 from stepvar.generation.pruner import Branch
 from stepvar.generation.schedule import Scale
-from stepvar.generation.tokens import Tokens
+from stepvar.generation.tokens import Tokens, row_count
 from stepvar.models.infinitystar.quantizer import expand, resize_area
 from stepvar.models.infinitystar.schedules import VideoScale, VideoSchedule
 from stepvar.models.infinitystar.transformer import InfinityStarTransformer
@@ -170,23 +170,23 @@ class InfinityStarSession:
             hidden = hidden + block.feed(hidden, self.dtype)
             show(name, f"layer {layer}", hidden)
 
-    def embed(self, scale: Scale, rows: int) -> tuple[Tensor, Tokens]:
+    def embed(self, scale: Scale, rows: slice) -> tuple[Tensor, Tokens]:
         step = self.schedule[scale.index]
         if step.clip != self.clip:
             self.finished.append(self.latent)
             self.latent, self.clip = self._begin(step), step.clip
         self.bits = step.bits
         hidden = self.transformer.embed_tokens(resize_area(self.latent, step.grid))
-        return hidden.repeat(rows, 1, 1), Tokens(step, self.rotary.scale(step))
+        return hidden.repeat(row_count(rows), 1, 1), Tokens(step, self.rotary.scale(step))
 
-    def branches(self, layer: int, memory: Memory, rows: int) -> Sequence[tuple[str, Branch]]:
+    def branches(self, layer: int, memory: Memory, rows: slice) -> Sequence[tuple[str, Branch]]:
         block, dtype = self.transformer.blocks[layer], self.dtype
         return (
             ("self_attention", lambda hidden, tokens: block.attend(hidden, tokens.positions, memory, dtype)),
             ("feed_forward", lambda hidden, tokens: block.feed(hidden, dtype)),
         )
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, rows: slice | None = None) -> Tensor:
         return self.transformer.logits(hidden, self.bits)
 
     def commit(self, scale: Scale, choice: Tensor, hidden: Tensor, tokens: Tokens) -> None:

@@ -13,7 +13,7 @@ from stepvar.generation.cache import Cache, Memory, NoCache
 from stepvar.generation.plan import GenerationPlan
 from stepvar.generation.pruner import Branch
 from stepvar.generation.schedule import Scale
-from stepvar.generation.tokens import Tokens
+from stepvar.generation.tokens import Tokens, row_count
 from stepvar.models.common.codebook_session import CodebookSession
 from stepvar.models.common.layers import padding_mask
 from stepvar.models.common.vector_quantizer import VectorQuantizer
@@ -82,19 +82,19 @@ class SwittiSession(CodebookSession):
     def allocate_cache(self, plan: GenerationPlan) -> Cache:
         return super().allocate_cache(plan) if self.transformer.config.causal else NoCache()
 
-    def embed(self, scale: Scale, rows: int) -> tuple[Tensor, Tokens]:
+    def embed(self, scale: Scale, rows: slice) -> tuple[Tensor, Tokens]:
         tokens = Tokens(scale, self.transformer.rotary(scale, self.device))
         if scale.index == 0:
-            return self.transformer.embed_start(self.condition[:rows], scale), tokens
+            return self.transformer.embed_start(self.condition[rows], scale), tokens
         hidden = self.transformer.embed_tokens(self.next_input(scale), scale)
-        return hidden.repeat(rows // self.images, 1, 1), tokens
+        return hidden.repeat(row_count(rows) // self.images, 1, 1), tokens
 
-    def branches(self, layer: int, memory: Memory, rows: int) -> Sequence[tuple[str, Branch]]:
+    def branches(self, layer: int, memory: Memory, rows: slice) -> Sequence[tuple[str, Branch]]:
         block, modulation = self.transformer.blocks[layer], self.modulations[layer]
         (key, value), mask, dtype = self.text[layer], self.mask, self.dtype
-        if rows < self.images * self.copies:
-            modulation = modulation.first_rows(rows)
-            key, value, mask = key[:rows], value[:rows], None if mask is None else mask[:rows]
+        if row_count(rows) < self.images * self.copies:
+            modulation = modulation.of_rows(rows)
+            key, value, mask = key[rows], value[rows], None if mask is None else mask[rows]
         return (
             (
                 "self_attention",

@@ -10,7 +10,7 @@ from torch import Tensor
 from stepvar.generation.cache import Memory
 from stepvar.generation.pruner import Branch
 from stepvar.generation.schedule import Scale
-from stepvar.generation.tokens import Tokens
+from stepvar.generation.tokens import Tokens, row_count
 from stepvar.models.common.codebook_session import CodebookSession
 from stepvar.models.common.vector_quantizer import VectorQuantizer
 from stepvar.models.var.transformer import VARTransformer
@@ -44,17 +44,17 @@ class VARSession(CodebookSession):
         self.constants = [block.self_attention.constants() for block in transformer.blocks]
         self.head_modulation = transformer.head_modulations(self.condition)
 
-    def embed(self, scale: Scale, rows: int) -> tuple[Tensor, Tokens]:
+    def embed(self, scale: Scale, rows: slice) -> tuple[Tensor, Tokens]:
         if scale.index == 0:
-            return self.transformer.embed_start(self.condition[:rows], scale), Tokens(scale)
+            return self.transformer.embed_start(self.condition[rows], scale), Tokens(scale)
         hidden = self.transformer.embed_tokens(self.next_input(scale), scale)
-        return hidden.repeat(rows // self.images, 1, 1), Tokens(scale)
+        return hidden.repeat(row_count(rows) // self.images, 1, 1), Tokens(scale)
 
-    def branches(self, layer: int, memory: Memory, rows: int) -> Sequence[tuple[str, Branch]]:
+    def branches(self, layer: int, memory: Memory, rows: slice) -> Sequence[tuple[str, Branch]]:
         block, modulation = self.transformer.blocks[layer], self.modulations[layer]
         constants, dtype = self.constants[layer], self.dtype
-        if rows < self.images * self.copies:
-            modulation = modulation.first_rows(rows)
+        if row_count(rows) < self.images * self.copies:
+            modulation = modulation.of_rows(rows)
         return (
             (
                 "self_attention",

@@ -87,7 +87,7 @@ class VAREditSession(InfinitySession):
 
     def prefill(self, cache: Cache) -> None:
         """Sends the source tokens through all layers, where they see each other and their row's text."""
-        rows, final = self.images * self.copies, self.schedule.final
+        rows, final = slice(0, self.images * self.copies), self.schedule.final
         hidden = self.transformer.embed_tokens(self.source_features, final)
         self._show_source("input", hidden)
         hidden = hidden.repeat(self.copies, 1, 1)
@@ -97,7 +97,7 @@ class VAREditSession(InfinitySession):
                 hidden = hidden + branch(hidden, tokens)
             self._show_source(f"layer {layer}", hidden)
 
-    def embed(self, scale: Scale, rows: int) -> tuple[Tensor, Tokens]:
+    def embed(self, scale: Scale, rows: slice) -> tuple[Tensor, Tokens]:
         hidden, tokens = super().embed(scale, rows)
         if self.first_layer is not None:
             self.first_layer.begin_scale((scale.height, scale.width))
