@@ -140,7 +140,7 @@ def main() -> None:
     for dtype in arguments.dtype or DTYPES:
         transformer = build(arguments.dims, arguments.layers)
         schedule = cut_schedule(transformer, arguments.scales)
-        _cast(transformer, getattr(torch, dtype)).to(arguments.device)
+        cast(transformer, getattr(torch, dtype)).to(arguments.device)
         contest = Contest(transformer, schedule, arguments.images, arguments.text_tokens, arguments.guidance)
         results[dtype] = measure(contest, arguments.repeats)
         results["machine"] = machine(contest.device)
@@ -156,7 +156,7 @@ def main() -> None:
         arguments.json.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
 
 
-def _cast(transformer: InfinityTransformer, dtype: torch.dtype) -> InfinityTransformer:
+def cast(transformer: InfinityTransformer, dtype: torch.dtype) -> InfinityTransformer:
     """Casts all modules but those that stay in float32, as loading in a number format does."""
     kept = set(transformer._keep_in_fp32_modules or ())
     for name, parameter in transformer.named_parameters():

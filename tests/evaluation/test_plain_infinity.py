@@ -45,9 +45,9 @@ def test_logits_and_codes_agree(weights):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_contest_runs_and_agrees(dtype):
-    from dense import Contest, _cast, build, cut_schedule, measure
+    from dense import Contest, build, cast, cut_schedule, measure
 
-    transformer = _cast(build("embedded", 2), getattr(torch, dtype))
+    transformer = cast(build("embedded", 2), getattr(torch, dtype))
     contest = Contest(transformer, cut_schedule(transformer, 4), images=2)
     result = measure(contest, repeats=1)
     assert result["plain"]["median"] > 0 and result["speedup"] > 0
