@@ -66,6 +66,9 @@ class Limits:
 class Pruner:
     """A method at work on one generation; this base class is the dense run.
 
+    Tokens may already be narrowed by a method around this one: they then have an index, and `leave` returns
+    the hidden states of these tokens.
+
     The loop calls `attach` once; for every scale `decide` and, where it runs, `begin_scale`, per layer
     `enter` and `residual`, then `leave`, and `settle` once the scale is sampled. A method overrides what it
     changes. Nothing outlives the generation.
@@ -112,7 +115,7 @@ class Pruner:
         return hidden + branch(hidden, tokens)
 
     def leave(self, tokens: Tokens, hidden: Tensor) -> Tensor:
-        """After the last layer: returns hidden states of all N positions, [R, N, C]."""
+        """After the last layer: returns hidden states of all tokens that entered the first one, [R, N, C]."""
         return hidden
 
     def settle(self, tokens: Tokens, choice: Choice, expect: Expect) -> Choice:

@@ -59,6 +59,18 @@ def row_count(rows: slice) -> int:
     return int(rows.stop - rows.start)
 
 
+def merge_choice(places: Tensor, choice: Choice, other: Choice) -> Choice:
+    """The values of a choice where `places` [B, N] says so, and those of another one elsewhere."""
+    if isinstance(choice, Tensor):
+        mask = places.view(*places.shape, *(1,) * (choice.dim() - 2))
+        return torch.where(mask, choice, other.to(choice.dtype))
+    merged = {
+        part.name: merge_choice(places, getattr(choice, part.name), getattr(other, part.name))
+        for part in fields(choice)
+    }
+    return replace(choice, **merged)
+
+
 @dataclass(frozen=True)
 class Tokens:
     """The tokens of one scale that are still computed; pruned ones are gone.

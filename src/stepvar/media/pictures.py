@@ -25,7 +25,7 @@ _TRANSPARENT = ("RGBA", "RGBa", "LA", "La", "PA")
 Picture = Image.Image | PathLike
 
 
-def read_picture(image: Picture) -> Image.Image:
+def read_picture(image: Picture, notes: list[str] | None = None) -> Image.Image:
     """A picture in mode RGB: upright, in sRGB, 8 bits a channel.
 
     Deeper pictures are scaled to 8 bits, transparent ones composed on white (with a warning in the log), and
@@ -33,19 +33,20 @@ def read_picture(image: Picture) -> Image.Image:
 
     Args:
         image: A file, or a PIL picture.
+        notes: Gets a few words on everything that was changed.
 
     Raises:
         ValueError: When it is no regular file, cannot be read, or has an impossible size.
     """
     if isinstance(image, Image.Image):
-        return _convert(image, "The picture")
+        return _convert(image, "The picture", notes)
     if not isinstance(image, (str, os.PathLike)):
         raise ValueError(f"image is a {type(image).__name__}; give a PIL picture or the path of one.")
     name = f"'{image}'"
     with open_regular(image, "picture", _EXAMPLE) as file:
         try:
             with Image.open(file, formats=_readable_formats()) as opened:
-                return _convert(opened, name)
+                return _convert(opened, name, notes)
         except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
             raise ValueError(f"{name} is not a picture that can be read; give {_EXAMPLE}.") from error
 
@@ -77,17 +78,22 @@ def read_frames(pictures: Sequence[Image.Image]) -> list[Image.Image]:
     return frames
 
 
-def _convert(picture: Image.Image, name: str) -> Image.Image:
+def _convert(picture: Image.Image, name: str, notes: list[str] | None = None) -> Image.Image:
     check_size(*picture.size, name)
+    notes = [] if notes is None else notes
     profile = picture.info.get("icc_profile")
     converted = _upright(picture)
+    if converted is not picture:
+        notes.append("turned upright as its EXIF data says")
     if converted.mode in (*_SIXTEEN_BITS, "I", "F"):
+        notes.append("scaled to 8 bits")
         return _to_eight_bits(converted, name).convert("RGB")
     if _may_be_transparent(converted):
         converted, composed = compose_on_white(converted)
         if composed:
+            notes.append("composed on white where it is transparent")
             logger.warning("%s is transparent in places; it was composed on white.", name)
-    return _to_srgb(converted, profile, name)
+    return _to_srgb(converted, profile, name, notes)
 
 
 def _may_be_transparent(picture: Image.Image) -> bool:
@@ -125,13 +131,14 @@ def _to_eight_bits(picture: Image.Image, name: str) -> Image.Image:
     return Image.fromarray(np.rint(np.clip(values / scale, 0.0, 1.0) * 255.0).astype(np.uint8))
 
 
-def _to_srgb(picture: Image.Image, profile: bytes | None, name: str) -> Image.Image:
+def _to_srgb(picture: Image.Image, profile: bytes | None, name: str, notes: list[str]) -> Image.Image:
     """A picture of 8 bits in mode RGB, converted from its colour profile."""
     if not profile or picture.mode not in ("RGB", "L", "CMYK"):
         return picture.convert("RGB")
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "srgb" in ImageCms.getProfileDescription(source).lower():
+        title = ImageCms.getProfileDescription(source).strip()
+        if "srgb" in title.lower():
             return picture.convert("RGB")
         target = ImageCms.createProfile("sRGB")
         converted = ImageCms.profileToProfile(picture, source, target, outputMode="RGB")
@@ -140,4 +147,5 @@ def _to_srgb(picture: Image.Image, profile: bytes | None, name: str) -> Image.Im
             "The colour profile of %s cannot be used (%s); its colours are read as sRGB.", name, error
         )
         return picture.convert("RGB")
+    notes.append(f"converted to sRGB from its colour profile {title!r}")
     return picture.convert("RGB") if converted is None else converted

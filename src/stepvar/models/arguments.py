@@ -24,7 +24,7 @@ _INSTEAD: Mapping[str, str] = {
     "sigmas": "the scales of the size are the steps",
     "latents": "the random numbers of a picture follow from its seed; pass seed or generator",
     "eta": "nothing is denoised; pass temperature, top_k or top_p where the model has them",
-    "strength": "nothing is denoised; no picture is repainted",
+    "strength": "nothing is denoised; edit() takes it, for variations of a picture",
     "guidance_rescale": "pass guidance_scale, one number or one a scale",
     "true_cfg_scale": "pass guidance_scale",
     "clip_skip": "the text encoder's last layer is read, as in training",
@@ -48,7 +48,7 @@ _INSTEAD: Mapping[str, str] = {
     "attention_kwargs": "attention takes no arguments",
     "max_sequence_length": "the longest prompt follows from the model",
     "ip_adapter_image": "no adapter of pictures exists for this model",
-    "mask_image": "no picture is repainted",
+    "mask_image": "pass mask to edit(), where white may change",
 }
 """What to do instead of arguments that pipelines of other libraries take, where they mean nothing here."""
 
@@ -85,9 +85,7 @@ def with_arguments_of(
         @functools.wraps(call)
         def wrapped(self: Any, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
             refuse_unknown(type(self).__name__, kwargs, signature.parameters)
-            device = self._execution_device
-            reset_peak_memory(device)
-            with torch.no_grad(), without_autocast(device):
+            with outside_of_training(self._execution_device):
                 return call(self, *args, **kwargs)
 
         returned = inspect.signature(call).return_annotation
@@ -97,6 +95,14 @@ def with_arguments_of(
         return wrapped
 
     return decorate
+
+
+@contextmanager
+def outside_of_training(device: torch.device) -> Iterator[None]:
+    """Without gradients, and without an outer autocast: pictures depend on their settings alone."""
+    reset_peak_memory(device)
+    with torch.no_grad(), without_autocast(device):
+        yield
 
 
 @contextmanager

@@ -8,9 +8,10 @@ from numbers import Real
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
-from stepvar.generation.sampling import CodebookSampler, CodebookSettings
-from stepvar.generation.schedule import ScaleSchedule
+from stepvar.generation.sampling import CodebookChoice, CodebookSampler, CodebookSettings
+from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.models.common.vector_quantizer import VectorQuantizer
 from stepvar.models.common.vq_vae import VectorQuantizedVAE
 from stepvar.models.parts import Transformer
@@ -51,6 +52,8 @@ class CodebookPipeline(NextScalePipeline[AskedCodes], Generic[AskedCodes]):
     from 0 at the first scale. Here guidance_scale is 1 + t, as for all models: 1 is off.
     """
 
+    edits_pictures = True
+
     transformer: CodebookTransformer
     vae: VectorQuantizedVAE
 
@@ -81,6 +84,11 @@ class CodebookPipeline(NextScalePipeline[AskedCodes], Generic[AskedCodes]):
         Offloading moves a component when it is called, and the quantiser is used before its tokenizer is.
         """
         return self.vae.quantizer.to(device)
+
+    def known_values(self, left_over: Tensor, scale: Scale) -> CodebookChoice:
+        """The codes nearest to what is left over."""
+        index, codes = self.quantizer(left_over.device).nearest(left_over, scale)
+        return CodebookChoice(index, codes)
 
     def sampler(self, request: AskedCodes) -> CodebookSampler:
         device, generators = self._execution_device, request.inputs.generators

@@ -131,7 +131,7 @@ class StageTimer:
         """Seconds by stage."""
         total = dict.fromkeys(STAGES, 0.0)
         for name, start in self.spans:
-            total[name] += self._watch.seconds(start)
+            total[name] = total.get(name, 0.0) + self._watch.seconds(start)
         return total
 
 

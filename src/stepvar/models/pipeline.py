@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from stepvar.editing.masks import LATE_SCALES, MARGIN
 from stepvar.generation.attention import attention_kernel
 from stepvar.generation.cascade import generate_in_cascade
 from stepvar.generation.guidance import Guidance
@@ -20,9 +21,21 @@ from stepvar.generation.pruner import PruningMethod, plan_generation
 from stepvar.generation.report import Report, ScaleCost, Summary
 from stepvar.generation.sampling import CodebookChoice
 from stepvar.generation.schedule import Scale, ScaleSchedule
-from stepvar.models.arguments import refuse_unknown
+from stepvar.generation.tokens import Choice
+from stepvar.media.pictures import Picture
+from stepvar.models.arguments import outside_of_training, refuse_unknown
 from stepvar.models.common.attention_backends import backend_title
 from stepvar.models.common.base import refuse_compiled_wrapper
+from stepvar.models.editing import (
+    REGION,
+    Edit,
+    EditOutput,
+    EditSettings,
+    check_edit,
+    edit_arguments,
+    run_edit,
+    summarise_edit,
+)
 from stepvar.models.output import (
     CALLBACK_TENSORS,
     ImageOutput,
@@ -61,6 +74,7 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
         reads_text: Whether it is called with texts; otherwise with numbers of classes.
         draws_videos: Whether results have `.frames`, and calls take `seconds`.
         draws_previews: Whether a picture can be looked at before it is finished.
+        edits_pictures: Whether it has `known_values`, which `edit` needs.
         example_prompt: Something that this kind of pipeline draws.
         usual_text_tokens: Tokens of a prompt that `summary` assumes unless it is given.
     """
@@ -72,6 +86,7 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
     _interrupt = False
     draws_videos = False
     draws_previews = True
+    edits_pictures = False
     example_prompt: str = "two yellow stars above a striped blue ring on sand"
     usual_text_tokens = 16
     _subject = "prompt"
@@ -110,6 +125,21 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
     ) -> tuple[ScaleCost, ...]:
         """What every scale of a plan costs, for so many batch rows at each."""
         raise NotImplementedError
+
+    def known_values(self, left_over: Tensor, scale: Scale) -> Choice:
+        """What the tokens of a scale are, given what is left over of a picture's features.
+
+        Args:
+            left_over: [B, d, H, W] on the latent grid, features minus accumulated codes.
+
+        Returns:
+            A choice that the session commits, of all tokens.
+        """
+        raise NotImplementedError
+
+    def edit_size(self, width: int, height: int) -> Mapping[str, Any]:
+        """Arguments of a call that set the size for a picture of so many pixels."""
+        return {}
 
     def own_settings(self, request: Asked) -> dict[str, Any]:
         """What the pictures of a request depend on besides what those of all models do."""
@@ -306,6 +336,8 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
         if call.get(self._subject) is None and call.get("prompt_embeds") is None:
             call = {name: value for name, value in call.items() if name not in _PER_PICTURE}
             call[self._subject] = self.example_prompt
+        if "image" in call and "image" not in inspect.signature(self.check).parameters:
+            return self._edit_summary(pruning, text_tokens, call)
         refuse_unknown(type(self).__name__, call, inspect.signature(self.check).parameters)
         request = self.check(pruning=pruning, **call)
         count = request.inputs.images if images is None else images
@@ -324,6 +356,72 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
         plan = plan_generation(request.method, request.schedule, self.depth)
         dense = costs(GenerationPlan.dense(request.schedule, self.depth))
         return Summary(plan, costs(plan), dense, backend_title(self.transformer.attention_backend))
+
+    def edit(
+        self,
+        *subject: Any,
+        image: Picture | Sequence[Picture],
+        mask: Picture | Sequence[Picture] | None = None,
+        box: Sequence[int] | Sequence[Sequence[int]] | None = None,
+        outpaint: Sequence[int] | None = None,
+        strength: float | None = None,
+        pruning: Pruning = REGION,
+        margin: int = MARGIN,
+        late_scales: int = LATE_SCALES,
+        feather: int | None = None,
+        composited: bool = True,
+        fit: str = "crop",
+        **call: Any,
+    ) -> EditOutput:
+        """Draws a picture anew where a mask says so, or varies all of it.
+
+        The picture is encoded to features once. At every scale, tokens outside of the mask are the picture's
+        own and those inside are drawn; `stepvar.editing.masks` has the rule for cells that are partly
+        covered. Pixels outside of the mask are the picture's, bit for bit.
+
+        Args:
+            subject: The prompt, or class, of the whole edited picture; one, or one a picture.
+            image: A picture or its file, or several; each is turned upright and read as 8-bit sRGB.
+            mask: White may change; of the picture's size or shape; one, or one a picture.
+            box: Instead of a mask: left, top, width and height in pixels; one, or one a picture.
+            outpaint: Pixels of new border to draw at the left, top, right and bottom.
+            strength: Of K scales the last round(strength x K) are drawn, at least one, and the others are the
+                picture's own. Without a mask, for a variation of the whole picture; with one, 1 by default.
+            pruning: "region" runs late scales only on tokens that the mask touches, and a margin; a plan (a
+                method, or a preset's name) also prunes these, and None runs all tokens.
+            margin: Known tokens around those of the mask that run with them.
+            late_scales: How many scales at the end count as late.
+            feather: Pixels inside of the mask's border in which old and new are blended; by default 1/64 of
+                the shorter side.
+            composited: Whether to put the picture's own pixels back outside of the mask, at its own size. If
+                not, the result is all that the decoder drew, at the model's size.
+            fit: How a picture of another shape is fitted: "crop" to the largest part that the model can draw,
+                or "pad". New borders are always padded.
+            call: Further arguments of a call; the size follows from the first picture unless given.
+
+        Returns:
+            The pictures, what they were made from, and a report.
+
+        Raises:
+            ValueError: When an argument is wrong, or the model cannot edit; nothing has been drawn then.
+        """
+        settings = EditSettings(
+            mask, box, outpaint, strength, pruning, margin, late_scales, feather, composited, fit
+        )
+        with outside_of_training(self._execution_device):
+            return run_edit(self, self._check_edit(subject, image, settings, call))
+
+    def _check_edit(
+        self, subject: Sequence[Any], image: Any, settings: EditSettings, call: dict[str, Any]
+    ) -> Edit:
+        refuse_unknown(type(self).__name__, call, inspect.signature(self.check).parameters)
+        return check_edit(self, subject, image, settings, call)
+
+    def _edit_summary(self, pruning: Pruning, text_tokens: int | None, call: dict[str, Any]) -> Summary:
+        """What an edit with these arguments will run."""
+        settings, rest = edit_arguments(call)
+        edit = self._check_edit((), rest.pop("image"), replace(settings, pruning=pruning), rest)
+        return summarise_edit(self, edit, text_tokens or self.usual_text_tokens)
 
     def resolve_pruning(self, pruning: Pruning) -> PruningMethod | None:
         """See `stepvar.pruning.presets.resolve_pruning`."""

@@ -118,32 +118,35 @@ class FastVARPruner(Pruner):
         self.index = None
 
     def residual(self, layer: int, name: str, branch: Branch, tokens: Tokens, hidden: Tensor) -> Tensor:
-        if self.entry.prunes and self.entry.first_layer <= layer < self.entry.last_layer:
+        pruned = self.entry.prunes and self.entry.first_layer <= layer < self.entry.last_layer
+        if pruned and self.entry.kept < tokens.count:
             index = self.select(layer, name, hidden)
+            if self.index is None:
+                places = index if tokens.index is None else tokens.index.gather(1, index)
+                self.index = places[: self.images]
             output = branch(gather_tokens(hidden, index), tokens.narrow(index))
-            return hidden + self.filled(self.cache[layer, name], index, output)
+            return hidden + self.filled(self.cache[layer, name], index, output, tokens)
         output = branch(hidden, tokens)
-        if self.entry.scale == self.cache_entry.scale:
+        if self.entry.scale == self.cache_entry.scale and not pruned:
             # Without what a model has before a map, a prompt's tokens for example.
             self.store(layer, name, output[:, -self.entry.scale.tokens :])
         return hidden + output
 
     def select(self, layer: int, name: str, hidden: Tensor) -> Tensor:
-        """Positions [R, K] that a branch runs on, each row's own."""
-        index = keep_highest(distance_to_mean(hidden), self.entry.kept)
-        if self.index is None:
-            self.index = index[: self.images]
-        return index
+        """Which of the tokens a branch runs on, [R, K], each row's own."""
+        return keep_highest(distance_to_mean(hidden), self.entry.kept)
 
     def store(self, layer: int, name: str, output: Tensor) -> None:
         """Remembers what a branch gave at the cache scale, if a later scale will need it."""
         if any(entry.prunes and entry.first_layer <= layer < entry.last_layer for entry in self.plan.scales):
             self.cache[layer, name] = output
 
-    def filled(self, cached: Tensor, index: Tensor, output: Tensor) -> Tensor:
-        """All positions of a branch: computed ones [R, K, C] at `index`, the others from the cache."""
+    def filled(self, cached: Tensor, index: Tensor, output: Tensor, tokens: Tokens | None = None) -> Tensor:
+        """A branch at all its tokens: computed ones [R, K, C] at `index`, the others from the cache."""
         rows, channels = output.shape[0], output.shape[2]
         cached = match_rows(cached, rows, self.plan.remaining)
         filled = area_resized(cached, self.cache_entry.scale.grid, self.entry.scale.grid)
+        if tokens is not None and tokens.index is not None:
+            filled = gather_tokens(filled, tokens.index)
         filled = filled.to(output.dtype).contiguous()
         return filled.scatter_(1, index.unsqueeze(-1).expand(-1, -1, channels), output)

@@ -20,7 +20,7 @@ from stepvar.generation.pruner import Expect, LateScalePruning, Pruner
 from stepvar.generation.randomness import seeded_generator
 from stepvar.generation.schedule import Grid, ScaleSchedule
 from stepvar.generation.tokens import Choice, Tokens, gather_choice, gather_tokens, put_choice
-from stepvar.pruning.interpolation import anchor_positions, match_rows
+from stepvar.pruning.interpolation import anchor_positions, match_rows, nearest_kept, slots_of
 from stepvar.pruning.recovery import RECOVERIES, KeptTokens, Recovery, make_recovery, needs
 from stepvar.pruning.scores import (
     NORMALISATIONS,
@@ -211,8 +211,8 @@ class Narrowed:
     """A scale once its tokens were narrowed.
 
     Attributes:
-        tokens: All tokens of the scale.
-        scores: [B, N] their scores.
+        tokens: The tokens before: all of the scale, or what a method around this one left of them.
+        scores: [B, N] scores of all positions, -inf of those that were gone.
         index: [B, K] positions of those that are still computed.
         entry: What the recovery's `before` returned at the last narrowing.
         kept: What was recovered from last.
@@ -268,7 +268,9 @@ class StepVARPruner(Pruner):
     def enter(self, layer: int, tokens: Tokens, hidden: Tensor) -> tuple[Tokens, Tensor]:
         if layer == self.plan.depth - self.config.dense_end:
             return self.widen(tokens, hidden)
-        if self.state.entry.narrows(layer):
+        entry = self.state.entry
+        # A method around this one may have left as few tokens as this one keeps.
+        if entry.narrows(layer) and (tokens.index is None or entry.tokens(layer) < tokens.count):
             return self.narrow(layer, tokens, hidden)
         return tokens, hidden
 
@@ -290,9 +292,11 @@ class StepVARPruner(Pruner):
         narrowed, count = self.state.narrowed, self.state.entry.tokens(layer)
         entry = self.before(tokens, hidden)
         if narrowed is None:
-            scores = self.score(tokens, hidden)
+            scores = self.score(tokens, self.whole_map(tokens, hidden))
             chosen = keep_highest(scores, count)
             self.state.narrowed = Narrowed(tokens, scores, chosen, entry)
+            if tokens.index is not None:
+                chosen = slots_of(tokens.index[: self.state.images], tokens.scale.tokens).gather(1, chosen)
         else:
             chosen = keep_highest(narrowed.scores.gather(1, narrowed.index), count)
             index = narrowed.index.gather(1, chosen)
@@ -300,17 +304,24 @@ class StepVARPruner(Pruner):
         rows = self.for_all_rows(chosen, hidden)
         return tokens.narrow(rows), gather_tokens(hidden, rows)
 
+    def whole_map(self, tokens: Tokens, hidden: Tensor) -> Tensor:
+        """Hidden states of all positions, [R, N, C]: those that are gone already copy the nearest token."""
+        if tokens.index is None:
+            return hidden
+        sources = nearest_kept(tokens.index[: self.state.images], tokens.scale.grid)
+        return gather_tokens(hidden, self.for_all_rows(sources, hidden))
+
     def before(self, tokens: Tokens, hidden: Tensor) -> Any:
         """What the recovery takes down of all tokens before a narrowing; None where it has no `before`."""
         before = getattr(self.recovery, "before", None)
         if before is None:
             return None
         narrowed = self.state.narrowed
-        features = hidden if narrowed is None else self.recover(narrowed, hidden)
+        features = self.whole_map(tokens, hidden) if narrowed is None else self.recover(narrowed, hidden)
         return before(features, tokens.scale.grid)
 
     def score(self, tokens: Tokens, hidden: Tensor) -> Tensor:
-        """Scores [B, N] of all tokens, anchors above everything."""
+        """Scores [B, N] of all positions, anchors above everything, and positions that are gone below it."""
         images = self.state.images
         guided = len(hidden) > images
         inputs = ScoringInput(
@@ -323,7 +334,7 @@ class StepVARPruner(Pruner):
             unconditional=hidden[images:] if guided else None,
         )
         scores = self.scorer(inputs)
-        expected = (images, tokens.count)
+        expected = (images, tokens.scale.tokens)
         if not isinstance(scores, Tensor) or scores.shape != expected:
             found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise ValueError(
@@ -335,14 +346,18 @@ class StepVARPruner(Pruner):
             anchors = anchor_positions(tokens.scale.grid, self.config.anchor_stride)
             scores = scores.clone()
             scores[:, anchors] = torch.inf
+        if tokens.index is not None:
+            living = slots_of(tokens.index[:images], tokens.scale.tokens) >= 0
+            scores = scores.masked_fill(~living, -torch.inf)
         return scores
 
     def widen(self, tokens: Tokens, hidden: Tensor) -> tuple[Tokens, Tensor]:
-        """All tokens of the scale, and their hidden states [R, N, C]."""
+        """All tokens that entered the first layer, and their hidden states [R, N, C]."""
         state = self.state
         if state.narrowed is not None:
-            return state.narrowed.tokens, self.recover(state.narrowed, hidden)
-        if needs(self.recovery, "full_scale") and self.plan.prunes:
+            before, recovered = state.narrowed.tokens, self.recover(state.narrowed, hidden)
+            return before, recovered if before.index is None else gather_tokens(recovered, before.index)
+        if needs(self.recovery, "full_scale") and self.plan.prunes and tokens.index is None:
             # Without what a model has before a map, a prompt's tokens for example.
             scale = state.entry.scale
             self.full_scale = (scale.grid, hidden[:, -scale.tokens :])

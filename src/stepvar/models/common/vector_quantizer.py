@@ -145,6 +145,11 @@ class VectorQuantizer(nn.Module):
         latent_grid = (latent.shape[-2], latent.shape[-1])
         return latent + self.enlarge(codes, (scale.height, scale.width), latent_grid, scale.index, scales)
 
+    def nearest(self, remainder: Tensor, scale: Scale) -> tuple[Tensor, Tensor]:
+        """The codes of a scale nearest to a remainder [B, D, H, W]: indices [B, N], and codes [B, N, D]."""
+        index = nearest_codes(map_tokens(remainder, (scale.height, scale.width)), self.codebook.weight)
+        return index, self.lookup(index)
+
     def quantize(self, features: Tensor, grids: Sequence[Grid], cosine: bool = False) -> MultiScaleIndex:
         """Quantises features [B, D, H, W] scale by scale, each taking the remainder of the coarser ones.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,11 +10,13 @@ from torch import Tensor
 
 from stepvar.generation.cascade import Cascade
 from stepvar.generation.progress import Observer
+from stepvar.generation.schedule import Scale
 from stepvar.models.arguments import with_arguments_of
 from stepvar.models.common.prompt_embeds import PromptEmbeds
 from stepvar.models.infinity import SPEC
 from stepvar.models.infinity.base_pipeline import BitsRequest, InfinityBasePipeline
 from stepvar.models.infinity.presets import PRESETS
+from stepvar.models.infinity.quantizer import known_bits
 from stepvar.models.infinity.session import InfinitySession
 from stepvar.models.output import CALLBACK_TENSORS, CallOptions, ImageOutput, StageTimer, StepCallback
 from stepvar.models.request import PerScale
@@ -30,6 +32,7 @@ class InfinityPipeline(InfinityBasePipeline[BitsRequest]):
     spec = SPEC
     presets = PRESETS
     published = PUBLISHED
+    edits_pictures = True
 
     def check(
         self,
@@ -127,6 +130,13 @@ class InfinityPipeline(InfinityBasePipeline[BitsRequest]):
             timer=StageTimer(self._execution_device),
             cascade=cascade,
         )
+
+    def known_values(self, left_over: Tensor, scale: Scale) -> Tensor:
+        """The signs of what is left over, bits [B, N, D]."""
+        return known_bits(left_over, scale, self.vae.config.patchify)
+
+    def edit_size(self, width: int, height: int) -> Mapping[str, Any]:
+        return {"aspect_ratio": width / height}
 
     @with_arguments_of(check)
     def __call__(self, *args: Any, **kwargs: Any) -> ImageOutput:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stepvar.generation.schedule import Scale
 from stepvar.models.common.resizing import Grid, resize_area, resize_bilinear
 
 
@@ -136,6 +137,13 @@ def quantize_multiscale(
         code.residuals.append(shrunk)
         code.partial_latents.append(latent)
     return code
+
+
+def known_bits(left_over: Tensor, scale: Scale, patchify: bool) -> Tensor:
+    """The bits that quantise what is left over, [B, d, H, W], at one scale: bool [B, N, D] of its tokens."""
+    factor = 2 if patchify else 1
+    shrunk = resize_area(left_over, (scale.height * factor, scale.width * factor))
+    return tokens_from_latent_bits((shrunk > 0).permute(0, 2, 3, 1), patchify).flatten(1, 2)
 
 
 def latent_from_bits(bits: Sequence[Tensor], grid: Grid) -> Tensor:
