@@ -89,7 +89,7 @@ class Command:
 COMMANDS = (
     Command(
         ("generate",),
-        (*_PLAN, *_SETTINGS, "--seed", "-n", "--batch", "-o", "--cascade", "--drafted"),
+        (*_PLAN, *_SETTINGS, "--seed", "-n", "--batch", "--batch-invariant", "-o", "--cascade", "--drafted"),
         weight=6,
     ),
     Command(("summary",), (*_PLAN, *_SETTINGS, "-n", "--cascade", "--drafted"), weight=2, prompt=False),
@@ -97,7 +97,7 @@ COMMANDS = (
     Command(("bench",), (*_SETTINGS, "--seed", "-n"), always=("--repeats", "1")),
     Command(
         ("evaluate", "scenes"),
-        (*_PLAN, *_SIZE, *_SAMPLING, "--seed", "--batch", "--dtype", "--device"),
+        (*_PLAN, *_SIZE, *_SAMPLING, "--seed", "--batch", "--batch-invariant", "--dtype", "--device"),
         prompt=False,
         always=("-n", "2"),
     ),
@@ -112,7 +112,7 @@ def draw_arguments(random_: random.Random) -> list[str]:
         arguments.append(random_.choice(PROMPTS) if random_.random() < 0.3 else "a red star")
     arguments += command.always
     for name in random_.sample(command.options, random_.choice((0, 1, 1, 2, 2, 3))):
-        arguments += [name, random_.choice(VALUES[name])]
+        arguments += [name, random_.choice(VALUES[name])] if name in VALUES else [name]
     return arguments + ["--json"] * (random_.random() < 0.5)
 
 

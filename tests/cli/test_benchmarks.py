@@ -454,3 +454,16 @@ def test_half_precision_goes_on_with_its_batch(run, model_folder, geneval):
         if code:
             assert "its batch differs" in other.stderr
         assert draw(run, model_folder, geneval, "-o", dtype, "--dtype", dtype, "--batch", 3).code == 0
+
+
+def test_pictures_computed_alone_go_on_with_another_batch(run, model_folder, geneval):
+    alone = ("--dtype", "bfloat16", "--batch-invariant")
+    assert draw(run, model_folder, geneval, "-o", "whole", *alone, "--batch", 1).code == 0
+    assert draw(run, model_folder, geneval, "-o", "resumed", *alone, "--batch", 3).code == 0
+    for picture in Path("resumed/images/00001").rglob("*.png"):
+        picture.unlink()
+    again = draw(run, model_folder, geneval, "-o", "resumed", *alone, "--batch", 2)
+    assert again.code == 0 and again.json["settings"]["batch_invariant"] is True
+    assert again.json["drawn"] == 2 and pictures("resumed") == pictures("whole")
+    mixed = draw(run, model_folder, geneval, "-o", "whole", "--dtype", "bfloat16", "--batch", 1)
+    assert mixed.code == 2 and "its settings differs" in mixed.stderr

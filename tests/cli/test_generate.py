@@ -170,3 +170,18 @@ def test_sizes_that_exist(run, model_folder):
 def test_summary_is_a_table_for_people(run, model_folder):
     result = run("summary", "--model", model_folder, "--pruning", "paper")
     assert "skipped" in result.stdout and "GFLOP" in result.stdout and "8x8" in result.stdout
+
+
+def test_pictures_may_be_computed_each_by_itself(run, model_folder):
+    arguments = ("--model", model_folder, "--seed", 3, "--dtype", "bfloat16", "-n", 3, "--batch-invariant")
+    several = run("generate", PROMPT, *arguments, "--batch", 3, "-o", "all", "--json")
+    assert several.code == 0 and several.json["settings"]["batch_invariant"] is True
+    last = several.json["images"][2]["file"]
+    alone = run("generate", PROMPT, *arguments[:2], "--seed", 5, "--dtype", "bfloat16", "-o", "one.png")
+    assert alone.code == 0
+    assert np.array_equal(np.asarray(Image.open(last)), np.asarray(Image.open("one.png")))
+    settings = json.loads(Image.open(last).text["stepvar"])
+    assert settings["batch_invariant"] is True and settings["batch"] == 1
+    summary = ("summary", "--model", model_folder, "-n", 3, "--json")
+    together, apart = run(*summary).json, run(*summary, "--batch-invariant").json
+    assert apart["flops"] == together["flops"] and 3 * apart["cache_bytes"] == together["cache_bytes"]

@@ -21,7 +21,15 @@ from stepvar.cli.models import (
     open_pipeline,
     quiet_libraries,
 )
-from stepvar.cli.options import FixedSeed, Json, ModelOptions, PlanOptions, SamplingOptions, SizeOptions
+from stepvar.cli.options import (
+    BatchOptions,
+    FixedSeed,
+    Json,
+    ModelOptions,
+    PlanOptions,
+    SamplingOptions,
+    SizeOptions,
+)
 
 if TYPE_CHECKING:
     from stepvar.evaluation.benchmark_run import BenchmarkRun, RunStatus
@@ -85,12 +93,14 @@ def benchmark_command(benchmark: Benchmark) -> Callable[..., None]:
         plan: PlanOptions,
         size: SizeOptions,
         sampling: SamplingOptions,
+        together: BatchOptions,
         run: RunOptions,
         output: Folder,
         seed: FixedSeed = 0,
         json: Json = False,
     ) -> None:
-        _generate(benchmark, prompts, model, plan, size, sampling, run, output, seed, json)
+        settings = {**sampling.arguments(), **together.arguments()}
+        _generate(benchmark, prompts, model, plan, size, settings, run, output, seed, json)
 
     command.__name__ = benchmark.name
     command.__doc__ = f"Generate pictures of {benchmark.title}'s prompts.\n\n{benchmark.description}"
@@ -105,13 +115,13 @@ def _generate(
     model: ModelOptions,
     plan: PlanOptions,
     size: SizeOptions,
-    sampling: SamplingOptions,
+    settings: dict[str, Any],
     options: RunOptions,
     output: Path,
     seed: int,
     json: bool,
 ) -> None:
-    dimensions, settings, pruning = size.arguments(), sampling.arguments(), plan.method()
+    dimensions, pruning = size.arguments(), plan.method()
     if seed < 0:
         raise InputError(f"The seed {seed} is out of range: use 0 or more.")
     from stepvar.evaluation.prompts import find_prompts
@@ -133,7 +143,8 @@ def _generate(
         run = BenchmarkRun(pipeline, task, output, pruning, everything)
         if not benchmark.video:
             note_other_aspect(pipeline, dimensions)
-            check_prompts(pipeline, sampling.texts([item.prompt for item in task.items]))
+            negatives = [settings["negative_prompt"]] if "negative_prompt" in settings else []
+            check_prompts(pipeline, [item.prompt for item in task.items] + negatives)
         status = _run_with_progress(run, shard, options.batch)
     if json:
         display.print_json(

@@ -10,7 +10,15 @@ from stepvar.cli import display
 from stepvar.cli.errors import InputError, report_errors
 from stepvar.cli.groups import with_option_groups
 from stepvar.cli.models import check_options, open_pipeline, quiet_libraries
-from stepvar.cli.options import FixedSeed, Json, ModelOptions, PlanOptions, SamplingOptions, SizeOptions
+from stepvar.cli.options import (
+    BatchOptions,
+    FixedSeed,
+    Json,
+    ModelOptions,
+    PlanOptions,
+    SamplingOptions,
+    SizeOptions,
+)
 
 if TYPE_CHECKING:
     from stepvar.evaluation.scene_score import SceneScores
@@ -38,6 +46,7 @@ def scenes(
     plan: PlanOptions,
     size: SizeOptions,
     sampling: SamplingOptions,
+    together: BatchOptions,
     number: Count = 300,
     seed: FixedSeed = 0,
     batch: Batch = 8,
@@ -49,7 +58,8 @@ def scenes(
     Prompts of pictures cover GenEval's six categories; those of videos say how objects move. All is checked
     in the pixels alone.
     """
-    dimensions, settings, pruning = size.arguments(), sampling.arguments(), plan.method()
+    dimensions, pruning = size.arguments(), plan.method()
+    settings = {**sampling.arguments(), **together.arguments()}
     if reconstructions and (settings or pruning not in (None, "none")):
         raise InputError("--reconstructions runs no transformer: leave pruning and sampling options out.")
     if seed < 0:

@@ -23,6 +23,7 @@ from stepvar.cli.models import (
     require_prompts,
 )
 from stepvar.cli.options import (
+    BatchOptions,
     CascadeOptions,
     Json,
     MediaOutput,
@@ -70,6 +71,7 @@ def generate(
     sampling: SamplingOptions,
     video: VideoOptions,
     cascade: CascadeOptions,
+    together: BatchOptions,
     frames: Frames = False,
     seed: Seed = None,
     number: Number = 1,
@@ -83,7 +85,13 @@ def generate(
     """
     require_prompts(prompt)
     dimensions = size.arguments()
-    settings = {**dimensions, **sampling.arguments(), **video.arguments(), "pruning": plan.method()}
+    settings = {
+        **dimensions,
+        **sampling.arguments(),
+        **video.arguments(),
+        **together.arguments(),
+        "pruning": plan.method(),
+    }
     wanted = Destination.parse(output, _suffixes(video, frames))
     first = secrets.randbelow(_FRESH_SEEDS) if seed is None else seed
     prompts = [entry for entry in prompt for _ in range(number)]
@@ -100,7 +108,8 @@ def generate(
             settings["seconds"] = 0
         pipeline.check_prompts(prompt, sampling.texts([]), settings.get("seconds"))
         paths = destination.names(suggestions)
-        drawn = _draw(pipeline, jobs, paths, 1 if pipeline.draws_videos else batch, settings)
+        single = pipeline.draws_videos or bool(together.batch_invariant)
+        drawn = _draw(pipeline, jobs, paths, 1 if single else batch, settings)
     if json:
         display.print_json(drawn.as_json())
     else:
@@ -278,6 +287,7 @@ def summary(
     sampling: SamplingOptions,
     cascade: CascadeOptions,
     video: VideoOptions,
+    together: BatchOptions,
     number: Annotated[int, typer.Option("-n", "--number", min=1, max=4096, help="Pictures in a batch.")] = 1,
     json: Json = False,
 ) -> None:
@@ -289,6 +299,7 @@ def summary(
         **size.arguments(),
         **sampling.arguments(),
         **video.arguments(),
+        **together.arguments(),
         "pruning": plan.method(),
     }
     with quiet_libraries():

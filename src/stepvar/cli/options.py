@@ -344,6 +344,19 @@ class SamplingOptions(CallOptions):
 
 
 @dataclass(frozen=True)
+class BatchOptions(CallOptions):
+    """What pictures that are drawn at a time may have to do with each other."""
+
+    batch_invariant: Annotated[
+        bool | None,
+        typer.Option(
+            "--batch-invariant",
+            help="Compute every picture by itself: no bit of it depends on the batch, in any number format.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
 class VideoOptions(CallOptions):
     """How long a video is, what it begins with, how it is drawn; only for models that draw videos."""
 
@@ -386,6 +399,7 @@ class VideoOptions(CallOptions):
 OPTION_NAMES = {
     **SizeOptions.option_names(),
     **SamplingOptions.option_names(),
+    **BatchOptions.option_names(),
     **VideoOptions.option_names(),
     "height": "--size",
     "width": "--size",

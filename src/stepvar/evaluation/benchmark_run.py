@@ -187,12 +187,17 @@ class BenchmarkRun:
 
         Args:
             shard: Which part of the prompts; by default all.
-            batch: Pictures generated at a time; in half precision a run goes on with the batch it began with.
+            batch: Pictures generated at a time, videos one by one; in half precision a run goes on with the
+                batch it began with, unless its settings have `batch_invariant`.
             advance: Called for every file, found ones included.
         """
         shard = shard or Shard()
+        if self.pipeline.draws_videos:
+            # They are computed one after the other, but their texts would be encoded together.
+            batch = 1
+        invariant = self.pipeline.draws_videos or bool(self.settings.get("batch_invariant"))
         # In half precision a picture's bits depend on how many are drawn at a time.
-        exact = self.pipeline.draws_videos or self.identity["dtype"] == "float32"
+        exact = invariant or self.identity["dtype"] == "float32"
         identity = self.identity if exact else {**self.identity, "batch": batch}
         folder = RunFolder(self.folder, identity)
         fresh = folder.claim()

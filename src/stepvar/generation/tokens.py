@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeAlias
 
@@ -69,6 +70,17 @@ def merge_choice(places: Tensor, choice: Choice, other: Choice) -> Choice:
         for part in fields(choice)
     }
     return replace(choice, **merged)
+
+
+def join_choices(choices: Sequence[Choice]) -> Choice:
+    """Choices of one scale as one, pictures in order."""
+    first = choices[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(choices))
+    joined = {
+        part.name: join_choices([getattr(choice, part.name) for choice in choices]) for part in fields(first)
+    }
+    return replace(first, **joined)
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ class CallOptions:
         callback: Called as callback(pipeline, step, timestep, tensors) after each scale that ran; step and
             timestep are its index. Tensors that it returns replace those it was given.
         callback_tensors: Names of the tensors it is given: "latents", the accumulated codes.
+        batch_invariant: Whether every picture is computed by itself.
 
     Raises:
         ValueError: When there is no such form, or no such tensor.
@@ -51,6 +52,7 @@ class CallOptions:
     return_dict: bool = True
     callback: StepCallback | None = None
     callback_tensors: Sequence[str] = CALLBACK_TENSORS
+    batch_invariant: bool = False
 
     def __post_init__(self) -> None:
         for name in self.callback_tensors:

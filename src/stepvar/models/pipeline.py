@@ -14,6 +14,7 @@ from stepvar.editing.masks import LATE_SCALES, MARGIN
 from stepvar.generation.attention import attention_kernel
 from stepvar.generation.cascade import generate_in_cascade
 from stepvar.generation.guidance import Guidance
+from stepvar.generation.joining import join_generations
 from stepvar.generation.loop import Generation, Sampler, ScaleCallback, Session, generate
 from stepvar.generation.plan import GenerationPlan
 from stepvar.generation.progress import ScaleReport
@@ -64,9 +65,9 @@ Asked = TypeVar("Asked", bound=Request)
 class NextScalePipeline(TextPipeline, Generic[Asked]):
     """Base of the pipelines: one generation loop, one way to pass pruning, seeds and sizes.
 
-    A call goes through `check` (everything wrong is said there), `sampler` and `prefill` (noise, texts, what
-    is computed once), `run_scales` (the loop) and `decode` (pixels and the report). A model's own pipeline
-    has the first three.
+    A call goes through `check` (everything wrong is said there) and `draw`: `sampler` and `prefill` (noise,
+    texts, what is computed once), `run_scales` (the loop) and `decode` (pixels). A model's own pipeline has
+    `check`, `sampler` and `prefill`.
 
     Attributes:
         spec: What the package knows of the model.
@@ -253,17 +254,32 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
         """Whether the scales that are left are left out; a callback sets `_interrupt`, a call resets it."""
         return self._interrupt
 
-    def decode(self, session: Session, result: Generation, request: Asked) -> ImageOutput:
-        """Pixels of the finished codes, in the form asked for, and the report of the whole call."""
+    def draw(self, request: Asked) -> ImageOutput:
+        """Draws what a checked request of pictures asks for: together, or each picture by itself."""
+        drawn = [self.draw_part(part) for part in request.parts]
         kind = request.options.output_type
         with request.timer.stage("decode"):
-            images: Any = result.latent
-            if kind != "latent":
-                self.load_to_device(self.vae)
-                images = to_output(require_finite_pixels(self.decode_codes(result.latent)), kind)
+            values = torch.cat([values for _, values in drawn]) if len(drawn) > 1 else drawn[0][1]
+            images = values if kind == "latent" else to_output(values, kind)
+        result = join_generations([generation for generation, _ in drawn])
         output = ImageOutput(images=images, report=self.report(result, request))
         self.maybe_free_model_hooks()
         return request.options.packed(output)
+
+    def draw_part(self, request: Asked) -> tuple[Generation, Tensor]:
+        """Computes pictures together: what the loop left, and their pixels or codes."""
+        sampler = self.sampler(request)
+        session = self.prefill(request)
+        result = self.run_scales(session, sampler, request)
+        return result, self.decode(result, request)
+
+    def decode(self, result: Generation, request: Asked) -> Tensor:
+        """Pixels [B, 3, H, W] in -1..1 of the finished codes, or the codes where they were asked for."""
+        if request.options.output_type == "latent":
+            return result.latent
+        with request.timer.stage("decode"):
+            self.load_to_device(self.vae)
+            return require_finite_pixels(self.decode_codes(result.latent))
 
     def decode_codes(self, codes: Tensor) -> Tensor:
         """Accumulated codes [B, d, h, w] as pixels in -1..1, as much at a time as `enable_vae_*` allow."""
@@ -302,6 +318,7 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
                 "guidance_scale": request.guidance.weights,
                 "pruning": request.method,
                 "dtype": str(self.transformer.compute_dtype).removeprefix("torch."),
+                "batch_invariant": request.options.batch_invariant,
                 **self.own_settings(request),
             }
         )
@@ -344,14 +361,20 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
         return self.summarise(request, count, text_tokens or self.usual_text_tokens)
 
     def summarise(self, request: Asked, images: int, text_tokens: int) -> Summary:
-        """What a request will run and what that costs, against the dense run."""
+        """What a request will run and what that costs, against the dense run.
+
+        Pictures that are computed one after the other add up in FLOPs; rows and cache are those of one.
+        """
+
+        together = 1 if request.options.batch_invariant else images
 
         def costs(plan: GenerationPlan) -> tuple[ScaleCost, ...]:
             guidance, copies = request.guidance, 2 if request.guidance.active else 1
             if plan.unguided is not None:
-                guidance = replace(guidance, until=(plan.unguided,) * images, remaining=plan.remaining)
-            rows = [guidance.row_count(entry.scale.index, images, copies) for entry in plan.scales]
-            return self.scale_costs(request, plan, rows, images, text_tokens)
+                guidance = replace(guidance, until=(plan.unguided,) * together, remaining=plan.remaining)
+            rows = [guidance.row_count(entry.scale.index, together, copies) for entry in plan.scales]
+            found = self.scale_costs(request, plan, rows, together, text_tokens)
+            return tuple(replace(cost, flops=images // together * cost.flops) for cost in found)
 
         plan = plan_generation(request.method, request.schedule, self.depth)
         dense = costs(GenerationPlan.dense(request.schedule, self.depth))

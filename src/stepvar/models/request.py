@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,6 +16,9 @@ from stepvar.generation.plan import GenerationPlan
 from stepvar.generation.pruner import PruningMethod
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.models.output import CallOptions, StageTimer
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 MAXIMUM_SEED = 2**63 - 1
 
@@ -101,6 +104,19 @@ class Inputs:
         """B."""
         return len(self.generators)
 
+    def of_picture(self, picture: int) -> Inputs:
+        """What is asked for one of the pictures."""
+        prompt = slice(picture // self.repeats, picture // self.repeats + 1)
+        positive, negative = (None if side is None else side[prompt] for side in self.embeds)
+        return Inputs(
+            self.prompts[prompt],
+            None if self.negatives is None else self.negatives[prompt],
+            (positive, negative),
+            1,
+            [self.generators[picture]],
+            [self.seeds[picture]],
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -123,6 +139,21 @@ class Request:
     options: CallOptions
     timer: StageTimer
     cascade: Cascade | None = None
+
+    def __post_init__(self) -> None:
+        own = {id(generator) for generator in self.inputs.generators}
+        if self.options.batch_invariant and len(own) < self.inputs.images:
+            raise ValueError(
+                "batch_invariant draws each picture from random numbers of its own, and one generator serves "
+                "several: pass seeds, or one generator a picture."
+            )
+
+    @property
+    def parts(self) -> list[Self]:
+        """What is computed together: all pictures, or each by itself where none may depend on another."""
+        if not self.options.batch_invariant:
+            return [self]
+        return [replace(self, inputs=self.inputs.of_picture(index)) for index in range(self.inputs.images)]
 
 
 def as_prompts(prompt: str | Sequence[str], name: str = "prompt") -> list[str]:

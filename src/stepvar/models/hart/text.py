@@ -74,6 +74,9 @@ class ContextFeatures:
         features = torch.zeros(images, tokens, channels, dtype=torch.float32, device=device)
         return cls(features, mask, torch.zeros(images, tokens, dtype=torch.long, device=device))
 
+    def __getitem__(self, prompts: slice) -> ContextFeatures:
+        return ContextFeatures(self.features[prompts], self.mask[prompts], self.positions[prompts])
+
     def repeat(self, times: int) -> ContextFeatures:
         """Every prompt so many times in a row."""
         parts = (self.features, self.mask, self.positions)

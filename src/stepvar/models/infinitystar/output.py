@@ -1,9 +1,9 @@
-"""Results of a call: decoded videos, and the records of several as one."""
+"""Results of a call: decoded videos."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 
 from stepvar.generation.loop import Generation
-from stepvar.generation.progress import ScaleReport
 from stepvar.generation.report import Report
 from stepvar.models.infinitystar.frames import collect
 from stepvar.models.infinitystar.interactive import Continuation
@@ -116,26 +115,3 @@ def join_videos(videos: Sequence[Tensor], output_type: str) -> list[list[Image.I
         return [[Image.fromarray(frame) for frame in video.numpy()] for video in videos]
     stacked = torch.stack(list(videos)).float() / 255.0
     return stacked.permute(0, 1, 4, 2, 3) if output_type == "pt" else stacked.numpy()
-
-
-def join_generations(generations: Sequence[Generation]) -> Generation:
-    """Videos that were drawn one after the other as one generation: times add up."""
-    first, *others = generations
-    if not others:
-        return first
-    choices = {index: torch.cat([entry.choices[index] for entry in generations]) for index in first.choices}
-    return Generation(
-        torch.cat([entry.latent for entry in generations]),
-        choices,
-        [_join_scales(entries) for entries in zip(*(entry.scales for entry in generations), strict=True)],
-        max(entry.cache_bytes for entry in generations),
-    )
-
-
-def _join_scales(entries: Sequence[ScaleReport]) -> ScaleReport:
-    kept = [entry.kept_index for entry in entries if entry.kept_index is not None]
-    return replace(
-        entries[0],
-        kept_index=torch.cat(kept) if kept else None,
-        seconds=sum(entry.seconds for entry in entries),
-    )

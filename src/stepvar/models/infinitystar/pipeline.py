@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from stepvar.generation.guidance import Guidance
+from stepvar.generation.joining import join_generations
 from stepvar.generation.loop import Generation
 from stepvar.generation.progress import Observer
 from stepvar.generation.pruner import PruningMethod, plan_generation
@@ -29,7 +30,6 @@ from stepvar.models.infinitystar.output import (
     DrawnVideo,
     VideoOutput,
     decode_frames,
-    join_generations,
     join_videos,
 )
 from stepvar.models.infinitystar.planning import plan_video
@@ -143,6 +143,7 @@ class InfinityStarPipeline(PlannedVideos):
         decode_tile: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        batch_invariant: bool = False,
         observer: Observer | None = None,
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = CALLBACK_TENSORS,
@@ -180,6 +181,8 @@ class InfinityStarPipeline(PlannedVideos):
                 memory; a quarter is shared with the neighbours. None decodes whole frames.
             output_type: "pil", "np", "pt", or "latent" for the accumulated codes.
             return_dict: False returns the fields of the output as a tuple.
+            batch_invariant: Computes every video by itself, its text too, so that none of its bits depends on
+                the others of the call, in any number format; see docs/determinism.md.
             observer: Called after every step with its report.
             callback_on_step_end: Called as callback(pipeline, step, timestep, tensors) after every scale that
                 ran; may return other latents, or set `pipeline._interrupt` to leave out the other scales.
@@ -197,6 +200,7 @@ class InfinityStarPipeline(PlannedVideos):
             return_dict,
             callback_on_step_end,
             callback_on_step_end_tensor_inputs,
+            batch_invariant,
         )
         sizes = (self.transformer.config.text_channels, self.text_length)
         embeds = (
@@ -238,7 +242,7 @@ class InfinityStarPipeline(PlannedVideos):
     def __call__(self, *args: Any, **kwargs: Any) -> VideoOutput:
         """Draws videos, one after the other."""
         request = self.check(*args, **kwargs)
-        videos = [self.draw_video(one) for one in self.encode_texts(request)]
+        videos = [self.draw_video(one) for part in request.parts for one in self.encode_texts(part)]
         return self.join(videos, request)
 
     def draw_video(self, request: VideoRequest) -> DrawnVideo:

@@ -145,6 +145,7 @@ class SwittiPipeline(CodebookPipeline[CodebookRequest]):
         negative_prompt_attention_mask: Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        batch_invariant: bool = False,
         observer: Observer | None = None,
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = CALLBACK_TENSORS,
@@ -178,6 +179,8 @@ class SwittiPipeline(CodebookPipeline[CodebookRequest]):
                 instead of negative prompts.
             output_type: "pil", "np", "pt", or "latent" for the accumulated codes.
             return_dict: False returns the fields of the output as a tuple.
+            batch_invariant: Computes every picture by itself, so that none of its bits depends on the others
+                of the call, in any number format; takes longer, see docs/determinism.md.
             observer: Called after every scale with its report.
             callback_on_step_end: Called as callback(pipeline, step, timestep, tensors) after every scale that
                 ran; may return other latents, or set `pipeline._interrupt` to leave out the other scales.
@@ -216,6 +219,7 @@ class SwittiPipeline(CodebookPipeline[CodebookRequest]):
                 return_dict,
                 callback_on_step_end,
                 callback_on_step_end_tensor_inputs,
+                batch_invariant,
             ),
             timer=StageTimer(self._execution_device),
         )
@@ -223,11 +227,7 @@ class SwittiPipeline(CodebookPipeline[CodebookRequest]):
     @with_arguments_of(check)
     def __call__(self, *args: Any, **kwargs: Any) -> ImageOutput:
         """Draws pictures."""
-        request = self.check(*args, **kwargs)
-        sampler = self.sampler(request)
-        session = self.prefill(request)
-        result = self.run_scales(session, sampler, request)
-        return self.decode(session, result, request)
+        return self.draw(self.check(*args, **kwargs))
 
     def _features_of(
         self,

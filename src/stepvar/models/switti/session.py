@@ -35,6 +35,9 @@ class TextFeatures:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def __getitem__(self, prompts: slice) -> TextFeatures:
+        return TextFeatures(self.tokens[prompts], self.pooled[prompts])
+
     def repeated(self, times: int) -> TextFeatures:
         """Every prompt several times in a row."""
         tokens = tuple(text for text in self.tokens for _ in range(times))

@@ -101,6 +101,7 @@ class VARPipeline(CodebookPipeline[CodebookRequest]):
         pruning: Pruning = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        batch_invariant: bool = False,
         observer: Observer | None = None,
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = CALLBACK_TENSORS,
@@ -124,6 +125,8 @@ class VARPipeline(CodebookPipeline[CodebookRequest]):
             pruning: `StepVAR(...)` or another method, a preset's name, or None for a dense run.
             output_type: "pil", "np", "pt", or "latent" for the accumulated codes.
             return_dict: False returns the fields of the output as a tuple.
+            batch_invariant: Computes every picture by itself, so that none of its bits depends on the others
+                of the call, in any number format; takes longer, see docs/determinism.md.
             observer: Called after every scale with its report.
             callback_on_step_end: Called as callback(pipeline, step, timestep, tensors) after every scale that
                 ran; may return other latents, or set `pipeline._interrupt` to leave out the other scales.
@@ -150,6 +153,7 @@ class VARPipeline(CodebookPipeline[CodebookRequest]):
                 return_dict,
                 callback_on_step_end,
                 callback_on_step_end_tensor_inputs,
+                batch_invariant,
             ),
             timer=StageTimer(self._execution_device),
         )
@@ -157,11 +161,7 @@ class VARPipeline(CodebookPipeline[CodebookRequest]):
     @with_arguments_of(check)
     def __call__(self, *args: Any, **kwargs: Any) -> ImageOutput:
         """Draws pictures."""
-        request = self.check(*args, **kwargs)
-        sampler = self.sampler(request)
-        session = self.prefill(request)
-        result = self.run_scales(session, sampler, request)
-        return self.decode(session, result, request)
+        return self.draw(self.check(*args, **kwargs))
 
     def classes(self, labels: ClassLabel | Sequence[ClassLabel]) -> list[int]:
         """Numbers of classes that are given by number or by name.
