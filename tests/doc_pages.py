@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
-WAYS = sorted((ROOT / "docs" / "ways").glob("*.md"))
+WAYS = sorted([ROOT / "docs" / "quickstart.md", *(ROOT / "docs" / "ways").glob("*.md")])
 
 _BLOCK = re.compile(r"^```(\w*)[ \t]*(\S*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _NOT_HERE = re.compile(r"#\s*(needs|takes)\b")

@@ -115,6 +115,17 @@ def test_the_summary_takes_the_arguments_of_the_call(name):
         pipeline.summary(guidance_scal=2)
 
 
+def test_a_report_prints_as_a_table_of_its_scales():
+    report = call(made("infinity"), "infinity", pruning="skip").report
+    head, *rows, total, stages = str(report).splitlines()
+    assert head.split() == ["scale", "tokens", "kept", "rows", "ms"]
+    assert len(rows) == len(report.scales)
+    assert rows[0].split()[:4] == ["1x1", "1", "1", "2"] and "skipped" in rows[-1]
+    assert total.split()[1:3] == [str(report.total_tokens), str(report.kept_tokens)]
+    assert stages.startswith("Stages: text")
+    assert "tensor" not in repr(report)
+
+
 @each_model
 def test_call_and_check_have_one_signature(name):
     kind = type(made(name))

@@ -195,7 +195,7 @@ class Report:
     peak_bytes: int
     seeds: Sequence[int | None]
     settings: dict[str, Any] = field(default_factory=dict)
-    choices: dict[int, Tensor] = field(default_factory=dict)
+    choices: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def seconds(self) -> float:
@@ -208,6 +208,26 @@ class Report:
     @property
     def total_tokens(self) -> int:
         return sum(report.plan.scale.tokens for report in self.scales)
+
+    def __str__(self) -> str:
+        width = max(9, *(len(str(report.plan.scale)) for report in self.scales))
+        lines = [f"{'scale':>{width}} {'tokens':>7} {'kept':>7} {'rows':>5} {'ms':>9}"]
+        for report in self.scales:
+            kept = "skipped" if report.plan.skipped else f"{report.plan.kept}"
+            lines.append(
+                f"{report.plan.scale!s:>{width}} {report.plan.scale.tokens:>7} {kept:>7} "
+                f"{report.rows:>5} {1000 * report.seconds:>9.1f}"
+            )
+        stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in self.stages.items())
+        return "\n".join(
+            [
+                *lines,
+                f"{'total':>{width}} {self.total_tokens:>7} {self.kept_tokens:>7} {'':>5} "
+                f"{1000 * self.seconds:>9.1f}",
+                f"Stages: {stages}; KV cache {self.cache_bytes / 2**20:.1f} MiB, "
+                f"peak memory {self.peak_bytes / 2**20:.0f} MiB.",
+            ]
+        )
 
     def as_json(self) -> dict[str, Any]:
         return {
