@@ -12,7 +12,7 @@ from stepvar.report.claims.claim import (
     LEAST_PROMPTS,
     LEAST_ROUNDS,
     Claim,
-    verdict_of,
+    above,
 )
 from stepvar.report.configurations import DENSE
 from stepvar.report.results import Results
@@ -30,7 +30,7 @@ def late_scales_dominate(results: Results) -> Claim:
     return Claim(
         "The last few scales take more than 75 % of the transformer's time.",
         "figure 1a",
-        verdict_of(share.low > LATE_SHARE, share.high < LATE_SHARE, share.n, LEAST_ROUNDS),
+        above(share, LATE_SHARE, LEAST_ROUNDS),
         f"The last three of {len(rounds[0])} scales take {share.scaled(100).format(1, ' %')} of it, and "
         f"{whole:.1%} of the time from text to picture.",
     )
@@ -47,7 +47,7 @@ def late_scales_tolerate_noise(results: Results) -> Claim | None:
     return Claim(
         "Noise at one early scale wrecks the picture; at a late scale it hardly shows.",
         "figure 1b",
-        verdict_of(gain.above_zero, gain.below_zero, gain.n, LEAST_ANALYSED),
+        above(gain, 0.0, LEAST_ANALYSED),
         f"Disturbing one of the last two scales leaves {gain.format(1, ' dB')} more PSNR than one of the "
         f"first two ({late.mean():.1f} against {early.mean():.1f} dB).",
     )
@@ -68,7 +68,7 @@ def late_scales_add_detail(results: Results) -> Claim | None:
     return Claim(
         "What the last scales add lies in high spatial frequencies.",
         "figure 1c",
-        verdict_of(difference.above_zero, difference.below_zero, difference.n, LEAST_ANALYSED),
+        above(difference, 0.0, LEAST_ANALYSED),
         f"{added.mean():.1f} % of the energy that the last scale adds lies above {HIGH_FREQUENCY:g} cycles a "
         f"pixel, against {whole.mean():.1f} % of the pictures' own: {difference.format(1)} points more.",
     )
@@ -84,7 +84,7 @@ def energy_follows_structure(results: Results) -> Claim | None:
     return Claim(
         "The residual energy of a block correlates with the projection on the first principal component.",
         "figure 3",
-        verdict_of(correlation.above_zero, correlation.below_zero, correlation.n, LEAST_ANALYSED),
+        above(correlation, 0.0, LEAST_ANALYSED),
         f"At {scale}, over all layers, the correlation is {correlation.format()}; the weakest layer has "
         f"{worst:.2f}.",
     )
@@ -98,7 +98,7 @@ def kept_tokens_cover_objects(results: Results) -> Claim | None:
     return Claim(
         "The kept tokens lie on what the picture is about: the masks look like saliency maps.",
         "figure 6",
-        verdict_of(lift.low > 1.0, lift.high < 1.0, lift.n, LEAST_PROMPTS),
+        above(lift, 1.0, LEAST_PROMPTS),
         f"At a ratio of {SALIENCY_RATIO} the share of objects among the kept tokens is {lift.format()} times "
         "that among all tokens.",
     )
@@ -111,6 +111,6 @@ def diversity_is_kept(results: Results) -> Claim | None:
     return Claim(
         "Pruning does not make pictures of one prompt more alike.",
         "asked by users, not in the paper",
-        verdict_of(found.low > 0.95, found.high < 0.95, found.n, LEAST_PROMPTS),
+        above(found, 0.95, LEAST_PROMPTS),
         f"The distance between seeds is {found.scaled(100).format(1, ' %')} of the dense run's.",
     )

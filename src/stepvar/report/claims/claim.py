@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from stepvar.metrics.statistics import Interval
+
 HELD, FAILED, OPEN = "held", "did not hold", "undecided"
 
 LEAST_PICTURES, LEAST_PROMPTS, LEAST_ROUNDS = 40, 4, 3
@@ -43,3 +45,13 @@ def verdict_of(yes: bool, no: bool, n: int, least: int = LEAST_PICTURES) -> str:
     if n < least:
         return OPEN
     return HELD if yes else FAILED if no else OPEN
+
+
+def above(interval: Interval, bound: float, least: int = LEAST_PICTURES) -> str:
+    """The verdict on a value that must lie above a bound."""
+    return verdict_of(interval.low > bound, interval.high < bound, interval.n, least)
+
+
+def at_least(interval: Interval, bound: float, least: int = LEAST_PICTURES) -> str:
+    """The verdict on a value that may also be the bound itself."""
+    return verdict_of(interval.low >= bound, interval.high < bound, interval.n, least)

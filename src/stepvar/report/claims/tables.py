@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stepvar.metrics.statistics import Interval, paired_interval
-from stepvar.report.claims.claim import LEAST_ROUNDS, TOLERATED_POINTS, Claim, verdict_of
+from stepvar.report.claims.claim import LEAST_ROUNDS, TOLERATED_POINTS, Claim, at_least, verdict_of
 from stepvar.report.configurations import DENSE, OURS
 from stepvar.report.records import PairedDifference
 from stepvar.report.results import Results
@@ -22,12 +22,7 @@ def paper_plan_is_fast(results: Results) -> Claim:
     return Claim(
         "The paper's plan for Infinity doubles the speed, end to end.",
         "table 1",
-        verdict_of(
-            row.speedup.low >= WANTED_SPEEDUP,
-            row.speedup.high < WANTED_SPEEDUP,
-            row.speedup.n,
-            LEAST_ROUNDS,
-        ),
+        at_least(row.speedup, WANTED_SPEEDUP, LEAST_ROUNDS),
         f"The speed-up here is {row.speedup.format(2, ' x')}.",
     )
 
@@ -68,12 +63,7 @@ def hart_plan_is_fast(results: Results) -> Claim:
         "Without skips, the paper's ratios for HART (0.5 and 0.75 of the last two scales) make it 1.4 times "
         "as fast.",
         "table 1",
-        verdict_of(
-            row.speedup.low >= WANTED_WITHOUT_SKIPS,
-            row.speedup.high < WANTED_WITHOUT_SKIPS,
-            row.speedup.n,
-            LEAST_ROUNDS,
-        ),
+        at_least(row.speedup, WANTED_WITHOUT_SKIPS, LEAST_ROUNDS),
         f"The speed-up here is {row.speedup.format(2, ' x')}.",
     )
 
@@ -119,7 +109,7 @@ def text_fit_is_kept(results: Results) -> Claim | None:
     return Claim(
         "Pictures fit their prompts as well as before (CLIP score 0.275 to 0.278).",
         "table of MJHQ-30K",
-        verdict_of(change.low >= -TOLERATED_FIT, change.high < -TOLERATED_FIT, change.n),
+        at_least(change, -TOLERATED_FIT),
         f"With the paper's plan the cosine of picture and prompt changes by {change.format(4)} from "
         f"{dense.text_fit.mean():.4f}; it holds when at most {TOLERATED_FIT:g} are lost.",
     )
