@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
@@ -19,12 +19,16 @@ from stepvar.training.common.packaging import load_average, package
 from stepvar.training.common.progress_bars import show_encoding, show_training
 from stepvar.training.common.prompted_model import PromptedModel
 from stepvar.training.common.run import CHECKPOINT, read_spending
+from stepvar.training.common.text_pretraining import LabelledPrompts, pretrained_text_encoder
 from stepvar.training.common.transformer_trainer import TransformerTrainer, TransformerTraining
+from stepvar.training.common.vae_trainer import VAETraining
 
 logger = logging.getLogger(__name__)
 
 GPU_BATCH_FACTOR = 16
 """Examples a step on a GPU, relative to those of one process on a CPU."""
+
+VAESettings = TypeVar("VAESettings", bound=VAETraining)
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,13 @@ class ModelTraining(ABC):
     vae_share: ClassVar[float]
     """Share of the minutes that the VAE gets; the transformer has the rest."""
 
+    features: ClassVar[type[FeatureDataset[Any]]]
+    """What encoded scenes are read as."""
+
+    vocabulary: ClassVar[Sequence[str]]
+    prompts: ClassVar[LabelledPrompts]
+    """Words, and what the text encoder learns them from."""
+
     @abstractmethod
     def train_vae(self, folder: Path, minutes: float) -> Path:
         """Trains a VAE; returns its folder."""
@@ -65,14 +76,6 @@ class ModelTraining(ABC):
     @abstractmethod
     def encode(self, vae: Path, folder: Path, shards: int) -> Iterator[int]:
         """Encodes training scenes; yields the number of shards done so far."""
-
-    @abstractmethod
-    def load_features(self, folder: Path) -> FeatureDataset[Any]:
-        """Reads the encoded scenes."""
-
-    @abstractmethod
-    def train_text_encoder(self, folder: Path) -> Path:
-        """Pretrains a text encoder; returns its folder."""
 
     @abstractmethod
     def build_model(self) -> PromptedModel[Any]:
@@ -122,12 +125,28 @@ class ModelTraining(ABC):
         spent = read_spending(self._folder).spent
         return self.weights_folder.is_dir() and spent >= 60.0 * self.transformer_minutes
 
+    def vae_settings(self, usual: VAESettings, folder: Path, minutes: float) -> VAESettings:
+        """Usual settings of a VAE's training, with this run's place and budget and this machine's size."""
+        return replace(
+            usual,
+            output=folder,
+            minutes=minutes,
+            device=self.place,
+            log_with=self.log_with,
+            threads=cores(),
+            batch=self.batch_factor * usual.batch,
+            workers=usual.workers if self.on_cpu else max(cores() - 2, 1),
+        )
+
     def run(self) -> None:
         """Runs all stages."""
         vae = self.vae or self.train_vae(self.output / "vae", self.vae_share * self.minutes)
         shards = -(-self.scenes // SHARD)
         show_encoding(self.encode(vae, self.output / "features", shards), shards)
-        text = None if self.start is not None else self.train_text_encoder(self.output / "text_encoder")
+        text = None
+        if self.start is None:
+            folder = self.output / "text_encoder"
+            text = pretrained_text_encoder(folder, self.vocabulary, self.prompts)
         launch(self.train_transformer, (text,), self.processes if self.on_cpu else 1)
         model = self.build_model()
         load_average(model, self._folder / CHECKPOINT)
@@ -148,7 +167,7 @@ class ModelTraining(ABC):
         if text is not None:
             model.load_text_encoder(text)
         accelerator = build_accelerator(self.device, self._folder, self.log_with)
-        features = self.load_features(self.output / "features")
+        features = self.features.load(self.output / "features")
         show_training(TransformerTrainer(model, features, self._folder, settings, accelerator))
 
     @property

@@ -14,11 +14,10 @@ from stepvar.models.infinity.pipeline import InfinityPipeline
 from stepvar.models.infinity.vae import InfinityVAE
 from stepvar.scenes import VOCABULARY
 from stepvar.training.common.curriculum import BatchSpec, Phase
-from stepvar.training.common.features import FeatureDataset
 from stepvar.training.common.prompted_model import FINE_SCALE, PromptedModel
 from stepvar.training.common.run import to_device
-from stepvar.training.common.stages import ModelTraining, cores
-from stepvar.training.common.text_pretraining import pretrained_text_encoder
+from stepvar.training.common.stages import ModelTraining
+from stepvar.training.common.text_pretraining import LabelledPrompts
 from stepvar.training.common.transformer_trainer import TransformerTraining
 from stepvar.training.pictures.features import PictureFeatures, encode_pictures
 from stepvar.training.pictures.labels import PICTURE_PROMPTS
@@ -68,29 +67,16 @@ class PictureTraining(ModelTraining):
     size: str = "192"
 
     vae_share: ClassVar[float] = 0.35
+    features: ClassVar[type[PictureFeatures]] = PictureFeatures
+    vocabulary: ClassVar[Sequence[str]] = VOCABULARY
+    prompts: ClassVar[LabelledPrompts] = PICTURE_PROMPTS
 
     def train_vae(self, folder: Path, minutes: float) -> Path:
-        defaults = PictureVAETraining()
-        settings = PictureVAETraining(
-            output=folder,
-            minutes=minutes,
-            device=self.place,
-            log_with=self.log_with,
-            threads=cores(),
-            size=self.size,
-            batch=self.batch_factor * defaults.batch,
-            workers=defaults.workers if self.on_cpu else max(cores() - 2, 1),
-        )
+        settings = self.vae_settings(PictureVAETraining(size=self.size), folder, minutes)
         return PictureVAETrainer(settings).run()
 
     def encode(self, vae: Path, folder: Path, shards: int) -> Iterator[int]:
         return encode_pictures(to_device(_load_vae(vae), self.place), folder, shards, SIZES[self.size].canvas)
-
-    def load_features(self, folder: Path) -> FeatureDataset:
-        return PictureFeatures.load(folder)
-
-    def train_text_encoder(self, folder: Path) -> Path:
-        return pretrained_text_encoder(folder, VOCABULARY, PICTURE_PROMPTS)
 
     def build_model(self) -> PictureModel:
         return PictureModel(SIZES[self.size])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,11 +13,10 @@ from stepvar.models.infinitystar.pipeline import InfinityStarPipeline
 from stepvar.models.infinitystar.vae import InfinityStarVAE
 from stepvar.scenes.moving.grammar import VOCABULARY
 from stepvar.training.common.curriculum import BatchSpec, Phase
-from stepvar.training.common.features import FeatureDataset
 from stepvar.training.common.prompted_model import PromptedModel
 from stepvar.training.common.run import to_device
-from stepvar.training.common.stages import ModelTraining, cores
-from stepvar.training.common.text_pretraining import pretrained_text_encoder
+from stepvar.training.common.stages import ModelTraining
+from stepvar.training.common.text_pretraining import LabelledPrompts
 from stepvar.training.common.transformer_trainer import TransformerTraining
 from stepvar.training.video.features import VideoFeatures, encode_videos
 from stepvar.training.video.labels import VIDEO_PROMPTS
@@ -46,29 +45,17 @@ class VideoTraining(ModelTraining):
     """The stages for videos."""
 
     vae_share: ClassVar[float] = 0.25
+    features: ClassVar[type[VideoFeatures]] = VideoFeatures
+    vocabulary: ClassVar[Sequence[str]] = VOCABULARY
+    prompts: ClassVar[LabelledPrompts] = VIDEO_PROMPTS
 
     def train_vae(self, folder: Path, minutes: float) -> Path:
-        defaults = VideoVAETraining()
-        settings = VideoVAETraining(
-            output=folder,
-            minutes=minutes,
-            device=self.place,
-            log_with=self.log_with,
-            threads=cores(),
-            batch=self.batch_factor * defaults.batch,
-            pictures=self.batch_factor * defaults.pictures,
-            workers=defaults.workers if self.on_cpu else max(cores() - 2, 1),
-        )
+        settings = self.vae_settings(VideoVAETraining(), folder, minutes)
+        settings = replace(settings, pictures=self.batch_factor * settings.pictures)
         return VideoVAETrainer(settings).run()
 
     def encode(self, vae: Path, folder: Path, shards: int) -> Iterator[int]:
         return encode_videos(to_device(_load_vae(vae), self.place), folder, shards)
-
-    def load_features(self, folder: Path) -> FeatureDataset:
-        return VideoFeatures.load(folder)
-
-    def train_text_encoder(self, folder: Path) -> Path:
-        return pretrained_text_encoder(folder, VOCABULARY, VIDEO_PROMPTS)
 
     def build_model(self) -> VideoModel:
         return VideoModel()
