@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from stepvar.models.var.pipeline import VARPipeline as VARPipeline
     from stepvar.models.var.transformer import VARTransformer as VARTransformer
     from stepvar.models.var.vae import VARVAE as VARVAE
+    from stepvar.pruning.fastervar import FasterVAR as FasterVAR
     from stepvar.pruning.fastvar import FastVAR as FastVAR
     from stepvar.pruning.scalekv import ScaleKV as ScaleKV
     from stepvar.pruning.skipvar import SkipVAR as SkipVAR
@@ -47,6 +48,7 @@ __version__ = "0.1.0"
 _NAMES = {
     "Cascade": "stepvar.generation.cascade:Cascade",
     "FastVAR": "stepvar.pruning.fastvar:FastVAR",
+    "FasterVAR": "stepvar.pruning.fastervar:FasterVAR",
     "PRESETS": "stepvar.models.presets:PRESETS",
     "Report": "stepvar.generation.report:Report",
     "Scale": "stepvar.generation.schedule:Scale",

@@ -10,8 +10,8 @@ from stepvar.conformance.case import Case, CaseError
 from stepvar.conformance.report import CaseReport
 from stepvar.models import MODELS
 
-FORK = "csguoh/FastVAR"
-"""A repository of forks: its cases name the model they are a fork of, as "hart+fastvar" does."""
+FORKS = ("csguoh/FastVAR", "sen-mao/FasterVAR")
+"""Repositories of forks: their cases name the model they are a fork of, as "hart+fastvar" does."""
 
 DERIVED = {"HiDream-ai/VAREdit": "stepvar.conformance.varedit:run"}
 """Runners of repositories whose model is another one's transformer with other weights."""
@@ -33,13 +33,13 @@ def run_case(folder: Path) -> CaseReport:
     case = Case.load(folder)
     runners = {model.repository: model.conformance for model in MODELS} | DERIVED
     repository = case.repository
-    if repository == FORK:
+    if repository in FORKS:
         forked = str(case.info.get("model", "infinity")).partition("+")[0].lower()
         repository = next((name for name in runners if name.lower().endswith(f"/{forked}")), repository)
     if repository not in runners:
         raise CaseError(
             f"{folder} was made by {case.repository or 'an unnamed repository'}; "
-            f"cases of {', '.join(runners)} and of their fork {FORK} can be run."
+            f"cases of {', '.join(runners)} and of their forks {' and '.join(FORKS)} can be run."
         )
     try:
         return load_reference(runners[repository])(case)

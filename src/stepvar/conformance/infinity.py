@@ -1,4 +1,4 @@
-"""Golden cases of Infinity: generation, dense and in FastVAR's fork, and the visual tokenizer."""
+"""Golden cases of Infinity: generation, dense and in its forks, and the visual tokenizer."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stepvar.conformance import fastervar, fastvar
 from stepvar.conformance.case import Case, Comparison, DrawingSampler, watch
-from stepvar.conformance.fastvar import infinity_fork
 from stepvar.conformance.infinity_parts import draw_bits, run_sampler_units, run_tokenizer
 from stepvar.conformance.report import CaseReport
 from stepvar.generation.guidance import Guidance, per_scale
@@ -119,7 +119,7 @@ def run_generation(
     handles = _watch_blocks(comparison, transformer, scale_name)
     probe = partial(_probe, comparison, session, scale_name)
     sampler = _ReplaySampler(comparison, call, patchify)
-    pruning = _pruning(comparison, schedule, session.depth)
+    pruning = _pruning(comparison, schedule, session.depth, guidance)
     if (ended := int(call.get("trunk_scale", len(schedule)))) < len(schedule):
         pruning = FastVAR(skip=tuple(range(ended - len(schedule), 0)), first_layer=0, dense_end=0)
     result = generate(session, guidance=guidance, sampler=sampler, pruning=pruning, probe=probe)
@@ -141,8 +141,12 @@ def _schedule(call: dict[str, Any]) -> ScaleSchedule:
     return ScaleSchedule.from_grids([(h, w) for _, h, w in call["scale_schedule"]], position_grid)
 
 
-def _pruning(comparison: Comparison, schedule: ScaleSchedule, depth: int) -> PruningMethod | None:
-    """FastVAR, watched, in cases of its fork; None in those of Infinity itself."""
+def _pruning(
+    comparison: Comparison, schedule: ScaleSchedule, depth: int, guidance: Guidance
+) -> PruningMethod | None:
+    """The method of a fork, watched, in its cases; None in those of Infinity itself."""
+    if fastervar.is_fork(comparison.case):
+        return fastervar.infinity_fork(comparison, schedule, guidance.weights)
     if not str(comparison.case.info["official_repo"]).startswith("csguoh/FastVAR"):
         return None
 
@@ -155,7 +159,7 @@ def _pruning(comparison: Comparison, schedule: ScaleSchedule, depth: int) -> Pru
         else:
             comparison.check(f"s{scale:02}.{name}.scores", tensor)
 
-    return infinity_fork(schedule, depth, watch)
+    return fastvar.infinity_fork(schedule, depth, watch)
 
 
 _FORK_BRANCHES = {"self_attention": "sa", "cross_attention": "ca", "feed_forward": "ffn"}
@@ -165,8 +169,9 @@ def _guidance(call: dict[str, Any], scales: int, depth: int) -> Guidance:
     entries = call["cfg_insertion_layer"]
     layers = frozenset(depth + entry for entry in entries if entry < 0)
     weights = per_scale(call["cfg_list"], scales, "cfg_list")
-    # The official code carries the unconditional rows to the end, and so do the stored tensors.
-    return Guidance(weights, layers, at_logits=0 in entries, release=False)
+    # The official code carries the unconditional rows to the end, and so do the stored tensors; FasterVAR's
+    # carries them alone from a weight of 0 on.
+    return Guidance(weights, layers, at_logits=0 in entries, release=fastervar.drops_guidance(weights))
 
 
 def _condition(

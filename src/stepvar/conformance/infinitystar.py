@@ -11,12 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stepvar.conformance import fastervar
 from stepvar.conformance.case import Case, Comparison, DrawingSampler
 from stepvar.conformance.report import CaseReport
 from stepvar.generation.guidance import Guidance, ProjectedGuidance, per_scale
 from stepvar.generation.loop import generate
+from stepvar.generation.plan import GenerationPlan
+from stepvar.generation.pruner import PruningMethod, plan_generation
 from stepvar.generation.sampling import bit_probabilities
 from stepvar.generation.schedule import Scale
+from stepvar.generation.tokens import Tokens
 from stepvar.models.infinitystar.checkpoints import transformer_from_state, vae_from_state
 from stepvar.models.infinitystar.frames import to_bytes
 from stepvar.models.infinitystar.interactive import Continuation
@@ -131,11 +135,13 @@ def _clips(grids: Sequence[Sequence[int]]) -> tuple[list[list[tuple[int, int]]],
 
 
 def _guidance(info: dict[str, Any], weights: Sequence[float]) -> Guidance:
-    # The official code carries the unconditional rows to the end, and so do the stored tensors.
+    # The official code carries the unconditional rows to the end, and so do the stored tensors; FasterVAR's
+    # carries them alone from a weight of 0 on.
+    release = fastervar.drops_guidance(weights)
     if int(info["args"]["use_apg"]):
         threshold = float(info["args"]["apg_norm_threshold"])
-        return ProjectedGuidance(tuple(weights), release=False, threshold=threshold)
-    return Guidance(tuple(weights), release=False)
+        return ProjectedGuidance(tuple(weights), release=release, threshold=threshold)
+    return Guidance(tuple(weights), release=release)
 
 
 def _step_names(info: dict[str, Any]) -> list[str]:
@@ -146,6 +152,10 @@ def _per_step(info: dict[str, Any], values: float | Sequence[float], name: str) 
     """Values by official scale, spread over its repetitions."""
     spread = per_scale(values, len(info["scale_schedule"]), name)
     return [spread[scale] for _, scale in info["step_list"]]
+
+
+def _weights(info: dict[str, Any]) -> list[float]:
+    return _per_step(info, info.get("cfg_list", info["cfg"]), "cfg")
 
 
 def _text(comparison: Comparison, transformer: InfinityStarTransformer) -> TextPrefix:
@@ -163,7 +173,7 @@ def _run_generation(
 ) -> None:
     info = comparison.case.info
     schedule = _settings(info).build_clips(*_clips(info["scale_schedule"]))
-    weights = _per_step(info, info["cfg"], "cfg")
+    weights = _weights(info)
     text = _text(comparison, transformer)
     session = InfinityStarSession(
         transformer, text, schedule, prefix_probe=partial(_prefix_probe, comparison)
@@ -189,7 +199,7 @@ def _run_continuation(
     conditions = before.conditions(
         grids[0][int(info["semantic_scale_ind"])], settings.text_length, tuple(info["detail_frame_inds"])
     )
-    weights, text = _per_step(info, info["cfg"], "cfg"), _text(comparison, transformer)
+    weights, text = _weights(info), _text(comparison, transformer)
     probe = partial(_prefix_probe, comparison)
     session = InfinityStarSession(transformer, text, schedule, conditions=conditions, prefix_probe=probe)
     _sample(comparison, session, _guidance(info, weights), _per_step(info, _taus(info), "tau"))
@@ -232,12 +242,34 @@ def _sample(
 ) -> None:
     names = _step_names(comparison.case.info)
     sampler = _ReplaySampler(comparison, temperatures, names, encoded)
+    pruning = _pruning(comparison, session, guidance)
+    plan = plan_generation(pruning, session.schedule, session.depth)
     generate(
         session,
         guidance=guidance,
         sampler=sampler,
-        probe=partial(_probe, comparison, session, names),
+        pruning=pruning,
+        probe=partial(_probe, comparison, session, names, plan),
     )
+
+
+def _pruning(
+    comparison: Comparison, session: InfinityStarSession, guidance: Guidance
+) -> PruningMethod | None:
+    """FasterVAR, watched, in cases of its fork; None in those of InfinityStar itself."""
+    if not fastervar.is_fork(comparison.case):
+        return None
+    steps = comparison.case.info["step_list"]
+
+    def seen(name: str, hidden: Tensor, tokens: Tokens | None) -> None:
+        if tokens is None:
+            comparison.check(f"{name}.logits", session.logits(hidden).flatten(2))
+        elif tokens.positions is not None:
+            comparison.check(f"{name}.rope", _cosine_sine(tokens.positions))
+
+    last = [number for number, (_, scale) in enumerate(steps) if scale == steps[-1][1]]
+    names = _step_names(comparison.case.info)
+    return fastervar.star_fork(comparison, session.schedule.scales, names, guidance.weights, last, seen)
 
 
 def _check_frames(comparison: Comparison, decoded: Tensor, places: Sequence[int] | None = None) -> None:
@@ -257,15 +289,18 @@ def _probe(
     comparison: Comparison,
     session: InfinityStarSession,
     names: Sequence[str],
+    plan: GenerationPlan,
     name: str,
     scale: Scale,
     tensor: Tensor,
 ) -> None:
     prefix, step = names[scale.index], session.schedule[scale.index]
     _check_layer(comparison, prefix, name, tensor, session.depth)
-    if name == "input":
+    # At a low-rank step positions and the head's input are those that the method has made.
+    projected = plan[scale.index].prunes
+    if name == "input" and not projected:
         comparison.check(f"{prefix}.rope", _cosine_sine(session.rotary.scale(step)))
-    elif name == f"layer {session.depth - 1}":
+    elif name == f"layer {session.depth - 1}" and not projected:
         comparison.check(f"{prefix}.logits", session.logits(tensor).flatten(2))
     elif name == "logits":
         comparison.check(f"{prefix}.guided", tensor.flatten(2))
@@ -276,11 +311,12 @@ def _probe(
 
 
 def _check_layer(comparison: Comparison, prefix: str, name: str, tensor: Tensor, depth: int) -> None:
-    suffixes = {"input": "x_in", "layer 0": "block0", f"layer {depth - 1}": "block_last"}
-    if name in suffixes:
-        comparison.check(f"{prefix}.{suffixes[name]}", tensor)
-        if depth == 1 and name == "layer 0":
-            comparison.check(f"{prefix}.block0", tensor)
+    if name == "input":
+        comparison.check(f"{prefix}.x_in", tensor)
+    elif name.startswith("layer "):
+        comparison.check(f"{prefix}.block{name.removeprefix('layer ')}", tensor)
+    if name == f"layer {depth - 1}":
+        comparison.check(f"{prefix}.block_last", tensor)
 
 
 def _cosine_sine(table: Tensor) -> Tensor:

@@ -199,16 +199,26 @@ class LateScalePruning:
         raise NotImplementedError
 
     def resolve(
-        self, schedule: ScaleSchedule, depth: int, first_layer: int, last_layer: int
+        self,
+        schedule: ScaleSchedule,
+        depth: int,
+        first_layer: int,
+        last_layer: int,
+        ratios: Mapping[int, float] | None = None,
     ) -> GenerationPlan:
         """The plan that prunes layers first_layer to last_layer - 1; see `resolve_plan`.
+
+        Args:
+            ratios: By default the method's.
 
         Raises:
             ValueError: When there are no such layers, or no such plan.
         """
         if not 0 <= first_layer < depth:
             raise ValueError(f"first_layer is {first_layer}; a model of {depth} layers has 0 to {depth - 1}.")
-        plan = resolve_plan(schedule, depth, self.ratios, self.skip, first_layer, last_layer)
+        plan = resolve_plan(
+            schedule, depth, self.ratios if ratios is None else ratios, self.skip, first_layer, last_layer
+        )
         if self.unguided is None:
             return plan
         index = find_scale(schedule, self.unguided)

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from stepvar.generation.pruner import LateScalePruning, PruningMethod
+from stepvar.pruning.fastervar import FasterVAR
 from stepvar.pruning.fastvar import FastVAR
 from stepvar.pruning.scalekv import ScaleKV
 from stepvar.pruning.skipvar import SkipVAR
@@ -17,6 +18,7 @@ METHODS: Mapping[str, LateScalePruning] = MappingProxyType(
     {
         "stepvar": StepVAR(),
         "fastvar": FastVAR(),
+        "fastervar": FasterVAR(),
         "sparsevar-standin": StepVAR(score="texture", anchor_stride=4),
     }
 )

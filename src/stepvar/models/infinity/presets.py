@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stepvar.pruning.fastervar import FasterVAR
 from stepvar.pruning.presets import (
     Preset,
     by_name,
@@ -17,6 +18,13 @@ _EMBEDDED = "the embedded model; not on the published weights"
 PRESETS = by_name(
     *late_scale_presets(_EMBEDDED),
     unguided_preset(_EMBEDDED),
+    Preset(
+        "fastervar",
+        FasterVAR.published(),
+        "FasterVAR as published: the third last scale on random mixtures of its tokens, without the prompt, "
+        "and the last two left out",
+        _EMBEDDED,
+    ),
     skipvar_preset(f"{_EMBEDDED}, to which its authors fitted the rule (Infinity-2B, 1 megapixel)"),
     scalekv_preset(_EMBEDDED),
     # benchmarks/search_best.py found these two.

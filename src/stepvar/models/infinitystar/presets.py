@@ -6,11 +6,20 @@ three steps of both clips of 10 seconds.
 
 from __future__ import annotations
 
+from stepvar.generation.guidance import UNCONDITIONAL
+from stepvar.pruning.fastervar import FasterVAR
 from stepvar.pruning.presets import Preset, by_name
 from stepvar.pruning.stepvar import StepVAR
 
 _EMBEDDED = "the embedded video model, 96 prompts; not on the published weights"
 _COUNTED = "nothing; operations are counted"
+
+
+def _fastervar(unguided_steps: int) -> FasterVAR:
+    return FasterVAR(
+        shares={-1: (0.1,)}, groups=6, extra=0, unguided=-unguided_steps, remaining=UNCONDITIONAL
+    )
+
 
 PRESETS = by_name(
     Preset(
@@ -31,6 +40,19 @@ PRESETS = by_name(
         "720p-2x",
         StepVAR(ratios={-3: 0.7, -2: 0.7, -1: 0.7}),
         "0.7 pruned of the last three steps: 2 x at 720p",
+        _COUNTED,
+    ),
+    Preset(
+        "fastervar",
+        _fastervar(6),
+        "FasterVAR as published for 480p: the last step on random mixtures, a tenth of its tokens, the last "
+        "three scales (six steps) without the prompt",
+        _COUNTED,
+    ),
+    Preset(
+        "720p-fastervar",
+        _fastervar(4),
+        "FasterVAR as published for 720p, where the last three scales are four steps",
         _COUNTED,
     ),
     Preset(
