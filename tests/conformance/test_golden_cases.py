@@ -17,7 +17,7 @@ from stepvar.conformance.report import compare
 from stepvar.models.infinity.sizes import SizeTable
 
 BATCH, NEGATIVE, TOKENIZER = "t2i_006M_1x1_b2", "t2i_006M_3x4_layercfg_neg", "vae_d16_encode_decode"
-FASTVAR = "fastvar_1M_1x1"
+FASTVAR, FASTERVAR = "fastvar_1M_1x1", "fastervar_1M_1x1"
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def edited(golden, tmp_path) -> Callable[..., Path]:
     return copy
 
 
-@pytest.mark.parametrize("name", [BATCH, NEGATIVE, TOKENIZER, FASTVAR])
+@pytest.mark.parametrize("name", [BATCH, NEGATIVE, TOKENIZER, FASTVAR, FASTERVAR])
 def test_golden_cases_pass_with_every_tensor_compared(golden, name):
     report = run_case(golden / name)
     stored = load_file(golden / name / "tensors.safetensors")
@@ -119,6 +119,39 @@ def test_one_changed_choice_score_or_cached_number_of_fastvar_fails(edited):
     report = run_case(edited(FASTVAR, change))
     assert not report.passed
     assert sorted(key for key, error in report.tensors.items() if not error.passed) == sorted(names)
+
+
+def test_one_changed_step_of_fastervar_fails(edited):
+    """Its numbers and base show up behind them; what it computed shows up in place."""
+    names = [
+        *("s09.block3_output", "s10.chunk1.probabilities", "s10.chunk1.input", "s10.chunk0.projected"),
+        *("s10.chunk2.indices", "s10.head_input", "s10.block3_output"),
+    ]
+
+    def change(stored: dict) -> None:
+        for name in names:
+            if name.endswith("indices"):
+                stored[name][0, [3, 9]] = stored[name][0, [9, 3]]
+            else:
+                nudge(name)(stored)
+
+    report = run_case(edited(FASTERVAR, change))
+    failed = {key for key, error in report.tensors.items() if not error.passed}
+    assert set(names) <= failed
+    assert failed - set(names) <= {"s10.head_input", "s10.logits", "s10.bits", "final.summed_codes"} | {
+        key for key in failed if key.startswith("final")
+    }
+
+
+def test_changed_random_numbers_of_fastervar_fail(edited):
+    def change(stored: dict) -> None:
+        numbers = stored["s10.chunk0.gaussian"].float()
+        numbers[0, 100, 5] += 8.0
+        stored["s10.chunk0.gaussian"] = numbers
+
+    report = run_case(edited(FASTERVAR, change))
+    assert not report.tensors["s10.chunk0.projected"].passed
+    assert report.tensors["s10.chunk0.indices"].passed
 
 
 @pytest.mark.parametrize("name", ["enc.h", "enc.bits2", "enc.residual1", "enc.var_input0", "dec2.recon"])

@@ -52,3 +52,16 @@ def test_the_contest_runs_and_agrees(dtype):
     result = measure(contest, repeats=1)
     assert result["plain"]["median"] > 0 and result["speedup"] > 0
     assert result["equal_codes"] > (0.999 if dtype == "float32" else 0.8)
+
+
+def test_fastervar_as_its_authors_compute_it_agrees_with_ours():
+    """The same random numbers in the same order: one picture, code by code."""
+    from fastervar import PLANS, THEIRS, Rivals, measure
+    from stepvar.pruning.fastervar import FasterVAR
+
+    transformer = make_transformer(depth=4)
+    contest = Rivals(transformer, ScaleSchedule(tuple(SMALL), position_grid=(24, 20)), text_tokens=5)
+    theirs, ours = contest.theirs(), contest.plan(FasterVAR.published())
+    torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=0)
+    assert not torch.equal(ours, contest.plan(PLANS["its skips, no guidance"]))
+    assert measure(contest, 1, [THEIRS, "FasterVAR"])["equal_codes"] == 1.0

@@ -7,13 +7,14 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from stepvar import FastVAR, StepVAR
+from stepvar import FasterVAR, FastVAR, StepVAR
 from tiny_pipelines import MAKERS, made
 
 PLANS = {
     "dense": None,
     "stepvar": StepVAR(ratios={-2: 0.4, -1: 0.6}, recovery="guided", values="expected"),
     "fastvar": FastVAR(ratios={-2: 0.4, -1: 0.6}),
+    "fastervar": FasterVAR(ratios={-2: 0.4, -1: 0.6}, unguided=-2, remaining="unconditional"),
 }
 
 

@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 import torch
 
-from stepvar import FastVAR, ScaleKV, SkipVAR, StepVAR
+from stepvar import FasterVAR, FastVAR, ScaleKV, SkipVAR, StepVAR
 from stepvar.pruning.recovery import RECOVERIES
 from stepvar.pruning.scores import SCORERS
 from tiny_pipelines import MAKERS
@@ -16,6 +16,7 @@ RATIOS = {-2: 0.4, -1: 0.6}
 METHODS = {
     "dense": None,
     "fastvar": FastVAR(RATIOS),
+    "fastervar": FasterVAR({-2: 0.4}, shares={-1: (0.2, 0.3)}, unguided=-2, remaining="unconditional"),
     "unguided": StepVAR(unguided=-2),
     "skips": StepVAR(skip=(-1,)),
     "scalekv": ScaleKV(share=0.15, pruning=StepVAR(RATIOS)),

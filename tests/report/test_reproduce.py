@@ -200,7 +200,10 @@ def test_contestants_are_unique(pipeline):
     timed = [label for label, _ in configurations.table("equal time")]
     stretched = [f"{OURS}, {stretch:g} of the ratios" for stretch in (0.5, 0.75, 1.2, 1.6)]
     ours = [*stretched[:2], OURS, *stretched[2:]]
-    assert timed == [*ours, "FastVAR", "SparseVAR stand-in", "L2 distance", "random"]
+    assert timed == [*ours, "FastVAR", "FasterVAR's mixtures", "SparseVAR stand-in", "L2 distance", "random"]
+    controls = [config.pruning for _, config in configurations.table("fastervar")]
+    assert [plan.skip for plan in controls] == [(-2, -1)] * 4 + [(-3, -2, -1)]
+    assert [plan.remaining for plan in controls[:4]] == ["unconditional", "conditional"] * 2
     pairs = [label for label, _ in configurations.table("pairs")]
     assert pairs == ["2x2, 3x3", "3x3, 4x4", "4x4, 6x6", "6x6, 8x8"]
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -138,16 +139,15 @@ class FasterVAR(LateScalePruning):
 
 def averaged(values: Sequence[float], count: int) -> list[float]:
     """Values spread evenly over `count` places, each the mean of what falls into it."""
-    if len(values) == count:
-        return list(values)
-    width = len(values) / count
     means = []
     for place in range(count):
-        first, last = place * width, (place + 1) * width
+        # In exact fractions, so that equal values stay what they are.
+        first, last = Fraction(place * len(values), count), Fraction((place + 1) * len(values), count)
         inside = [
-            max(min(last, index + 1) - max(first, index), 0.0) * value for index, value in enumerate(values)
+            max(min(last, index + 1) - max(first, index), 0) * Fraction(value)
+            for index, value in enumerate(values)
         ]
-        means.append(sum(inside) / width)
+        means.append(float(sum(inside) / (last - first)))
     return means
 
 

@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from stepvar.generation.guidance import CONDITIONAL, UNCONDITIONAL
 from stepvar.generation.pruner import LateScalePruning, PruningMethod
 from stepvar.generation.schedule import ScaleSchedule
+from stepvar.pruning.fastervar import FasterVAR
 from stepvar.pruning.presets import METHODS, with_scales
 from stepvar.pruning.recovery import RECOVERIES
 from stepvar.pruning.scalekv import ScaleKV
@@ -32,7 +34,12 @@ WITH_SKIPS: tuple[Ratios, Skip] = ({-4: 0.4, -3: 0.5}, (-2, -1))
 """The paper's plan for Infinity: most of what it saves, it saves by skipping."""
 
 OURS = "StepVAR"
-LABELS = {"stepvar": OURS, "fastvar": "FastVAR", "sparsevar-standin": "SparseVAR stand-in"}
+LABELS = {
+    "stepvar": OURS,
+    "fastvar": "FastVAR",
+    "fastervar": "FasterVAR's mixtures",
+    "sparsevar-standin": "SparseVAR stand-in",
+}
 """How methods of `stepvar.pruning.presets.METHODS` are called in a report; others keep their name."""
 
 BASELINES: dict[str, Build] = {
@@ -64,6 +71,16 @@ OTHERS: dict[str, PruningMethod] = {
     "ScaleKV, 6 %": ScaleKV(share=0.06),
 }
 """Accelerators of other kinds, alone or with pruning."""
+
+FASTERVAR: dict[str, PruningMethod] = {
+    "FasterVAR": FasterVAR.published(),
+    "FasterVAR, with the prompt": replace(FasterVAR.published(), remaining=CONDITIONAL),
+    "third last scale dense, no prompt": StepVAR(skip=(-2, -1), unguided=-3, remaining=UNCONDITIONAL),
+    "third last scale dense, no guidance": StepVAR(skip=(-2, -1), unguided=-3),
+    "third last scale left out too": StepVAR(skip=(-3, -2, -1)),
+}
+"""FasterVAR as published for Infinity, and what tells its parts apart: its skips and dropped guidance alone,
+and the scale that it projects left out too."""
 
 RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
 PAIR_RATIO = 0.7
@@ -253,6 +270,8 @@ class Configurations:
         self.add("others", OURS, StepVAR(*WITHOUT_SKIPS))
         for name, other in OTHERS.items():
             self._add_possible("others", name, other)
+        for name, other in FASTERVAR.items():
+            self._add_possible("fastervar", name, other)
         self.add("ratio", "0", None)
         for ratio in RATIOS:
             self._add_possible("ratio", f"{ratio:g}", StepVAR(ratios={-2: ratio, -1: ratio}))

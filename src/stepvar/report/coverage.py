@@ -50,5 +50,6 @@ COVERAGE: tuple[Entry, ...] = (
         "FLOPs by scale are computed",
         "figure-1a",
     ),
+    Entry("FasterVAR", "its authors' plan for Infinity, with controls; beyond the paper", "methods"),
     Entry("SparseVAR", "its code was never published: a stand-in, which is no reproduction", "methods"),
 )

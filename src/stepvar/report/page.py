@@ -27,6 +27,7 @@ TABLES = {
     "table 1": "Methods without skips: half of the second last scale and three quarters of the last pruned",
     "table 2": "Methods with the paper's plan: 0.4 and 0.5 pruned, then two scales skipped",
     "equal time": "Ours pruned more and less, and the rivals, each in its own time (without skips)",
+    "fastervar": "FasterVAR and fair controls: the last two scales left out, no guidance on the third last",
     "others": "Accelerators of other kinds: guidance dropped, scales left out per picture, a smaller cache, "
     "a second model for the last scales",
     "selection": "Ablation: what to keep (same ratios, without skips)",
@@ -107,6 +108,7 @@ def render(results: Results) -> tuple[str, dict[str, Any]]:
         + "".join(_at_equal_time(results, family) for family in results.configurations.families),
         "real_fit": "-" if results.real_fit is None else cell(results.real_fit, 3),
         "trade_off": charts.trade_off(results),
+        "fastervar": _table(results, "fastervar"),
         "others": _table(results, "others"),
         "selection": _table(results, "selection"),
         "recovery": _table(results, "recovery"),

@@ -22,7 +22,7 @@ Advance = Callable[[float, str], None]
 def all_steps(experiment: Experiment) -> list[Step]:
     """Everything to do, in order: what every table needs comes first."""
     configurations, weight = experiment.configurations, experiment.weight(experiment.configurations)
-    others = [config for _, config in configurations.table("others")]
+    others = [config for name in ("fastervar", "others") for _, config in configurations.table(name)]
     weighed = [config for config in configurations if config.tier != ABLATION or config in others]
     return [
         Step("costs", 0.1, partial(measurements.costs, experiment)),
