@@ -161,7 +161,7 @@ class FasterVARPruner(Pruner):
     def __init__(self, config: FasterVAR, plan: GenerationPlan, device: torch.device) -> None:
         super().__init__(plan)
         self.config, self.layers = config, config.group_layers(plan.depth)
-        self.generator = seeded_generator(config.seed, device)
+        self.device, self.generator = device, seeded_generator(config.seed, device)
         self.bases: dict[int, tuple[Grid, Tensor]] = {}
         self.full: Tokens | None = None
         self.index: Tensor | None = None
@@ -247,14 +247,16 @@ class FasterVARPruner(Pruner):
 
     def exponential(self, group: int, copies: int) -> Tensor:
         """Exponential random numbers [copies, N] of a group at the current scale."""
-        size, device = (copies, self.entry.scale.tokens), self.generator.device
-        numbers = torch.empty(size, dtype=torch.float32, device=device)
-        return numbers.exponential_(generator=self.generator)
+        size = copies, self.entry.scale.tokens
+        numbers = torch.empty(size, dtype=torch.float32, device=self.generator.device)
+        return numbers.exponential_(generator=self.generator).to(self.device)
 
     def normal(self, group: int, copy: int, tokens: slice, rank: int) -> Tensor:
         """Normal random numbers [n, r] of some tokens, of one copy of a picture."""
-        size, device = (tokens.stop - tokens.start, rank), self.generator.device
-        return torch.randn(size, generator=self.generator, dtype=torch.float32, device=device)
+        size, drawing = (tokens.stop - tokens.start, rank), self.generator
+        return torch.randn(size, generator=drawing, dtype=torch.float32, device=drawing.device).to(
+            self.device
+        )
 
 
 def token_energy(hidden: Tensor) -> Tensor:
