@@ -7,11 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from stepvar import FastVAR, ScaleKV, SkipVAR, StepVAR
+from stepvar import FasterVAR, FastVAR, ScaleKV, SkipVAR, StepVAR
 from stepvar.editing.known_tokens import KnownTokens, SourceFeatures
 from tiny_pipelines import MAKERS, PICTURES, made
 
 PLANS = {
+    "fastervar": FasterVAR(shares={-1: (0.2, 0.3)}, unguided=-2, remaining="unconditional"),
     "region": "region",
     "dense": None,
     "paper": "paper",

@@ -56,7 +56,7 @@ class KnownTokens:
     Attributes:
         free: Per scale, bool [B, N]: tokens that are drawn.
         regions: Per scale, int64 [B, c]: the only tokens that run, of which the other method may prune some;
-            None where all run.
+            None where all run, as they do everywhere under a method that needs whole scales.
         inner: The other method; None for none. Its counts are shares of the region.
         source: What the known tokens are; needed to run, not to plan.
     """
@@ -185,4 +185,6 @@ def around(method: PruningMethod | None, known: KnownTokens) -> PruningMethod:
     """
     if method is not None and is_dataclass(method) and hasattr(method, "pruning"):
         return replace(method, pruning=around(method.pruning, known))  # type: ignore[type-var]
+    if getattr(method, "needs_whole_scales", False):
+        known = replace(known, regions=(None,) * len(known.regions))
     return replace(known, inner=method)

@@ -19,6 +19,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -62,6 +63,9 @@ class FasterVAR(LateScalePruning):
     extra: int = 1
     places: str = "first"
     seed: int = 0
+
+    needs_whole_scales: ClassVar[bool] = True
+    """It mixes all tokens of a scale: none may have been left out by a method around it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
