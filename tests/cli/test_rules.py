@@ -82,6 +82,8 @@ def test_values_and_guidance_are_options(run, model_folder):
     assert pruning["values"] == "expected"
     pruning = run(*arguments, "--unguided", -1).json["settings"]["pruning"]
     assert (pruning["unguided"], pruning["ratios"], pruning["skip"]) == (-1, {}, [])
+    pruning = run(*arguments, "--unguided", -1, "--remaining", "unconditional").json["settings"]["pruning"]
+    assert (pruning["unguided"], pruning["remaining"], pruning["ratios"]) == (-1, "unconditional", {})
 
 
 def test_bench_measures_a_rule_beside_the_usual_plans(run, model_folder):
@@ -126,6 +128,11 @@ def test_the_report_has_a_row_for_a_rule(run, model_folder):
             "score is no field of FastVAR (--method fastvar)",
         ),
         (("--unguided", 0), "No scale is 0 tokens high"),
+        (
+            ("--unguided", -1, "--remaining", "both"),
+            "Unknown copies 'both' in remaining; known are conditional",
+        ),
+        (("--remaining", "unconditional", "--pruning", "paper"), "guidance stays: name the first scale"),
     ],
 )
 def test_rules_that_cannot_be_used_are_one_sentence(run, model_folder, options, words):

@@ -38,11 +38,13 @@ class ReplayedFasterVAR(FasterVAR):
         comparison: Of the case.
         names: What the case calls each scale.
         seen: Hears of what only the model can compare.
+        one_base: Whether all low-rank scales restore from the scale before the first of them.
     """
 
     comparison: Comparison | None = None
     names: tuple[str, ...] = ()
     seen: Seen | None = None
+    one_base: bool = False
 
     def start(self, plan: GenerationPlan, device: torch.device) -> FasterVARPruner:
         if self.comparison is None:
@@ -56,6 +58,7 @@ class _ReplayPruner(FasterVARPruner):
     ) -> None:
         super().__init__(config, plan, device)
         self.comparison, self.names, self.seen = comparison, config.names, config.seen
+        self.one_base = config.one_base
 
     @property
     def name(self) -> str:
@@ -85,7 +88,10 @@ class _ReplayPruner(FasterVARPruner):
         return stored.long()
 
     def finish(self, group: int, hidden: Tensor) -> Tensor:
+        bases = dict(self.bases)
         dense = super().finish(group, hidden)
+        if self.one_base and self.entry.prunes:
+            self.bases = bases
         if self.entry.prunes and (group + 1) * self.layers == self.plan.depth:
             self.comparison.check(f"{self.name}.head_input", dense)
             if self.seen is not None:
@@ -176,6 +182,8 @@ def star_fork(
         comparison=comparison,
         names=tuple(names),
         seen=seen,
+        # Repetitions of the last scale all restore from the scale before it.
+        one_base=True,
     )
     return _unguided(method, weights)
 
