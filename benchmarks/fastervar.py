@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from dense import DTYPES, Contest, _cast, build, cut_schedule
+from dense import DTYPES, Contest, build, cast, cut_schedule
 from plain_fastervar import PlainFasterVAR, PlainSettings
 from stepvar.allocator import keep_freed_memory
 from stepvar.generation.loop import generate
@@ -117,7 +117,7 @@ def main() -> None:
     arguments = read_arguments()
     keep_freed_memory()
     transformer = build(arguments.dims, arguments.layers)
-    _cast(transformer, getattr(torch, arguments.dtype)).to(arguments.device)
+    cast(transformer, getattr(torch, arguments.dtype)).to(arguments.device)
     contest = Rivals(transformer, cut_schedule(transformer, None), text_tokens=arguments.text_tokens)
     found = measure(contest, arguments.repeats, arguments.only)
     print(f"{arguments.dims} dimensions, {arguments.dtype}, {contest.schedule.tokens:,} tokens")
