@@ -467,3 +467,11 @@ def test_pictures_computed_alone_go_on_with_another_batch(run, model_folder, gen
     assert again.json["drawn"] == 2 and pictures("resumed") == pictures("whole")
     mixed = draw(run, model_folder, geneval, "-o", "whole", "--dtype", "bfloat16", "--batch", 1)
     assert mixed.code == 2 and "its settings differs" in mixed.stderr
+
+
+def test_a_run_with_settings_that_this_one_lacks_is_another_run(run, model_folder, geneval):
+    assert draw(run, model_folder, geneval, "-o", "whole").code == 0
+    file = Path("whole/settings.json")
+    file.write_text(json.dumps({**json.loads(file.read_text()), "batch": 3}))
+    other = draw(run, model_folder, geneval, "-o", "whole")
+    assert other.code == 2 and "its batch differs" in other.stderr

@@ -197,6 +197,8 @@ def damage(random_: random.Random, folder: Path) -> list[str]:
     return done
 
 
+# The suite's own limit is shorter than a long run.
+@pytest.mark.timeout(SECONDS + 300)
 def test_random_folders(folders, tmp_path, capsys, monkeypatch):
     from stepvar.cli.app import app
 

@@ -339,3 +339,28 @@ class TestArchives:
         file.write_bytes(content[: place + 20] + larger + larger + content[place + 28 :])
         with pytest.raises(CheckpointError):
             Checkpoint.open(file)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("safety_checker", ["transformers", "CLIPModel"]),
+        ("transformer_2", ["stepvar", "InfinityTransformer"]),
+        ("guidance_scal", 5.0),
+        ("temprature", [0.5, 1.0]),
+        ("scheduler", None),
+        ("feature_extractor", [None, None]),
+    ],
+)
+def test_entries_that_would_have_no_effect(copy, edit, key, value):
+    edit(copy / "model_index.json", **{key: value})
+    if value in (None, [None, None]):
+        stepvar.load(copy)
+    else:
+        refusal(copy, key, "no such part")
+
+
+@pytest.mark.parametrize("part", ["vae", "transformer"])
+def test_unknown_fields_of_a_part(copy, edit, part):
+    edit(copy / part / "config.json", use_flash=True)
+    refusal(copy, "use_flash")

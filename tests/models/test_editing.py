@@ -210,3 +210,28 @@ def test_models_that_cannot_edit_say_so(monkeypatch):
         edit("infinity")
     with pytest.raises(ValueError, match="leave parts out"):
         edit("hart", parts=2)
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_may_be_computed_each_by_itself(name, monkeypatch):
+    subjects, images = MAKERS[name][1], [noise(name, seed) for seed in range(2)]
+    seen: list[int] = []
+    decode = made(name).vae.decode
+    monkeypatch.setattr(
+        made(name).vae,
+        "decode",
+        lambda latent, **options: (seen.append(len(latent)), decode(latent, **options))[1],
+    )
+    given = {"box": corner(name), "margin": 1, "output_type": "np", "num_images_per_prompt": 2}
+    batch = made(name).edit(subjects, image=images, seed=[3, 4, 5, 6], batch_invariant=True, **given)
+    assert set(seen) == {1} and batch.report.seeds == [3, 4, 5, 6]
+    for index in range(2):
+        seeds = [3 + 2 * index, 4 + 2 * index]
+        single = made(name).edit(
+            subjects[index], image=images[index], seed=seeds, batch_invariant=True, **given
+        )
+        assert np.array_equal(batch.images[2 * index : 2 * index + 2], single.images)
+    shared = {"image": images[0], "box": corner(name), made(name)._subject: subjects}
+    alone = made(name).summary("region", batch_invariant=True, **shared)
+    together = made(name).summary("region", **shared)
+    assert (alone.flops, 2 * alone.cache_bytes) == (together.flops, together.cache_bytes)

@@ -118,6 +118,7 @@ class CheckedPipeline(DiffusionPipeline):
         for name in kwargs.keys() & {*_WITHOUT_MEANING, *_BY_DIFFUSERS}:
             del kwargs[name]
         defaults = _constructor(cls)
+        opened.require_known({*cls.spec.components, *defaults})
         given = {name: kwargs.pop(name) for name in cls.spec.components if name in kwargs}
         settings = {name: kwargs.pop(name) for name in defaults if name in kwargs}
         if kwargs:

@@ -7,7 +7,7 @@ one folder a component. Which classes there may be is a table of the pipeline's,
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,6 +149,27 @@ class PipelineFolder:
         if spec.loader is not None:
             return load_reference(spec.loader)(folder, _dtype_of(dtype, name))
         return load_text_tokenizer(folder, spec.class_names, class_name, kind=class_name)
+
+    def require_known(self, names: Collection[str]) -> None:
+        """Refuses entries of the index that would have no effect: parts and settings that nothing reads.
+
+        Args:
+            names: Components and settings of the pipeline; names with an underscore are diffusers' own notes.
+
+        Raises:
+            CheckpointError: Naming the first one.
+        """
+        absent = (None, [None, None])
+        unknown = [
+            key
+            for key, value in self.index.items()
+            if key not in names and not key.startswith("_") and value not in absent
+        ]
+        if unknown:
+            raise CheckpointError(
+                f"'{self.path / INDEX}' has {unknown[0]!r}, and a {self.pipeline_name} has no such part "
+                "or setting: remove the entry, or load the folder with the version that wrote it."
+            )
 
     def settings(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments of the pipeline's constructor that the index sets.

@@ -85,7 +85,7 @@ class RunFolder:
         except ValueError as error:
             raise ValueError(f"'{file}' is damaged: name a new folder.") from error
         mine = json.loads(json.dumps(self.identity))
-        different = [key for key in mine if stored.get(key) != mine[key]]
+        different = [key for key in {**mine, **stored} if stored.get(key) != mine.get(key)]
         if different:
             raise ValueError(
                 f"'{self.path}' holds another run (its {different[0]} differs): name a new folder, or ask "

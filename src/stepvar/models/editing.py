@@ -126,6 +126,8 @@ class Edit:
     def groups(self) -> list[list[int]]:
         """Pictures that run together: those with as many tokens in their regions, scale by scale."""
         settings, schedule = self.settings, self.request.schedule
+        if self.request.options.batch_invariant:
+            return [[picture] for picture in range(len(self.pixels))]
         free = free_tokens(self.coverage, schedule, self.keep, settings.late_scales)
         found: dict[tuple[int, ...], list[int]] = {}
         scales = [scale for scale in schedule if late(scale, schedule, settings.late_scales)]
@@ -334,7 +336,9 @@ def _with_source(method: Any, source: SourceFeatures) -> Any:
 
 
 def _selected(inputs: Inputs, pictures: Sequence[int]) -> Inputs:
-    """The inputs of some pictures; those of one prompt stay together."""
+    """The inputs of some pictures: of one, or with those of one prompt together."""
+    if len(pictures) == 1:
+        return inputs.of_picture(pictures[0])
     entries = [picture // inputs.repeats for picture in pictures[:: inputs.repeats]]
     if len(pictures) == inputs.images:
         return inputs
@@ -366,7 +370,9 @@ def _pictures(pipeline: NextScalePipeline, edit: Edit, codes: Tensor) -> Any:
     if kind == "latent":
         return codes
     pipeline.load_to_device(pipeline.vae)
-    pixels = require_finite_pixels(pipeline.decode_codes(codes))
+    alone = edit.request.options.batch_invariant
+    parts = [pipeline.decode_codes(part) for part in codes.split(1 if alone else len(codes))]
+    pixels = require_finite_pixels(torch.cat(parts) if alone else parts[0])
     if not edit.settings.composited:
         return to_output(pixels, kind)
     drawn: Any = to_output(pixels, "pil")

@@ -5,7 +5,6 @@ Source of the file forms: FoundationVision/VAR, demo_sample.ipynb, trainer.py an
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from stepvar.checkpoints.conversion import Conversion
 from stepvar.checkpoints.errors import CheckpointError
+from stepvar.checkpoints.json_files import parse_json
 from stepvar.checkpoints.official import OfficialFormat, OfficialObjects
 from stepvar.models.common.official import ZERO_BIAS
 from stepvar.models.common.square_schedules import LEVELS
@@ -64,9 +64,9 @@ def read_labels(path: PathLike, classes: int) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"The label file '{path}' cannot be read ({error}).") from error
     try:
-        content = json.loads(text)
+        content = parse_json(text)
     except (ValueError, RecursionError):
-        content = [line.strip() for line in text.splitlines() if line.strip()]
+        content = [line.strip() for line in text.split("\n") if line.strip()]
     if isinstance(content, dict):
         content = [content.get(str(number)) for number in range(max(classes, len(content)))]
     if not isinstance(content, list) or len(content) != classes or not all(map(_is_name, content)):
