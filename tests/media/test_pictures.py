@@ -4,7 +4,8 @@ import os
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image, ImageCms
+from PIL import ExifTags, Image, ImageCms, features
+from PIL.PngImagePlugin import PngInfo
 
 from stepvar.media.pictures import read_frames, read_picture
 
@@ -150,3 +151,36 @@ def test_what_is_no_picture_is_refused():
         read_frames([])
     with pytest.raises(ValueError, match="one size; the first is 80x48 pixels, number 2 is 48x80"):
         read_frames([Image.new("RGB", SIZE), Image.new("RGB", SIZE[::-1])])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "tif", "bmp", "ppm", "avif"])
+def test_damaged_pictures_are_refused_in_one_sentence(tmp_path, suffix):
+    if suffix in ("webp", "avif") and not (suffix in features.modules and features.check(suffix)):
+        pytest.skip("Pillow was built without it")
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / f"whole.{suffix}")
+    content = (tmp_path / f"whole.{suffix}").read_bytes()
+    for number in range(60):
+        random = np.random.default_rng(number)
+        damaged = bytearray(content[: random.integers(1, len(content))] if number % 4 == 0 else content)
+        for place in random.integers(0, min(len(damaged), 120), size=random.choice([1, 3, 20])):
+            damaged[place] ^= 1 << random.integers(8)
+        (tmp_path / f"x.{suffix}").write_bytes(bytes(damaged))
+        try:
+            read_picture(tmp_path / f"x.{suffix}")
+        except ValueError as error:
+            assert str(error).startswith("'") and str(error).endswith(".")
+
+
+def test_a_picture_with_a_long_text_inside_is_refused_in_one_sentence(tmp_path):
+    info = PngInfo()
+    info.add_text("x", "a" * (3 << 20), zip=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "text.png", pnginfo=info)
+    with pytest.raises(ValueError, match=r"text.png' is not a picture that can be read"):
+        read_picture(tmp_path / "text.png")
+
+
+def test_premultiplied_grey_is_read():
+    picture = Image.new("LA", (8, 8), (200, 255)).convert("La")
+    assert read_picture(picture).getpixel((0, 0)) == (200, 200, 200)

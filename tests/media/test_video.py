@@ -143,3 +143,36 @@ def test_a_damaged_video_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"not a video that can be read|holds no frames"):
         read_video(tmp_path / "cut.mp4")
     assert io.BytesIO(content).read(8)[4:] == b"ftyp"
+
+
+def test_a_file_of_few_bytes_does_not_fill_the_memory(tmp_path, monkeypatch):
+    (tmp_path / "large.mp4").write_bytes(encode_mp4(Video(solid("red", 40, (640, 480)), 20)))
+    monkeypatch.setattr("stepvar.media.video._MOST_PIXELS_HELD", 15 * 640 * 480)
+    with pytest.raises(ValueError, match="scale it down, or cut out a shorter part"):
+        read_video(tmp_path / "large.mp4")
+    assert len(read_video(tmp_path / "large.mp4", seconds=0.5).frames) == 10
+    assert len(read_video(tmp_path / "large.mp4", seconds=0.5, from_end=True).frames) == 10
+
+
+@pytest.mark.parametrize("times", [[0.0, 5000.0], [0.0, 1.0, 1e5], [0.0, 3600.0, 7200.0]])
+def test_frames_may_show_for_hours(tmp_path, times):
+    write_with_times(tmp_path / "slow.mkv", times)
+    video = read_video(tmp_path / "slow.mkv")
+    assert video.frames_per_second > 0 and not video.duration < times[-1]
+
+
+def test_damaged_videos_are_refused_in_one_sentence(tmp_path):
+    write_with_times(tmp_path / "whole.mkv", [index / 10 for index in range(8)])
+    (tmp_path / "whole.mp4").write_bytes(encode_mp4(Video(solid("red"), 16)))
+    for suffix in (".mkv", ".mp4"):
+        content = (tmp_path / f"whole{suffix}").read_bytes()
+        for number in range(40):
+            random = np.random.default_rng([number, len(suffix)])
+            damaged = bytearray(content)
+            for place in random.integers(0, min(len(content), 400), size=random.choice([1, 3, 20])):
+                damaged[place] ^= 1 << random.integers(8)
+            (tmp_path / f"x{suffix}").write_bytes(bytes(damaged))
+            try:
+                read_video(tmp_path / f"x{suffix}")
+            except ValueError as error:
+                assert str(error).endswith(".") and "\n" not in str(error)

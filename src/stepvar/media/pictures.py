@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from stepvar.media.sources import PathLike, check_size, compose_on_white, open_regular
 
@@ -44,11 +44,19 @@ def read_picture(image: Picture, notes: list[str] | None = None) -> Image.Image:
         raise ValueError(f"image is a {type(image).__name__}; give a PIL picture or the path of one.")
     name = f"'{image}'"
     with open_regular(image, "picture", _EXAMPLE) as file:
+        # Pillow's readers raise errors of any type for damaged files.
+        unreadable = ValueError(f"{name} is not a picture that can be read; give {_EXAMPLE}.")
         try:
-            with Image.open(file, formats=_readable_formats()) as opened:
-                return _convert(opened, name, notes)
-        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
-            raise ValueError(f"{name} is not a picture that can be read; give {_EXAMPLE}.") from error
+            opened = Image.open(file, formats=_readable_formats())
+        except Exception as error:
+            raise unreadable from error
+        with opened:
+            check_size(*opened.size, name)
+            try:
+                opened.load()
+            except Exception as error:
+                raise unreadable from error
+            return _convert(opened, name, notes)
 
 
 def _readable_formats() -> list[str]:
@@ -108,7 +116,7 @@ def _upright(picture: Image.Image) -> Image.Image:
         # Asked first because `exif_transpose` copies also what stands upright.
         turned = picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
         return ImageOps.exif_transpose(picture) if turned else picture
-    except SyntaxError:  # Pillow's error for damaged EXIF data; the picture itself may be complete
+    except Exception:  # of any type for damaged EXIF data; the picture itself is complete
         return picture
 
 

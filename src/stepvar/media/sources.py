@@ -71,7 +71,8 @@ def compose_on_white(picture: Image.Image) -> tuple[Image.Image, bool]:
     Returns:
         The picture, and whether white shows anywhere.
     """
-    layered = picture.convert("RGBA")
+    # Pillow turns premultiplied grey into nothing else.
+    layered = (picture.convert("LA") if picture.mode == "La" else picture).convert("RGBA")
     least, _ = layered.getchannel("A").getextrema()
     if least == 255:
         return layered.convert("RGB"), False

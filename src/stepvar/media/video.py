@@ -44,6 +44,9 @@ _LARGEST_DENOMINATOR = 1001
 _TIME_TOLERANCE = 2e-3
 """In seconds: containers round times, some of them to milliseconds."""
 
+_MOST_PIXELS_HELD = 2**30
+"""Of all frames that are kept, four bytes each: five seconds of 3840x2160 pixels at 24 frames a second."""
+
 _SHORTEST_GIF_DELAY = 2
 """In hundredths of a second; players slow down shorter ones."""
 
@@ -66,6 +69,14 @@ class Video:
     frames: Sequence[Image]
     frames_per_second: float
     times: Sequence[float] | None = None
+
+    @property
+    def is_even(self) -> bool:
+        """Whether frames follow each other at the mean rate, none of them off by half a frame."""
+        if self.times is None:
+            return True
+        pace = 1.0 / self.frames_per_second
+        return all(abs(time - place * pace) < 0.5 * pace for place, time in enumerate(self.times))
 
     @property
     def duration(self) -> float:
@@ -99,10 +110,14 @@ def read_video(path: PathLike, seconds: float | None = None, from_end: bool = Fa
                 if not container.streams.video:
                     raise ValueError(f"'{path}' has sound but no pictures; give a video file.")
                 stream = container.streams.video[0]
-                check_size(stream.codec_context.width, stream.codec_context.height, f"'{path}'")
-                rate = float(stream.average_rate or stream.guessed_rate or 0)
-                timed = _with_times(container.decode(stream), rate) if rate else ()
-                chosen = _last(timed, seconds) if from_end else _first(timed, seconds)
+                codec = stream.codec_context
+                # None where FFmpeg knows no such codec, as in damaged files.
+                rate = float(stream.average_rate or stream.guessed_rate or 0) if codec else 0.0
+                if codec:
+                    check_size(codec.width, codec.height, f"'{path}'")
+                timed = _with_times(container.decode(stream), rate) if rate > 0 else ()
+                limited = _bounded(timed, f"'{path}'", seconds if from_end else None)
+                chosen = _last(limited, seconds) if from_end else _first(limited, seconds)
                 pictures = [_to_picture(av, each.frame) for each in chosen]
         except (av.error.FFmpegError, UnicodeError) as error:
             raise ValueError(
@@ -115,7 +130,8 @@ def read_video(path: PathLike, seconds: float | None = None, from_end: bool = Fa
     if seconds is not None:
         start, end = (max(start, end - seconds), end) if from_end else (start, min(end, start + seconds))
     times = [max(each.start - start, 0.0) for each in chosen]
-    return Video(pictures, float(mean), [*times, end - start])
+    # Less than a frame in a quarter of an hour has no such fraction.
+    return Video(pictures, float(mean) or len(chosen) / (end - start), [*times, end - start])
 
 
 class _TimedFrame(NamedTuple):
@@ -143,8 +159,41 @@ def _with_times(frames: Iterable[VideoFrame], rate: float) -> Iterator[_TimedFra
     if current is not None:
         duration = getattr(current, "duration", None)  # missing in older PyAV
         base = current.time_base
-        length = float(duration * base) if duration and base else 1.0 / rate
+        length = float(duration * base) if duration and duration > 0 and base else 1.0 / rate
         yield _TimedFrame(start, start + length, current)
+
+
+def _bounded(frames: Iterable[_TimedFrame], name: str, seconds: float | None) -> Iterator[_TimedFrame]:
+    """Frames of one size, as long as the memory of those that are kept is bounded.
+
+    A file of few bytes may hold any number of large pictures of one colour.
+
+    Args:
+        seconds: How far back frames are kept; None for all.
+
+    Raises:
+        ValueError: When they are too large together, or the size changes.
+    """
+    held: deque[tuple[float, int]] = deque()
+    total, size = 0, None
+    for each in frames:
+        width, height = each.frame.width, each.frame.height
+        check_size(width, height, name)
+        size = size or (width, height)
+        if (width, height) != size:
+            raise ValueError(
+                f"{name} changes from {size[0]}x{size[1]} to {width}x{height} pixels; convert it to one size."
+            )
+        held.append((each.end, width * height))
+        total += width * height
+        while seconds is not None and held[0][0] <= each.end - seconds + _TIME_TOLERANCE:
+            total -= held.popleft()[1]
+        if total > _MOST_PIXELS_HELD:
+            raise ValueError(
+                f"{name} holds more than {_MOST_PIXELS_HELD // 10**9} billion pixels in the part that is "
+                "needed; scale it down, or cut out a shorter part."
+            )
+        yield each
 
 
 def _first(frames: Iterable[_TimedFrame], seconds: float | None) -> list[_TimedFrame]:

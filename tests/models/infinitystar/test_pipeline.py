@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from fractions import Fraction
 
 import pytest
 import torch
@@ -313,3 +314,26 @@ def test_a_damaged_picture_is_told(pipeline, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     with pytest.raises(ValueError, match="is not a picture that can be read"):
         pipeline(PROMPT, image=tmp_path / "broken.png")
+
+
+@pytest.mark.parametrize("times", [[0.0, 0.5, 1.0, 6.0], [0.0, 5000.0], [index / 10 for index in range(60)]])
+@pytest.mark.parametrize("from_end", [False, True])
+def test_seconds_of_an_uneven_video_are_those_of_its_clock(tmp_path, times, from_end):
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "uneven.mkv"), mode="w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 80, 48, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for index, time in enumerate(times):
+            frame = av.VideoFrame.from_image(Image.new("RGB", (80, 48), (4 * index, 0, 0)))
+            frame.pts, frame.time_base = round(time * 1000), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    shown = read_video_frames(tmp_path / "uneven.mkv", 16, 5.0, from_end).spread(5.0, 81, from_end).pictures
+    assert len(shown) == 81
+    end = times[-1] + 1 / 30
+    for place in (0, 20, 40, 60):
+        moment = place / 16 + (end - 5.0 if from_end else 0.0)
+        expected = max(index for index, time in enumerate(times) if time <= moment + 0.11)
+        earliest = max(index for index, time in enumerate(times) if time <= max(moment - 0.11, 0.0))
+        assert earliest - 1 <= shown[place].getpixel((40, 24))[0] / 4 <= expected + 1

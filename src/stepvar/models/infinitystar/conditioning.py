@@ -27,6 +27,9 @@ from stepvar.models.infinitystar.vae import InfinityStarVAE
 
 logger = logging.getLogger(__name__)
 
+_TIME_TOLERANCE = 2e-3
+"""In seconds: containers round times, some of them to milliseconds."""
+
 VideoInput = Sequence[Image.Image] | Video | str | os.PathLike[str]
 
 
@@ -68,7 +71,13 @@ class ConditioningFrames:
     def spread(self, seconds: float, count: int, from_end: bool = False) -> ConditioningFrames:
         """`count` frames that stand for the first seconds, or the last ones."""
         video, rate = Video(self.pictures, self.frames_per_second, self.times), self.frames_per_second
+        if not video.is_even:
+            # Moments as close as the frames that are wanted: a mean rate may be far coarser.
+            rate = max(rate, (count - 1) / seconds)
         total = math.floor(video.duration * rate + 1e-3)
+        if video.duration >= seconds - _TIME_TOLERANCE:
+            # Long enough by its times, whatever a mean rate makes of them.
+            total = max(total, math.ceil(seconds * rate))
         places = spread_frames(total, rate, seconds, count)
         shift = total - 1 - places[-1] if from_end else 0
         shown = [video.frame_at((place + shift) / rate) for place in places]
