@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from stepvar.models.var.vae import VARVAE as VARVAE
     from stepvar.pruning.fastervar import FasterVAR as FasterVAR
     from stepvar.pruning.fastvar import FastVAR as FastVAR
+    from stepvar.pruning.int8_cache import Int8Cache as Int8Cache
     from stepvar.pruning.scalekv import ScaleKV as ScaleKV
     from stepvar.pruning.skipvar import SkipVAR as SkipVAR
     from stepvar.pruning.stepvar import StepVAR as StepVAR
@@ -52,6 +53,7 @@ _NAMES = {
     "PRESETS": "stepvar.models.presets:PRESETS",
     "Report": "stepvar.generation.report:Report",
     "Scale": "stepvar.generation.schedule:Scale",
+    "Int8Cache": "stepvar.pruning.int8_cache:Int8Cache",
     "ScaleKV": "stepvar.pruning.scalekv:ScaleKV",
     "ScaleSchedule": "stepvar.generation.schedule:ScaleSchedule",
     "SkipVAR": "stepvar.pruning.skipvar:SkipVAR",

@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 import torch
 
-from stepvar import FasterVAR, FastVAR, ScaleKV, SkipVAR, StepVAR
+from stepvar import FasterVAR, FastVAR, Int8Cache, ScaleKV, SkipVAR, StepVAR
 from stepvar.pruning.recovery import RECOVERIES
 from stepvar.pruning.scores import SCORERS
 from tiny_pipelines import MAKERS
@@ -19,6 +19,7 @@ METHODS = {
     "fastervar": FasterVAR({-2: 0.4}, shares={-1: (0.2, 0.3)}, unguided=-2, remaining="unconditional"),
     "unguided": StepVAR(unguided=-2),
     "skips": StepVAR(skip=(-1,)),
+    "int8 cache": Int8Cache(StepVAR(RATIOS)),
     "scalekv": ScaleKV(share=0.15, pruning=StepVAR(RATIOS)),
     "stages and a dense end": StepVAR(RATIOS, recovery="update", values="copied"),
     **{f"score {name}": StepVAR(RATIOS, score=name) for name in SCORERS},
@@ -51,7 +52,7 @@ def draw(name: str, method):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", MAKERS)
 def test_the_loop_never_waits_for_the_device(name, method):
-    if method == "scalekv" and name in ("switti", "infinitystar"):
+    if method in ("scalekv", "int8 cache") and name in ("switti", "infinitystar"):
         pytest.skip("keeps no keys and values that could be forgotten")
     drawn = draw(name, METHODS[method])
     assert all(latent.device.type == "meta" for latent in drawn)

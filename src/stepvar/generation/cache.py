@@ -16,6 +16,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from stepvar.generation.attention import attention
+from stepvar.generation.int8_cache import Int8LayerCache
 
 
 class Memory(Protocol):
@@ -207,6 +208,7 @@ class KVCache:
             for a model whose steps do not see all earlier ones.
         rows: Batch rows, unconditional copies included.
         heads, head_dim: Shape of the keys and values.
+        int8: Whether they are held as 8-bit integers; not for windows.
     """
 
     def __init__(
@@ -217,7 +219,18 @@ class KVCache:
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
+        int8: bool = False,
     ) -> None:
+        self.layers: list[LayerCache | WindowLayerCache | Int8LayerCache]
+        if int8:
+            rounded = [
+                Int8LayerCache(rows, heads, entry, head_dim, device)
+                for entry in lengths
+                if isinstance(entry, int)
+            ]
+            self.layers, self.bytes = list(rounded), sum(layer.bytes for layer in rounded)
+            return
+
         def allocate(length: int) -> Tensor:
             return torch.empty(2, rows, heads, length, head_dim, dtype=dtype, device=device)
 
@@ -235,7 +248,7 @@ class KVCache:
         for layer in self.layers:
             layer.rows = rows
 
-    def __getitem__(self, layer: int) -> LayerCache | WindowLayerCache:
+    def __getitem__(self, layer: int) -> LayerCache | WindowLayerCache | Int8LayerCache:
         return self.layers[layer]
 
 

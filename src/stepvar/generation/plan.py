@@ -58,6 +58,7 @@ class GenerationPlan:
         remaining: Which copy of an image goes on alone from there; see `Guidance`.
         retained: Most tokens that a layer goes on remembering after a scale, by layer, then by scale;
             empty where nothing is forgotten.
+        int8_cache: Keys and values are held as 8-bit integers between two scales.
         decides: The method may leave out more while it runs, once it has seen the picture so far: what is
             planned is then the most that will run.
     """
@@ -67,6 +68,7 @@ class GenerationPlan:
     unguided: int | None = None
     remaining: str = CONDITIONAL
     retained: tuple[tuple[int, ...], ...] = ()
+    int8_cache: bool = False
     decides: bool = False
 
     @classmethod
@@ -84,7 +86,8 @@ class GenerationPlan:
     def changes(self) -> bool:
         """Whether anything differs from a dense run."""
         left_out = any(entry.prunes or entry.skipped for entry in self.scales)
-        return left_out or self.decides or self.unguided is not None or bool(self.retained)
+        other_cache = bool(self.retained) or self.int8_cache
+        return left_out or self.decides or self.unguided is not None or other_cache
 
     def remembered(self, layer: int) -> list[int]:
         """Tokens whose keys and values a layer holds after each scale."""

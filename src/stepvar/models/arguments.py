@@ -85,7 +85,7 @@ def with_arguments_of(
         @functools.wraps(call)
         def wrapped(self: Any, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
             refuse_unknown(type(self).__name__, kwargs, signature.parameters)
-            with outside_of_training(self._execution_device):
+            with self.drawing():
                 return call(self, *args, **kwargs)
 
         returned = inspect.signature(call).return_annotation

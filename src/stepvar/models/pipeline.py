@@ -24,7 +24,7 @@ from stepvar.generation.sampling import CodebookChoice
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.generation.tokens import Choice
 from stepvar.media.pictures import Picture
-from stepvar.models.arguments import outside_of_training, refuse_unknown
+from stepvar.models.arguments import refuse_unknown
 from stepvar.models.common.attention_backends import backend_title
 from stepvar.models.common.base import refuse_compiled_wrapper
 from stepvar.models.editing import (
@@ -163,6 +163,11 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
     def remembers(self) -> bool:
         """Whether every scale sees all earlier ones, by keys and values that could also be forgotten."""
         return True
+
+    @property
+    def rounds_cache(self) -> bool:
+        """Whether its keys and values may be held as 8-bit integers."""
+        return self.remembers
 
     @property
     def depth(self) -> int:
@@ -431,7 +436,7 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
         settings = EditSettings(
             mask, box, outpaint, strength, pruning, margin, late_scales, feather, composited, fit
         )
-        with outside_of_training(self._execution_device):
+        with self.drawing():
             return run_edit(self, self._check_edit(subject, image, settings, call))
 
     def _check_edit(
@@ -466,6 +471,11 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
             raise ValueError(
                 f"{type(self).__name__} draws no previews, and the method decides by looking at one: "
                 "use a method that plans ahead."
+            )
+        if plan.int8_cache and not self.rounds_cache:
+            raise ValueError(
+                f"The method holds keys and values as 8-bit integers, and {type(self).__name__} has no cache "
+                "that can: leave it out."
             )
         if plan.retained and not self.remembers:
             raise ValueError(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from copy import deepcopy
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -11,7 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from stepvar.checkpoints.checked_pipeline import CheckedPipeline
+from stepvar.models.arguments import outside_of_training
 from stepvar.models.lora import LoraPipeline
+
+_CALL: ContextVar[tuple[object, torch.device] | None] = ContextVar("pipeline_and_device", default=None)
+"""The pipeline that draws right now, and its device."""
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -76,6 +82,24 @@ class PlacedPipeline(CheckedPipeline, LoraPipeline):
             if tensor.dtype != values.dtype:
                 tensor.data = values.to(tensor.device)
         return moved
+
+    @property
+    def _execution_device(self) -> torch.device:
+        """Where a call runs; diffusers walks through all modules of all parts for it, so a call asks once."""
+        call = _CALL.get()
+        device: torch.device = super()._execution_device if call is None or call[0] is not self else call[1]
+        return device
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """What a call runs in: no gradients, no outer autocast, one device."""
+        device = self._execution_device
+        token = _CALL.set((self, device))
+        try:
+            with outside_of_training(device):
+                yield
+        finally:
+            _CALL.reset(token)
 
     def enable_vae_tiling(self) -> None:
         """Decodes pictures in strips of rows, and videos in tiles: less memory, more time.

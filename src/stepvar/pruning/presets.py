@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 from stepvar.generation.pruner import LateScalePruning, PruningMethod
 from stepvar.pruning.fastervar import FasterVAR
 from stepvar.pruning.fastvar import FastVAR
+from stepvar.pruning.int8_cache import Int8Cache
 from stepvar.pruning.scalekv import ScaleKV
 from stepvar.pruning.skipvar import SkipVAR
 from stepvar.pruning.stepvar import StepVAR
@@ -171,6 +172,15 @@ def scalekv_preset(measured_on: str) -> Preset:
         # As many tokens as the published budgets for Infinity keep on average.
         ScaleKV(share=0.06),
         "ScaleKV: all layers but the first remember 6 % of the tokens between two scales; saves memory",
+        measured_on,
+    )
+
+
+def int8_preset(measured_on: str) -> Preset:
+    return Preset(
+        "int8-cache",
+        Int8Cache(),
+        "keys and values held as 8-bit integers between two scales: half the memory of bfloat16",
         measured_on,
     )
 

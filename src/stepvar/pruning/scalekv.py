@@ -125,6 +125,8 @@ class ScaleKV:
     def plan(self, schedule: ScaleSchedule, depth: int) -> GenerationPlan:
         """The plan of `pruning`, and what each layer goes on remembering."""
         plan = plan_generation(self.pruning, schedule, depth)
+        if plan.int8_cache:
+            raise ValueError("ScaleKV cuts keys and values, which Int8Cache rounds: use one of the two.")
         named = {find_scale(schedule, name): budget for name, budget in self.budgets.items()}
         for budget in named.values():
             if any(not 0 <= layer < depth for layer in budget.drafters):

@@ -56,7 +56,7 @@ class CodebookSession:
         config = self.transformer.config
         lengths = [plan.cached_tokens(layer) + self.besides for layer in range(self.depth)]
         rows, head_dim = self.images * self.copies, config.width // config.heads
-        return KVCache(lengths, rows, config.heads, head_dim, self.dtype, self.device)
+        return KVCache(lengths, rows, config.heads, head_dim, self.dtype, self.device, plan.int8_cache)
 
     def prefill(self, cache: Cache) -> None:
         """Nothing: a prompt enters with the first scale, by cross-attention or by modulation."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from stepvar.generation.int8_cache import SCALE_BYTES
 from stepvar.generation.plan import GenerationPlan
 from stepvar.generation.report import ScaleCost
 from stepvar.generation.schedule import Scale
@@ -18,6 +19,7 @@ class LayerSizes:
         width: Channels of a token, and of its keys and values.
         matrices: Weights of all matrices that it is multiplied by.
         item: Bytes of a number in the cache.
+        heads: Of keys and values.
         text: Text tokens that cross-attention reads.
         prompt: Tokens in the sequence besides the maps: they run with the first scale, and every later one
             sees them.
@@ -30,6 +32,13 @@ class LayerSizes:
     text: int = 0
     prompt: int = 0
     remembers: bool = True
+    heads: int = 0
+
+    def token_bytes(self, plan: GenerationPlan) -> int:
+        """Bytes that a token's keys and values take in one layer."""
+        if plan.int8_cache:
+            return 2 * (self.width + SCALE_BYTES * self.heads)
+        return 2 * self.width * self.item
 
 
 def transformer_costs(
@@ -51,7 +60,7 @@ def transformer_costs(
             tokens = entry.tokens(number) + (layer.prompt if index == 0 else 0)
             keys = seen[number][index] + layer.prompt if layer.remembers else tokens
             flops += 2 * tokens * layer.matrices + 4 * tokens * layer.width * (keys + layer.text)
-        cache = 2 * (stored[index + 1] - stored[index]) * layer.width * layer.item if layer.remembers else 0
+        cache = (stored[index + 1] - stored[index]) * layer.token_bytes(plan) if layer.remembers else 0
         # The room is allocated once, for as many rows as any scale has.
         costs.append(ScaleCost(count * flops, max(rows) * cache, 0 if entry.skipped else count))
     return tuple(costs)

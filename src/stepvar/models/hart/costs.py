@@ -38,6 +38,7 @@ def scale_costs(
         transformer.compute_dtype.itemsize,
         # All context tokens run in the place of the first scale's only token.
         prompt=config.context_tokens - 1,
+        heads=config.heads,
     )
     costs = transformer_costs(plan, rows, layer, lambda scale: width * config.codebook_size)
     sides = (plan.scales[-1].scale.height, plan.scales[-1].scale.width)

@@ -6,7 +6,14 @@ from stepvar.generation.guidance import UNCONDITIONAL
 from stepvar.pruning.fastervar import FasterVAR
 from stepvar.pruning.fastervar_shares import HART_SHARES
 from stepvar.pruning.fastvar import FastVAR
-from stepvar.pruning.presets import Preset, by_name, scalekv_preset, skipvar_preset, unguided_preset
+from stepvar.pruning.presets import (
+    Preset,
+    by_name,
+    int8_preset,
+    scalekv_preset,
+    skipvar_preset,
+    unguided_preset,
+)
 from stepvar.pruning.stepvar import StepVAR
 
 _TIMED = "times on random weights of the published size; picture quality was not measured"
@@ -53,4 +60,5 @@ PRESETS = by_name(
     unguided_preset(_NOTHING),
     skipvar_preset(_NOTHING),
     scalekv_preset(_NOTHING),
+    int8_preset(_NOTHING),
 )

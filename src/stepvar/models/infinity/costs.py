@@ -30,5 +30,6 @@ def scale_costs(
         6 * width**2 + 2 * width * hidden,
         transformer.compute_dtype.itemsize,
         text=text_tokens,
+        heads=config.heads,
     )
     return transformer_costs(plan, rows, layer, lambda scale: width * 3 * config.bits)

@@ -6,6 +6,7 @@ from stepvar.pruning.fastervar import FasterVAR
 from stepvar.pruning.presets import (
     Preset,
     by_name,
+    int8_preset,
     late_scale_presets,
     scalekv_preset,
     skipvar_preset,
@@ -27,6 +28,7 @@ PRESETS = by_name(
     ),
     skipvar_preset(f"{_EMBEDDED}, to which its authors fitted the rule (Infinity-2B, 1 megapixel)"),
     scalekv_preset(_EMBEDDED),
+    int8_preset(_EMBEDDED),
     # benchmarks/search_best.py found these two.
     Preset(
         "best",

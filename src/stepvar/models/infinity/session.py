@@ -101,6 +101,7 @@ class InfinitySession:
             config.width // config.heads,
             self.dtype,
             self.device,
+            plan.int8_cache,
         )
 
     def prefill(self, cache: Cache) -> None:

@@ -30,6 +30,7 @@ def scale_costs(
         transformer.compute_dtype.itemsize,
         text=text_tokens,
         remembers=config.causal,
+        heads=config.heads,
     )
     # The first scale embeds the text, not codes.
     return transformer_costs(

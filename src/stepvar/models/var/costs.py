@@ -22,7 +22,8 @@ def scale_costs(
     """
     config = transformer.config
     width, hidden = config.width, config.feed_forward_width or 4 * config.width
-    layer = LayerSizes(width, 4 * width**2 + 2 * width * hidden, transformer.compute_dtype.itemsize)
+    item = transformer.compute_dtype.itemsize
+    layer = LayerSizes(width, 4 * width**2 + 2 * width * hidden, item, heads=config.heads)
     # The first scale embeds the class, not codes.
     return transformer_costs(
         plan, rows, layer, lambda scale: width * (config.codes + (config.channels if scale.index else 0))

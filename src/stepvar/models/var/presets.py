@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stepvar.pruning.presets import (
     by_name,
+    int8_preset,
     late_scale_presets,
     scalekv_preset,
     skipvar_preset,
@@ -17,4 +18,5 @@ PRESETS = by_name(
     unguided_preset(_NOTHING),
     skipvar_preset(_NOTHING),
     scalekv_preset(_NOTHING),
+    int8_preset(_NOTHING),
 )
