@@ -30,7 +30,8 @@ from stepvar.cli.options import (
     SizeOptions,
     VideoOptions,
 )
-from stepvar.cli.outputs import Destination, encode_png, slug, versions, write_outputs
+from stepvar.cli.outputs import Destination, encode_png, versions, write_outputs
+from stepvar.media.names import slug
 
 if TYPE_CHECKING:
     from stepvar.evaluation.comparison import Comparison

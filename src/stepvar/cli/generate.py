@@ -40,10 +40,10 @@ from stepvar.cli.outputs import (
     VIDEO_SUFFIXES,
     Destination,
     encode_media,
-    slug,
     versions,
     write_outputs,
 )
+from stepvar.media.names import slug
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -173,13 +173,15 @@ class _Drawn:
 
     def _merged(self) -> dict[str, Any]:
         """The reports of all batches as one: times add up, tokens are those of one picture."""
+        from stepvar.evaluation.provenance import PER_PICTURE
+
         merged, *others = copy.deepcopy(self.reports)
         for other in others:
             merged["seconds"] += other["seconds"]
             merged["peak_bytes"] = max(merged["peak_bytes"], other["peak_bytes"])
             merged["cache_bytes"] = max(merged["cache_bytes"], other["cache_bytes"])
             merged["seeds"] += other["seeds"]
-            for name in _PER_PICTURE:
+            for name in PER_PICTURE:
                 if other["settings"].get(name) is not None:
                     merged["settings"][name] += other["settings"][name]
             for stage, spent in other["stages"].items():
@@ -244,10 +246,6 @@ def _draw(
     return drawn
 
 
-_PER_PICTURE = ("prompts", "negative_prompts", "class_labels")
-"""Settings in a report that are a list with one entry a picture."""
-
-
 def _encode(
     media: Sequence[Image | Sequence[Image]],
     jobs: Sequence[tuple[str, int]],
@@ -256,24 +254,11 @@ def _encode(
     frames_per_second: float,
 ) -> dict[Path, bytes]:
     """Files of one batch, with their settings inside."""
-    shared = {key: value for key, value in report.settings.items() if key not in _PER_PICTURE}
-    negatives = report.settings.get("negative_prompts")
-    scales = [
-        {"scale": str(entry.plan.scale), "kept": entry.plan.kept, "skipped": entry.plan.skipped}
-        for entry in report.scales
-    ]
+    from stepvar.evaluation.provenance import picture_settings
+
     contents: dict[Path, bytes] = {}
     for index, (drawn, (prompt, seed), path) in enumerate(zip(media, jobs, paths, strict=True)):
-        own = {
-            "prompt": prompt,
-            "negative_prompt": negatives[index] if negatives else None,
-            "seed": seed,
-            # In bfloat16 and float16 the last bits may depend on the pictures beside it.
-            "batch": len(jobs),
-            **shared,
-            "scales": scales,
-            "versions": versions(),
-        }
+        own = picture_settings(report, prompt, seed, index, len(jobs))
         contents |= encode_media(drawn, path, own, frames_per_second)
     return contents
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 
 SUFFIX = ".png"
 VIDEO_SUFFIXES = (".mp4", ".gif")
-_LONGEST_NAME = 60
 
 
 @dataclass(frozen=True)
@@ -118,12 +116,6 @@ def _free_path(folder: Path, name: str, suffix: str, taken: Collection[Path]) ->
         number += 1
         path = folder / f"{name}-{number}{suffix}"
     return path
-
-
-def slug(prompt: str) -> str:
-    """A prompt as part of a file name."""
-    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")
-    return words[:_LONGEST_NAME].rstrip("-") or "picture"
 
 
 def encode_png(image: Image, settings: Mapping[str, Any]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -157,17 +158,39 @@ def compare(
             pixels[name] = np.asarray(result.images[0])
         return result.report
 
-    device = pipeline._execution_device
     samples: dict[str, Samples[Report]] = interleaved(
-        {"dense": lambda: run("dense", None), "pruned": lambda: run("pruned", pruning)}, repeats, device
+        {"dense": lambda: run("dense", None), "pruned": lambda: run("pruned", pruning)},
+        repeats,
+        pipeline._execution_device,
     )
-    dense = MethodSpeed(pipeline.summary(None, **size, **sampling), samples["dense"])
-    pruned = MethodSpeed(pipeline.summary(pruning, **size, **sampling), samples["pruned"], dense)
+    return compare_runs(pipeline, prompt, pruning, seed, pixels, samples, {**size, **sampling})
+
+
+def compare_runs(
+    pipeline: NextScalePipeline,
+    prompt: str,
+    pruning: Pruning,
+    seed: int,
+    pixels: Mapping[str, NDArray[np.uint8]],
+    samples: Mapping[str, Samples[Report]],
+    call: Mapping[str, Any],
+) -> Comparison:
+    """The comparison of runs that were made already.
+
+    Args:
+        pipeline: The model that drew them.
+        prompt, pruning, seed: What was asked for.
+        pixels: Of "dense" and "pruned", as in `Generated`.
+        samples: Likewise, the runs with their times.
+        call: Further keyword arguments of the pipeline's calls.
+    """
+    dense = MethodSpeed(pipeline.summary(None, **call), samples["dense"])
+    pruned = MethodSpeed(pipeline.summary(pruning, **call), samples["pruned"], dense)
     return Comparison(
         prompt,
         seed,
         Generated(pixels["dense"], dense),
         Generated(pixels["pruned"], pruned),
-        machine(device),
+        machine(pipeline._execution_device),
         tuple(pipeline.frames_of(entry.scale) for entry in dense.summary.plan.scales),
     )

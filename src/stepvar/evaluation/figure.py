@@ -87,10 +87,31 @@ class _Panel:
         image = _resized(self.pixels, size)
         if self.kept is None:
             return image
-        grey = image.convert("L").point(lambda value: value * _DIMMED).convert("RGB")
-        # Resized last, so that the edges of tokens stay sharp.
-        mask = Image.fromarray((self.kept * 255).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
-        return Image.composite(image, grey, mask)
+        return _with_left_out_dimmed(image, self.kept)
+
+
+def _with_left_out_dimmed(image: Image.Image, kept: NDArray[np.bool_]) -> Image.Image:
+    """A picture with the tokens [rows, columns] that did not run dimmed and grey."""
+    grey = image.convert("L").point(lambda value: value * _DIMMED).convert("RGB")
+    # Resized last, so that the edges of tokens stay sharp.
+    mask = Image.fromarray((kept * 255).astype(np.uint8)).resize(image.size, Image.Resampling.NEAREST)
+    return Image.composite(image, grey, mask)
+
+
+def draw_kept(pixels: NDArray[np.uint8], report: ScaleReport, frames: Sequence[int]) -> Image.Image:
+    """The overlay of one scale alone: what did not run is dimmed and grey.
+
+    Args:
+        pixels: Of the picture, or of the frames of a video.
+        report: How the scale ran.
+        frames: The frames of a video that its maps stand for; they are shown side by side.
+    """
+    return _with_left_out_dimmed(Image.fromarray(_map_pixels(pixels, frames)), kept_mask(report))
+
+
+def _map_pixels(pixels: NDArray[np.uint8], frames: Sequence[int]) -> NDArray[np.uint8]:
+    """What the maps of a scale lie on: a picture, or frames of a video side by side."""
+    return pixels if pixels.ndim == 3 else np.concatenate(pixels[list(frames)], axis=1)
 
 
 class _Canvas:
@@ -202,8 +223,8 @@ def _pictures(comparison: Comparison) -> list[_Panel]:
     close = "identical" if decibels is None else f"PSNR {decibels:.1f} dB"
     before, after = (_flat(generated.pixels) for generated in (dense, pruned))
     return [
-        _Panel(f"Dense, {_seconds(dense.seconds)}", _tokens(dense), before),
-        _Panel(f"Pruned, {_seconds(pruned.seconds)}, {faster}", _tokens(pruned), after, ACCENT),
+        _Panel(f"Dense, {format_seconds(dense.seconds)}", _tokens(dense), before),
+        _Panel(f"Pruned, {format_seconds(pruned.seconds)}, {faster}", _tokens(pruned), after, ACCENT),
         _Panel(
             f"Difference, x {gain:g}",
             f"{close}, SSIM {comparison.ssim:.3f}",
@@ -238,9 +259,8 @@ def _tokens(generated: Generated) -> str:
 
 def _mask_panel(comparison: Comparison, report: ScaleReport) -> _Panel:
     """The picture with the tokens that did not run dimmed and grey."""
-    scale, pixels = report.plan.scale, comparison.pruned.pixels
-    if comparison.is_video:
-        pixels = np.concatenate(pixels[list(comparison.frames[scale.index])], axis=1)
+    scale = report.plan.scale
+    pixels = _map_pixels(comparison.pruned.pixels, comparison.frames[scale.index])
     note = "skipped" if report.plan.skipped else f"{report.plan.kept:,} of {scale.tokens:,} tokens kept"
     title = str(scale) if comparison.is_video else f"{scale.height} x {scale.width}"
     return _Panel(f"Scale {title}", note, pixels, kept=kept_mask(report))
@@ -251,7 +271,7 @@ def _draw_times(canvas: _Canvas, comparison: Comparison) -> None:
     longest = max(comparison.dense.seconds, comparison.pruned.seconds)
     label, total = 90, 110
     room = canvas.inner - label - total
-    colours = _stage_colours([name for name, _ in comparison.dense.stages])
+    colours = stage_colours([name for name, _ in comparison.dense.stages])
     canvas.text("Where the time goes", CAPTION, INK)
     canvas.skip(8)
     for name, generated, tint in (("Dense", comparison.dense, INK), ("Pruned", comparison.pruned, ACCENT)):
@@ -259,7 +279,7 @@ def _draw_times(canvas: _Canvas, comparison: Comparison) -> None:
         canvas.draw.text((MARGIN, middle), name, font=_font(CAPTION), fill=tint, anchor="lm")
         end = _draw_bar(canvas, x, generated, colours, lambda spent: room * spent / longest)
         canvas.draw.text(
-            (end + 12, middle), _seconds(generated.seconds), font=_font(CAPTION), fill=tint, anchor="lm"
+            (end + 12, middle), format_seconds(generated.seconds), font=_font(CAPTION), fill=tint, anchor="lm"
         )
         canvas.skip(BAR + 10)
 
@@ -290,7 +310,7 @@ def _draw_bar(
     return edges[-1]
 
 
-def _stage_colours(names: Sequence[str]) -> dict[str, Colour]:
+def stage_colours(names: Sequence[str]) -> dict[str, Colour]:
     """Grey for the text, light to dark for the scales, amber for the decoder."""
     scales = [name for name in names if name not in ("text", "decode")]
     colours = {"text": TEXT_STAGE, "decode": DECODE_STAGE}
@@ -301,5 +321,6 @@ def _stage_colours(names: Sequence[str]) -> dict[str, Colour]:
     return colours
 
 
-def _seconds(value: float) -> str:
+def format_seconds(value: float) -> str:
+    """A time as the figure writes it."""
     return f"{value:.2f} s" if value >= 0.1 else f"{1000 * value:.0f} ms"

@@ -3,11 +3,41 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+if TYPE_CHECKING:
+    from stepvar.generation.report import Report
+
 _SAMPLE = 4096
+
+PER_PICTURE = ("prompts", "negative_prompts", "class_labels")
+"""Settings in a report that are a list with one entry a picture."""
+
+
+def picture_settings(report: Report, prompt: str, seed: int | None, index: int, batch: int) -> dict[str, Any]:
+    """What a picture's file says of how it was drawn.
+
+    Args:
+        report: Of its batch.
+        prompt, seed: Its own.
+        index: Its place in the batch.
+        batch: Pictures of the batch: in bfloat16 and float16 the last bits may depend on those beside it.
+    """
+    negatives = report.settings.get("negative_prompts")
+    return {
+        "prompt": prompt,
+        "negative_prompt": negatives[index] if negatives else None,
+        "seed": seed,
+        "batch": batch,
+        **{key: value for key, value in report.settings.items() if key not in PER_PICTURE},
+        "scales": [
+            {"scale": str(entry.plan.scale), "kept": entry.plan.kept, "skipped": entry.plan.skipped}
+            for entry in report.scales
+        ],
+        "versions": versions(),
+    }
 
 
 def fingerprint(pipeline: Any) -> str:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import time
 from collections.abc import AsyncIterator
-from concurrent.futures import Future
 from typing import Any
 
 from PIL import Image
@@ -15,6 +13,7 @@ from PIL import Image
 from stepvar.serving.drawing import Cancelled, Drawn
 from stepvar.serving.engine import Engine
 from stepvar.serving.errors import RequestError
+from stepvar.serving.following import FollowedJob, Preview
 from stepvar.serving.requests import PreparedRequest
 from stepvar.serving.schemas import Usage
 
@@ -32,45 +31,27 @@ def open_stream(prepared: PreparedRequest, engine: Engine, timeout: float) -> As
     Raises:
         RequestError: When the queue is full: at once, not in the stream.
     """
-    loop = asyncio.get_running_loop()
-    previews: asyncio.Queue[tuple[int, Image.Image] | None] = asyncio.Queue()
     (job,) = prepared.jobs
-
-    def on_preview(index: int, image: Image.Image) -> None:
-        loop.call_soon_threadsafe(previews.put_nowait, (index, image))
-
-    job.on_preview = on_preview
-    (future,) = engine.submit(prepared.jobs)
-    future.add_done_callback(lambda _: loop.call_soon_threadsafe(previews.put_nowait, None))
-    return _events(prepared, previews, future, loop.time() + timeout)
+    return _events(prepared, FollowedJob(job, engine, timeout))
 
 
-async def _events(
-    prepared: PreparedRequest,
-    previews: asyncio.Queue[tuple[int, Image.Image] | None],
-    future: Future[Drawn],
-    deadline: float,
-) -> AsyncIterator[str]:
-    (job,) = prepared.jobs
+async def _events(prepared: PreparedRequest, followed: FollowedJob) -> AsyncIterator[str]:
     try:
-        while True:
-            left = deadline - asyncio.get_running_loop().time()
-            preview = await asyncio.wait_for(previews.get(), max(left, 0.0))
-            if preview is None:
-                break
-            index, image = preview
-            yield _event(prepared, "image_generation.partial_image", image, partial_image_index=index)
-        drawn = future.result()
-        usage = Usage.of(prepared.text_tokens, drawn.tokens).model_dump()
-        yield _event(prepared, "image_generation.completed", drawn.image, usage=usage, seed=job.seed)
+        async for event in followed.events():
+            if isinstance(event, Drawn):
+                usage = Usage.of(prepared.text_tokens, event.tokens).model_dump()
+                seed = prepared.jobs[0].seed
+                yield _event(prepared, "image_generation.completed", event.image, usage=usage, seed=seed)
+            elif isinstance(event, Preview):
+                kind = "image_generation.partial_image"
+                yield _event(prepared, kind, event.image, partial_image_index=event.index)
     except RequestError as error:
         yield _error(error)
-    except asyncio.TimeoutError:
-        yield _error(RequestError(504, "The picture was not ready in time: try again later.", code="timeout"))
     except Cancelled:
         return
     finally:
-        prepared.cancel()
+        # The inner generator may be closed later than this one.
+        followed.cancel()
 
 
 def _event(prepared: PreparedRequest, kind: str, image: Image.Image, **own: Any) -> str:
