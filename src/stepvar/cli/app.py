@@ -17,6 +17,7 @@ from stepvar.cli.presets import presets
 from stepvar.cli.reproduce import reproduce
 from stepvar.cli.scores import clip, fid, fidelity, score
 from stepvar.cli.serve import serve
+from stepvar.cli.ui import ui
 from stepvar.evaluation.benchmarks import BENCHMARKS
 
 app = typer.Typer(
@@ -35,6 +36,7 @@ for _command in (
     summary,
     presets,
     serve,
+    ui,
     bench,
     calibrate,
     reproduce,

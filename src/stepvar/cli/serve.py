@@ -71,6 +71,11 @@ def _load(model: ModelOptions, settings: ServerSettings) -> FastAPI:
         from stepvar.serving.drawing import Drawer
     except ImportError as error:
         raise InputError(f"'stepvar serve' is not installed whole ({error}): {_INSTALL}.") from error
-    pipeline = open_pipeline(model)
-    name = "embedded" if model.embedded else str(model.model).rstrip("/").rpartition("/")[2]
-    return create_app(Drawer(pipeline, settings.exact), name, settings)
+    return create_app(Drawer(open_pipeline(model), settings.exact), served_name(model), settings)
+
+
+def served_name(model: ModelOptions) -> str:
+    """What a server calls its model."""
+    if model.embedded:
+        return "embedded" if model.model is None else str(model.model)
+    return str(model.model).rstrip("/").rpartition("/")[2]

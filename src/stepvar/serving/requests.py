@@ -19,7 +19,9 @@ from stepvar.serving.settings import ServerSettings
 _POLL = 0.1
 """Seconds between two looks at whether a client is still there."""
 
-_FRESH_SEEDS = 2**31
+FRESH_SEEDS = 2**31
+"""Seeds that are drawn where none was given lie below."""
+
 _LARGEST_SIDE = 65_536
 
 
@@ -69,12 +71,12 @@ def prepare(body: ImageRequest, drawer: Drawer, model: str, settings: ServerSett
         )
     _check_limits(body, settings)
     wanted = DrawSettings(
-        size=_parse_size(body.size),
+        size=parse_size(body.size),
         pruning=_choose_pruning(body, drawer),
         guidance_scale=body.guidance_scale,
         has_negative=bool(body.negative_prompt),
     )
-    first = secrets.randbelow(_FRESH_SEEDS) if body.seed is None else body.seed
+    first = secrets.randbelow(FRESH_SEEDS) if body.seed is None else body.seed
     try:
         previews = preview_steps(drawer.scales(wanted), body.partial_images)
     except ValueError as error:
@@ -90,17 +92,28 @@ def prepare(body: ImageRequest, drawer: Drawer, model: str, settings: ServerSett
     return PreparedRequest(body, jobs, wanted.size or drawer.own_size, drawer.text_tokens(body.prompt))
 
 
-def _check_limits(body: ImageRequest, settings: ServerSettings) -> None:
-    if not body.prompt.strip():
+def check_text(name: str, text: str, settings: ServerSettings) -> None:
+    """Checks a text that the model will read.
+
+    Args:
+        name: What messages call it: prompt or negative_prompt.
+
+    Raises:
+        RequestError: When it is empty, too long, or no text.
+    """
+    if name == "prompt" and not text.strip():
         raise RequestError(400, "prompt is empty: describe the picture in words.", param="prompt")
-    for name in ("prompt", "negative_prompt"):
-        text = getattr(body, name) or ""
-        if len(text) > settings.max_prompt:
-            raise RequestError(
-                400, f"{name} has {len(text)} characters; at most {settings.max_prompt} are read.", param=name
-            )
-        if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
-            raise RequestError(400, f"{name} is not valid Unicode text.", param=name)
+    if len(text) > settings.max_prompt:
+        raise RequestError(
+            400, f"{name} has {len(text)} characters; at most {settings.max_prompt} are read.", param=name
+        )
+    if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
+        raise RequestError(400, f"{name} is not valid Unicode text.", param=name)
+
+
+def _check_limits(body: ImageRequest, settings: ServerSettings) -> None:
+    check_text("prompt", body.prompt, settings)
+    check_text("negative_prompt", body.negative_prompt or "", settings)
     if body.n > settings.max_pictures:
         raise RequestError(
             400, f"n is {body.n}; at most {settings.max_pictures} pictures are drawn a request.", param="n"
@@ -113,7 +126,12 @@ def _check_limits(body: ImageRequest, settings: ServerSettings) -> None:
         raise RequestError(400, "A stream carries pictures as b64_json only.", param="response_format")
 
 
-def _parse_size(size: str) -> tuple[int, int] | None:
+def parse_size(size: str) -> tuple[int, int] | None:
+    """Width and height of WIDTHxHEIGHT; None for auto.
+
+    Raises:
+        RequestError: When it is neither.
+    """
     if size == "auto":
         return None
     match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", size, re.ASCII)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from fastapi import FastAPI
 
-from stepvar.serving.drawing import Drawer
+from stepvar.serving.drawing import Drawer, Job
 from stepvar.serving.engine import Engine
 from stepvar.serving.metrics import ServerMetrics
 from stepvar.serving.pictures import PictureStore
@@ -29,11 +29,14 @@ class Server:
         metrics: Counts what happens.
         engine: Queue and drawing thread; runs from start-up to shutdown of the application.
         store: The last pictures.
+        warm_up: A picture to draw at the start, which nobody sees: the first one of a process is slow, and
+            its time would be compared with that of the second.
     """
 
     drawer: Drawer
     name: str
     settings: ServerSettings
+    warm_up: Job | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     metrics: ServerMetrics = field(default_factory=ServerMetrics)
 
@@ -45,5 +48,7 @@ class Server:
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Starts the drawing thread, and at the end lets it finish what it draws."""
         self.engine.start()
+        if self.warm_up is not None:
+            self.engine.submit([self.warm_up])
         yield
         await asyncio.to_thread(self.engine.stop)
