@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
+BROWSER_STAMP := $(VENV)/.installed-browser
 
-.PHONY: demo test lint docs bench report train clean
+.PHONY: demo test browser test-browser lint docs bench report train clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +27,16 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+$(BROWSER_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[ui,browser]"
+	touch $(BROWSER_STAMP)
+
+browser: $(BROWSER_STAMP)
+	bash tests/browser/install.sh $(BIN)/python
+
+test-browser: browser
+	$(BIN)/python -m pytest -n 0 -m browser tests/browser
 
 lint: $(STAMP)
 	$(BIN)/ruff check src tests benchmarks examples docs/site

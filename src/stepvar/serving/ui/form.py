@@ -97,7 +97,7 @@ def read_plan(
     Raises:
         RequestError: When there is no such preset, size or share, or nothing is left out.
     """
-    if name != SLIDERS_ONLY and name not in plans.presets:
+    if not isinstance(name, str) or (name != SLIDERS_ONLY and name not in plans.presets):
         raise RequestError(400, f"There is no plan {str(name)[:40]!r}: take one from the list.")
     try:
         return plans.plan(name, _fractions(shares), server.drawer.schedule(settings))
