@@ -21,7 +21,7 @@ _LARGEST = 200_000
 def main() -> None:
     """Writes both files."""
     with running_browser() as browser, running_page() as address:
-        for name, width, height, scale in (("ui", 1360, 900, 1.0), ("ui-phone", 390, 844, 1.5)):
+        for name, width, height, scale in (("ui", 1360, 900, 1.0), ("ui-phone", 390, 844, 1.0)):
             context = browser.new_context(
                 viewport={"width": width, "height": height}, device_scale_factor=scale, color_scheme="light"
             )
@@ -42,8 +42,8 @@ def main() -> None:
 
 
 def _write(path: Path, picture: Image.Image) -> None:
-    """A PNG of few colours, which is enough for a page."""
-    small = picture.convert("RGB").quantize(192, dither=Image.Dither.NONE)
+    """A PNG of 256 colours, which is enough for a page."""
+    small = picture.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, kmeans=1, dither=Image.Dither.NONE)
     small.save(path, optimize=True)
     size = path.stat().st_size
     if size > _LARGEST:

@@ -160,11 +160,10 @@ def _bar(title: str, generated: Generated, colours: dict[str, tuple[int, int, in
     parts = []
     for name, spent in generated.stages:
         red, green, blue = colours[name]
-        label = name if spent > 0.07 * longest else ""
         ink = "#fff" if red + green + blue < 420 else "#1c1e24"
         parts.append(
             f'<i style="width:{100 * spent / longest:.2f}%;background:rgb({red},{green},{blue});color:{ink}"'
-            f' title="{escape(name)}: {format_seconds(spent)}">{escape(label)}</i>'
+            f' title="{escape(name)}: {format_seconds(spent)}"><span>{escape(name)}</span></i>'
         )
     return (
         f'<div class="sv-run"><span>{escape(title)}</span><div class="sv-bar">{"".join(parts)}</div>'
