@@ -19,13 +19,6 @@ def test_every_public_name_is_on_one_page_of_the_reference():
     assert sorted(named) == stepvar.__all__
 
 
-def test_every_page_is_in_the_menu():
-    menu = (ROOT / "mkdocs.yml").read_text("utf-8")
-    docs = ROOT / "docs"
-    pages = [page.relative_to(docs).as_posix() for end in ("md", "ipynb") for page in docs.rglob(f"*.{end}")]
-    assert [page for page in pages if f": {page}\n" not in menu] == []
-
-
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=[notebook.stem for notebook in NOTEBOOKS])
 def test_a_notebook_holds_no_outputs_and_its_links_lead_somewhere(notebook):
     """The site is built with outputs of its own, so that none are out of date."""

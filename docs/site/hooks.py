@@ -42,6 +42,14 @@ def linked_sources() -> dict[str, str]:
     return found
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Puts pages that the menu does not name at the end of its guides, so that a new one is never lost."""
+    menu = str(config.nav)
+    [guides] = [section["Guides"] for section in config.nav or [] if "Guides" in section]
+    guides.extend(sorted(page.name for page in DOCS.glob("*.md") if f"'{page.name}'" not in menu))
+    return config
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages that lie outside docs/."""
     for name, place in PAGES.items():
