@@ -72,7 +72,7 @@ def decode_bytes(vae: InfinityVAE, cells: int) -> int:
     tracker = MemTracker()
     latent = torch.empty(1, vae.config.codebook_dim, cells, cells, dtype=torch.float32, device="meta")
     with torch.no_grad(), tracker:
-        vae.decode(latent)
+        vae.decode_pixels(latent)
     peak = tracker.get_tracker_snapshot("peak")
     return max(int(kinds["Total"]) for kinds in peak.values())
 

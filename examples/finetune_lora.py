@@ -5,19 +5,30 @@
     accelerate launch examples/finetune_lora.py my-pictures/ --model infinity-2b/ -o my-lora/   # many GPUs
 
 The folder is an `imagefolder` of the datasets library: pictures, and a metadata.jsonl with a line
-{"file_name": "a.png", "text": "its caption"} each. Without --model the embedded model is trained, which knows
-the words of its scenes alone. The result is one file that every pipeline of the model loads:
+{"file_name": "a.png", "text": "its caption"} each. The result is one file that every pipeline of the model
+loads:
 
     pipe.load_lora_weights("my-lora/", adapter_name="mine")
     pipe.set_adapters("mine", 0.8)
+
+Without --model the embedded model is trained, which knows the words of its scenes alone. --word adds one: its
+embedding is trained with the adapter, and saved beside it (learned_embeds.safetensors).
+
+    python examples/heart_pictures.py hearts/
+    python examples/finetune_lora.py hearts/ -o heart-lora/ --word heart --like star --minutes 10
+
+    pipe.load_textual_inversion("heart-lora/")
+    pipe.load_lora_weights("heart-lora/")
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -28,15 +39,20 @@ from accelerate.utils import set_seed
 from datasets import load_dataset
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image, ImageOps
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import stepvar
 from stepvar.generation.schedule import ScaleSchedule
+from stepvar.models.common.t5 import token_ids
 from stepvar.models.common.training import bit_losses
 from stepvar.models.infinity.pipeline import InfinityPipeline
 from stepvar.models.infinity.training import teacher_forced_logits
 
 logger = logging.getLogger("finetune_lora")
+
+WORD_FILE = "learned_embeds.safetensors"
+"""What `load_textual_inversion` looks for in a folder."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +61,14 @@ class Settings:
 
     Attributes:
         steps: Steps of the optimizer.
-        batch: Pictures a step and device.
+        batch: Pictures of a step of all scales, a device.
         rate: Learning rate.
         rank: Of the adapter.
+        coarse: Share of the steps that train all scales but the last three, on four times the pictures: these
+            scales say what is where, and have a seventh of the tokens.
         flips: Most of the bits of a picture that enter its sum flipped, so that later scales learn to repair.
         dropped: Share of the captions replaced by the unconditional text, which guidance needs.
+        minutes: The training ends after so many, if not by its steps.
         seed: Of everything random.
     """
 
@@ -57,37 +76,77 @@ class Settings:
     batch: int = 4
     rate: float = 1e-3
     rank: int = 16
+    coarse: float = 0.0
     flips: float = 0.3
     dropped: float = 0.1
+    minutes: float = float("inf")
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class Example:
+    """A picture, encoded once.
+
+    Attributes:
+        features: [1, d, h, w], what the visual tokenizer quantises.
+        caption: The text.
+    """
+
+    features: Tensor
+    caption: str
+
+
 class BitLoss(nn.Module):
-    """The loss of pictures with captions: mean cross entropy of a bit, over all scales."""
+    """The loss of encoded pictures with captions: mean cross entropy of a bit, over the scales."""
 
     def __init__(self, pipeline: InfinityPipeline, schedule: ScaleSchedule, settings: Settings) -> None:
         super().__init__()
-        self.transformer = pipeline.transformer
+        self.transformer, self.text_encoder = pipeline.transformer, pipeline.text_encoder
         self.schedule, self.settings = schedule, settings
         self.patch = 2 if pipeline.vae.config.patchify else 1
         # Outside the modules of this one: the parts that are not trained.
-        self.frozen = {"pipeline": pipeline}
+        self.frozen = {"vae": pipeline.vae, "tokenizer": pipeline.tokenizer}
 
-    def forward(self, pictures: Tensor, captions: Sequence[str]) -> Tensor:
-        """pictures [B, 3, H, W] in -1..1 -> the loss in nats."""
-        pipeline, vae = self.frozen["pipeline"], self.frozen["pipeline"].vae
+    def forward(self, examples: Sequence[Example], scales: int) -> Tensor:
+        """Pictures and their captions -> the loss of the first so many scales, in nats."""
+        vae, device = self.frozen["vae"], self.transformer.device
         grids = [(scale.height, scale.width) for scale in self.schedule]
-        with torch.no_grad():
-            flips = torch.rand(len(pictures), device=pictures.device) * self.settings.flips
-            code = vae.quantize(vae.encode_features(pictures), grids, flips)
-            texts = [text.to(pictures.device) for text in pipeline.encode(captions)]
-        for index, text in enumerate(texts):
-            if torch.rand(()) < self.settings.dropped:
-                texts[index] = self.transformer.unconditional(len(text))
+        flips = torch.rand(len(examples), device=device) * self.settings.flips
+        features = torch.cat([example.features for example in examples]).to(device)
+        code = vae.quantize(features, grids, flips)
+        texts = self.encode([example.caption for example in examples])
         inputs = [functional.pixel_unshuffle(latent, self.patch) for latent in code.teacher_inputs]
-        logits = teacher_forced_logits(self.transformer, texts, inputs, self.schedule)
+        logits = teacher_forced_logits(self.transformer, texts, inputs[: scales - 1], self.schedule)
         bits = [vae.tokens_from_latent_bits(scale).flatten(1, 2) for scale in code.bits]
-        return bit_losses(logits, bits).mean()
+        return bit_losses(logits, bits[:scales]).mean()
+
+    def encode(self, captions: Sequence[str]) -> list[Tensor]:
+        """Text features [T_i, E] of captions, some of them replaced; gradients reach the text encoder."""
+        tokenizer, texts = self.frozen["tokenizer"], []
+        for caption in captions:
+            ids = token_ids(tokenizer, caption, self.transformer.config.text_length)
+            inputs = torch.tensor([ids], device=self.transformer.device)
+            features = self.text_encoder(input_ids=inputs).last_hidden_state[0].float()
+            replaced = torch.rand(()) < self.settings.dropped
+            texts.append(self.transformer.unconditional(len(ids)) if replaced else features)
+        return texts
+
+
+def add_word(pipeline: InfinityPipeline, word: str, like: str) -> nn.Parameter:
+    """Adds a word, which begins as a copy of another one; its embedding alone is to be trained.
+
+    Returns:
+        The table of embeddings, whose other rows get no gradients.
+    """
+    table = pipeline.text_encoder.get_input_embeddings().weight
+    (known,) = pipeline.tokenizer.convert_tokens_to_ids([like])
+    pipeline.load_textual_inversion({word: table[known].detach().clone()})
+    table = pipeline.text_encoder.get_input_embeddings().weight
+    chosen = torch.zeros_like(table)
+    chosen[pipeline.tokenizer.convert_tokens_to_ids(word)] = 1.0
+    table.requires_grad_(True)
+    table.register_hook(lambda gradient: gradient * chosen.to(gradient.device))
+    return table
 
 
 def read_pictures(folder: Path, height: int, width: int) -> list[tuple[Tensor, str]]:
@@ -108,18 +167,30 @@ def to_tensor(picture: Image.Image, height: int, width: int) -> Tensor:
     return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 127.5 - 1.0
 
 
-def batches(pictures: Sequence[tuple[Tensor, str]], size: int) -> Iterator[tuple[Tensor, list[str]]]:
-    """Random batches without end; every picture once before any comes again."""
-    order: list[int] = []
+@torch.no_grad()
+def encode_pictures(pipeline: InfinityPipeline, pictures: Sequence[tuple[Tensor, str]]) -> list[Example]:
+    """Encodes every picture once; the features stay in the memory of the CPU."""
+    vae = pipeline.vae
+    return [
+        Example(vae.encode_features(picture[None].to(vae.device)).cpu(), caption)
+        for picture, caption in pictures
+    ]
+
+
+def endlessly(examples: Sequence[Example]) -> Iterator[Example]:
+    """The pictures in random order, each once before any comes again."""
     while True:
-        while len(order) < size:
-            order += torch.randperm(len(pictures)).tolist()
-        chosen, order = order[:size], order[size:]
-        yield torch.stack([pictures[i][0] for i in chosen]), [pictures[i][1] for i in chosen]
+        for index in torch.randperm(len(examples)).tolist():
+            yield examples[index]
 
 
 def train(
-    pipeline: InfinityPipeline, folder: Path, output: Path, settings: Settings, dtype: str = "no"
+    pipeline: InfinityPipeline,
+    folder: Path,
+    output: Path,
+    settings: Settings,
+    dtype: str = "no",
+    word: tuple[str, str] | None = None,
 ) -> list[float]:
     """Trains an adapter and saves it.
 
@@ -129,10 +200,12 @@ def train(
         output: The new folder of the adapter.
         settings: How to train.
         dtype: Mixed precision, as for accelerate.
+        word: A new word, and a known one whose embedding it begins with.
 
     Returns:
         The loss of every step.
     """
+    start = time.monotonic()
     accelerator = Accelerator(mixed_precision=dtype)
     set_seed(settings.seed, device_specific=True)
     schedule = pipeline.schedule()
@@ -140,6 +213,8 @@ def train(
     pipeline.to(accelerator.device)
     for part in (pipeline.transformer, pipeline.vae, pipeline.text_encoder):
         part.requires_grad_(False)
+    table = [add_word(pipeline, *word)] if word else []
+    examples = encode_pictures(pipeline, pictures)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.rank,
@@ -147,13 +222,16 @@ def train(
     )
     pipeline.transformer.add_adapter(config)
     trained = [weight for weight in pipeline.transformer.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=settings.rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW([*trained, *table], lr=settings.rate, weight_decay=0.0)
     loss_of, optimizer = accelerator.prepare(BitLoss(pipeline, schedule, settings), optimizer)
-    losses = []
-    for step, (batch, captions) in zip(
-        range(settings.steps), batches(pictures, settings.batch), strict=False
-    ):
-        loss = loss_of(batch.to(accelerator.device), captions)
+    losses: list[float] = []
+    queue = endlessly(examples)
+    for step in range(settings.steps):
+        if time.monotonic() - start > 60.0 * settings.minutes:
+            break
+        coarse = len(schedule) > 3 and float(torch.rand(())) < settings.coarse
+        batch = list(islice(queue, settings.batch * (4 if coarse else 1)))
+        loss = loss_of(batch, len(schedule) - 3 if coarse else len(schedule))
         accelerator.backward(loss)
         optimizer.step()
         optimizer.zero_grad()
@@ -163,6 +241,10 @@ def train(
     if accelerator.is_main_process:
         adapter = get_peft_model_state_dict(pipeline.transformer)
         pipeline.save_lora_weights(output, adapter, transformer_lora_adapter_metadata=config.to_dict())
+        if word:
+            row = pipeline.tokenizer.convert_tokens_to_ids(word[0])
+            save_file({word[0]: table[0][row].detach().cpu().clone()}, output / WORD_FILE)
+    logger.info("%d steps in %.1f minutes", len(losses), (time.monotonic() - start) / 60.0)
     return losses
 
 
@@ -176,19 +258,45 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=Settings.batch)
     parser.add_argument("--rate", type=float, default=Settings.rate)
     parser.add_argument("--rank", type=int, default=Settings.rank)
+    parser.add_argument("--coarse", type=float, default=Settings.coarse)
+    parser.add_argument("--minutes", type=float, default=Settings.minutes)
+    parser.add_argument("--word", help="a new word of the captions")
+    parser.add_argument("--like", help="a known word, as which the new one begins")
     parser.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"), default="no")
     parser.add_argument("--prompt", help="draws before.png and after.png into the output folder")
     options = parser.parse_args()
+    if bool(options.word) != bool(options.like):
+        parser.error("--word and --like belong together: a new word begins as a known one.")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     pipeline = InfinityPipeline.from_pretrained(options.model) if options.model else stepvar.load_embedded()
-    settings = Settings(options.steps, options.batch, options.rate, options.rank)
+    settings = Settings(
+        options.steps,
+        options.batch,
+        options.rate,
+        options.rank,
+        options.coarse,
+        minutes=options.minutes,
+    )
     options.output.mkdir(parents=True, exist_ok=True)
+    word = (options.word, options.like) if options.word else None
     if options.prompt:
-        pipeline(options.prompt, seed=0).images[0].save(options.output / "before.png")
-    train(pipeline, options.pictures, options.output, settings, options.mixed_precision)
+        # The model does not know the new word yet, so the known one stands for it.
+        before = options.prompt.replace(*word) if word else options.prompt
+        draw(pipeline, before, options.output / "before.png")
+    train(pipeline, options.pictures, options.output, settings, options.mixed_precision, word)
     if options.prompt:
-        pipeline(options.prompt, seed=0).images[0].save(options.output / "after.png")
+        draw(pipeline, options.prompt, options.output / "after.png")
     logger.info("saved in %s", options.output)
+
+
+def draw(pipeline: InfinityPipeline, prompt: str, file: Path) -> None:
+    """A row of four pictures."""
+    pictures = pipeline(prompt, seed=0, num_images_per_prompt=4).images
+    width, height = pictures[0].size
+    row = Image.new("RGB", (4 * width, height))
+    for place, picture in enumerate(pictures):
+        row.paste(picture, (place * width, 0))
+    row.save(file)
 
 
 if __name__ == "__main__":

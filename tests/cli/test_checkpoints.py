@@ -26,7 +26,11 @@ def case(tmp_path_factory):
     with torch.no_grad():
         image = torch.rand(1, 3, 16, 16) * 2 - 1
         code = tokenizer.encode(image, [entry[1:] for entry in schedule])
-        tensors = {"input.image": image, "enc.z": code.latent, "dec.recon": tokenizer.decode(code.latent)}
+        tensors = {
+            "input.image": image,
+            "enc.z": code.latent,
+            "dec.recon": tokenizer.decode_pixels(code.latent),
+        }
     save_file({key: value.contiguous() for key, value in tensors.items()}, folder / "tensors.safetensors")
     save_file(tokenizer.state_dict(), folder / "vae.safetensors")
     info = {"official_repo": "FoundationVision/Infinity", "schedule": schedule, "tensors": {}}

@@ -433,7 +433,7 @@ def test_the_image_processor_draws_what_a_call_draws(name):
     height, _ = pipeline.pixels(pipeline.schedule())
     assert latents(output).shape[-2] * pipeline.vae_scale_factor == height
     if not pipeline.draws_videos:
-        decoded = pipeline.vae.decode(latents(output))
+        decoded = pipeline.vae.decode(latents(output), return_dict=False)[0]
         [picture] = pipeline.image_processor.postprocess(decoded)
         assert np.array_equal(np.asarray(picture), pixels(call(pipeline, name)))
 

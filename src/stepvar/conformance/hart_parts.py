@@ -160,7 +160,7 @@ def _hybrid(comparison: Comparison, tokenizer: HARTVAE, features: Tensor, grids:
         pixels = tokenizer.decoder(tokenizer.post_quant_conv(latent))
         check(f"dec.preclamp_from_{name}", pixels)
         check(f"dec.image_from_{name}", pixels.clamp(-1.0, 1.0))
-    check("dec.image_direct_from_f", tokenizer.decode(features))
+    check("dec.image_direct_from_f", tokenizer.decode_pixels(features))
 
 
 def _plain(comparison: Comparison, tokenizer: HARTVAE, features: Tensor, grids: Sequence[Grid]) -> None:
@@ -171,7 +171,7 @@ def _plain(comparison: Comparison, tokenizer: HARTVAE, features: Tensor, grids: 
     for scale, (index, latent) in enumerate(zip(code.index, code.partial_latents, strict=True)):
         check(f"var.idx{scale}", index)
         check(f"var.fhat{scale}", latent)
-    check("var.image_last", tokenizer.decode(code.latent))
+    check("var.image_last", tokenizer.decode_pixels(code.latent))
     inputs = [
         map_tokens(latent, grid) for latent, grid in zip(code.partial_latents[:-1], grids[1:], strict=True)
     ]

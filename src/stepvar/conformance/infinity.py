@@ -126,7 +126,7 @@ def run_generation(
     for handle in handles:
         handle.remove()
     comparison.check("final.summed_codes", result.latent)
-    image = tokenizer.decode(result.latent)
+    image = tokenizer.decode_pixels(result.latent)
     picture = ((image + 1) / 2 * 255).to(torch.uint8).permute(0, 2, 3, 1).flip(3)
     for name in comparison.case.tensors:
         if name.startswith("final.decoded"):

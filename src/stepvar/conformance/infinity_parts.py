@@ -56,14 +56,14 @@ def run_tokenizer(comparison: Comparison, tokenizer: InfinityVAE) -> None:
         comparison.check(f"enc.residual{index}", residual.unsqueeze(2))
     for index, area in enumerate(code.area_inputs):
         comparison.check(f"enc.var_input{index}", area.unsqueeze(2))
-    comparison.check("dec.recon", tokenizer.decode(code.latent))
+    comparison.check("dec.recon", tokenizer.decode_pixels(code.latent))
     for handle in handles:
         handle.remove()
     summed = latent_from_bits(code.bits, grids[-1])
     comparison.check("dec.from_bits_summed_codes", summed.unsqueeze(2))
-    comparison.check("dec.from_bits_recon", tokenizer.decode(summed))
+    comparison.check("dec.from_bits_recon", tokenizer.decode_pixels(summed))
     if "dec2.z" in comparison.case.tensors:
-        comparison.check("dec2.recon", tokenizer.decode(comparison.take("dec2.z")))
+        comparison.check("dec2.recon", tokenizer.decode_pixels(comparison.take("dec2.z")))
 
 
 def _tokenizer_grids(

@@ -182,7 +182,7 @@ def _run_generation(
     _sample(comparison, session, _guidance(info, weights), temperatures, _encoded_bits(comparison, tokenizer))
     latent = session.video()
     comparison.check("summed_codes", latent)
-    decoded = tokenizer.decode(latent)
+    decoded = tokenizer.decode_pixels(latent)
     _check_frames(comparison, decoded)
     comparison.check("image_uint8_bgr", to_bytes(decoded[0])[None].flip(-1))
 
@@ -205,7 +205,7 @@ def _run_continuation(
     _sample(comparison, session, _guidance(info, weights), _per_step(info, _taus(info), "tau"))
     drawn = session.video()
     comparison.check("summed_codes", before.after(drawn).former)
-    decoded = tokenizer.decode(before.joined(drawn))
+    decoded = tokenizer.decode_pixels(before.joined(drawn))
     _check_frames(comparison, decoded, [0, 1, decoded.shape[2] - 1])
     shown = to_bytes(decoded[0])[-4 * frames :]
     comparison.check("image_uint8_bgr_frames", shown[[0, 1, 2, -1]][None].flip(-1))
@@ -350,7 +350,7 @@ def _run_tokenizer(comparison: Comparison, tokenizer: InfinityStarVAE) -> None:
         latent = tokenizer.encode(comparison.take(f"{name}.x"), noise, partial(probe, f"{name}.enc"))
         comparison.check(f"{name}.z", latent)
     for name in _names(comparison.case, ".decoded"):
-        decoded = tokenizer.decode(comparison.take(f"{name}.z"), probe=partial(probe, f"{name}.dec"))
+        decoded = tokenizer.decode_pixels(comparison.take(f"{name}.z"), probe=partial(probe, f"{name}.dec"))
         places = _stored_frames(comparison.case, name)
         comparison.check(f"{name}.decoded", decoded if places is None else decoded[:, :, places])
 

@@ -97,7 +97,7 @@ def _run_generation(comparison: Comparison, transformer: SwittiTransformer, toke
     result = generate(session, guidance=guidance, sampler=sampler, probe=probe)
     for handle in handles:
         handle.remove()
-    comparison.check("image", (tokenizer.decode(result.latent) + 1) / 2)
+    comparison.check("image", (tokenizer.decode_pixels(result.latent) + 1) / 2)
 
 
 def _features(comparison: Comparison) -> tuple[TextFeatures, TextFeatures]:

@@ -69,7 +69,7 @@ def _run_generation(comparison: Comparison, transformer: VARTransformer, tokeniz
     session = VARSession(transformer, tokenizer.quantizer, _classes(call, transformer, sampler), guided=True)
     probe = partial(check_landmark, comparison, session)
     result = generate(session, guidance=guidance, sampler=sampler, probe=probe)
-    comparison.check("image", (tokenizer.decode(result.latent) + 1) / 2)
+    comparison.check("image", (tokenizer.decode_pixels(result.latent) + 1) / 2)
 
 
 def _classes(call: dict[str, Any], transformer: VARTransformer, sampler: ReplaySampler) -> Tensor:
@@ -105,12 +105,12 @@ def _run_tokenizer(comparison: Comparison, tokenizer: VARVAE) -> None:
         check(f"tokens.{scale:02}", index)
         check(f"f_hat.{scale:02}", latent)
     check("teacher_input", torch.cat(_teacher_inputs(code.partial_latents, grids), dim=1))
-    check("recon", tokenizer.decode(code.latent))
+    check("recon", tokenizer.decode_pixels(code.latent))
     for handle in handles:
         handle.remove()
     for name in comparison.case.tensors:
         if match := re.fullmatch(r"recon_scale(\d+)", name):
-            check(name, tokenizer.decode(code.partial_latents[int(match[1])][:1]))
+            check(name, tokenizer.decode_pixels(code.partial_latents[int(match[1])][:1]))
 
 
 def _grids(case: Case) -> list[tuple[int, int]]:

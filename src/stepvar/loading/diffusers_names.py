@@ -1,8 +1,8 @@
 """Our pipelines under their names in diffusers, so that its own openers find them.
 
-`DiffusionPipeline.from_pretrained` looks a pipeline's class up as an attribute of `diffusers`, and
-`AutoPipelineForText2Image` in a table. Both get an entry for every pipeline of ours whose name is free, when
-they are imported and not before: diffusers takes seconds. Nothing that diffusers has is replaced.
+`DiffusionPipeline.from_pretrained` looks a pipeline's class up as an attribute of `diffusers`, which finds
+ours when they are asked for. `AutoPipelineForText2Image` looks into a table, which gets them when it is
+imported and not before: diffusers takes seconds. Nothing that diffusers has is replaced.
 """
 
 from __future__ import annotations
@@ -23,25 +23,47 @@ if TYPE_CHECKING:
 def _add_attributes() -> None:
     import diffusers
 
-    # It is our own pipelines that are importing diffusers: each adds itself when it is complete.
-    if "stepvar.checkpoints.checked_pipeline" in sys.modules:
+    ours = {spec.pipeline_name: spec for spec in MODELS}
+    theirs = set(dir(diffusers))
+    names = vars(diffusers)
+    other = names.get("__getattr__")
+    if getattr(other, "__module__", None) == __name__:
         return
-    for spec in MODELS:
-        if not hasattr(diffusers, spec.pipeline_name):
-            setattr(diffusers, spec.pipeline_name, spec.pipeline_class)
+
+    def find(name: str) -> Any:
+        """An attribute that the module has not: one of our pipelines, imported now."""
+        if name in ours and name not in theirs:
+            return ours[name].pipeline_class
+        if other is not None:
+            return other(name)
+        raise AttributeError(f"module 'diffusers' has no attribute {name!r}")
+
+    names["__getattr__"] = find
+
+
+_TABLES = {
+    "text-to-image": ("AUTO_TEXT2IMAGE_PIPELINES_MAPPING",),
+    "text-to-video": (
+        "AUTO_TEXT2VIDEO_PIPELINES_MAPPING",
+        "AUTO_IMAGE2VIDEO_PIPELINES_MAPPING",
+        "AUTO_VIDEO2VIDEO_PIPELINES_MAPPING",
+    ),
+}
+"""Task of a model -> tables of diffusers' automatic pipelines; older versions have none of videos."""
 
 
 def _add_to_table() -> None:
     from diffusers.pipelines import auto_pipeline
 
-    table: dict[str, Any] = auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING
     for spec in MODELS:
-        if spec.task == "text-to-image":
-            table.setdefault(f"stepvar-{spec.key}", spec.pipeline_class)
+        for name in _TABLES.get(spec.task, ()):
+            table: dict[str, Any] | None = getattr(auto_pipeline, name, None)
+            if table is not None:
+                table.setdefault(f"stepvar-{spec.key}", spec.pipeline_class)
 
 
 _ACTIONS: dict[str, Callable[[], None]] = {
-    "diffusers.pipelines.pipeline_utils": _add_attributes,
+    "diffusers": _add_attributes,
     "diffusers.pipelines.auto_pipeline": _add_to_table,
 }
 """Module of diffusers -> what is added once it was imported."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence, Sized
 from typing import Any, Protocol
 
 import torch
+from diffusers.loaders.textual_inversion import TextualInversionLoaderMixin
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -55,12 +56,15 @@ class VisualDecoder(Protocol):
         """Pixels per latent position in each direction."""
         ...
 
-    def decode(self, latent: Tensor, in_strips: bool = ...) -> Tensor:
-        """Accumulated codes [B, d, (t,) h, w] -> pixels [B, 3, (F,) H, W] in -1..1."""
+    use_tiling: bool
+    use_slicing: bool
+
+    def decode(self, z: Tensor, return_dict: bool = ...) -> Any:
+        """Accumulated codes [B, d, (t,) h, w] -> pixels [B, 3, (F,) H, W] in -1..1, in a tuple or output."""
         ...
 
 
-class TextPipeline(PlacedPipeline):
+class TextPipeline(PlacedPipeline, TextualInversionLoaderMixin):
     """A pipeline that may have text encoders, each with its tokenizer."""
 
     text_encoder: PreTrainedModel | None
@@ -96,6 +100,21 @@ class TextPipeline(PlacedPipeline):
                     f"The prompt has {length} tokens, but the model reads at most {self.text_length}: "
                     f"shorten it by {length - self.text_length} ({prompt[:60]!r}...)."
                 )
+
+    def load_textual_inversion(self, *args: Any, **kwargs: Any) -> None:
+        """Adds words to a tokenizer and their embeddings to its text encoder, as in diffusers.
+
+        Args:
+            args, kwargs: A folder, a hub id, a safetensors file or a dictionary {word: [E]}; `tokenizer` and
+                `text_encoder` where a pipeline has several.
+
+        Raises:
+            ValueError: When there is no text encoder, or the word is known already.
+        """
+        if "tokenizer" not in kwargs:
+            self.text_parts()
+        # Nothing but safetensors: other files could run code.
+        super().load_textual_inversion(*args, **{"use_safetensors": True, **kwargs})
 
     def text_parts(self, suffix: str = "") -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
         """Tokenizer and text encoder; a suffix names the second ones of a model that has two.

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-import torch
 from torch import Tensor
 
 from stepvar.editing.masks import LATE_SCALES, MARGIN
@@ -288,10 +287,8 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
 
     def decode_codes(self, codes: Tensor) -> Tensor:
         """Accumulated codes [B, d, h, w] as pixels in -1..1, as much at a time as `enable_vae_*` allow."""
-        parts = codes.split(1) if self.slices_vae or self.tiles_vae else (codes,)
-        options = {"in_strips": True} if self.tiles_vae else {}
-        pixels = [self.vae.decode(part, **options) for part in parts]
-        return torch.cat(pixels) if len(pixels) > 1 else pixels[0]
+        pixels: Tensor = self.vae.decode(codes, return_dict=False)[0]
+        return pixels
 
     def report(self, result: Generation, request: Asked) -> Report:
         """How a request was carried out."""

@@ -29,13 +29,12 @@ class PlacedPipeline(CheckedPipeline, LoraPipeline):
 
     Attributes:
         streams_layers: Whether it can run with layers that come to the device one by one.
-        tiles_vae: Whether a picture is decoded part by part.
-        slices_vae: Whether the pictures of a batch are decoded one by one.
     """
 
     streams_layers = False
-    tiles_vae = False
-    slices_vae = False
+
+    if TYPE_CHECKING:
+        vae: Any
 
     @property
     def model_cpu_offload_seq(self) -> str:  # type: ignore[override]  # diffusers types it as None
@@ -108,19 +107,19 @@ class PlacedPipeline(CheckedPipeline, LoraPipeline):
         of 3 (counted tensor by tensor), for 2.5 times the operations of the decoder. Its pixels are those of
         a whole decode but for rounding, at most 1/255. Tiles of videos are blended where they overlap.
         """
-        self.tiles_vae = True
+        self.vae.enable_tiling()
 
     def disable_vae_tiling(self) -> None:
         """Decodes as a whole again."""
-        self.tiles_vae = False
+        self.vae.disable_tiling()
 
     def enable_vae_slicing(self) -> None:
         """Decodes the pictures of a batch one after the other; videos always are."""
-        self.slices_vae = True
+        self.vae.enable_slicing()
 
     def disable_vae_slicing(self) -> None:
         """Decodes the pictures of a batch together again."""
-        self.slices_vae = False
+        self.vae.disable_slicing()
 
     def enable_attention_slicing(self, *args: Any, **kwargs: Any) -> None:
         """Raises ValueError: attention is never sliced here."""

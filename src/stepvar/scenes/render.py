@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 
 import numpy as np
@@ -17,6 +17,7 @@ OUTLINE_WIDTH: float = 2.0
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
+Distance = Callable[[Floats, Floats, float], Floats]
 
 _SQUARE_HALF_SIDE = 0.88
 _RING_HOLE = 0.42
@@ -25,7 +26,9 @@ _STAR_INNER = 0.5
 _DOT_RADIUS = 2.0
 
 
-def render(scene: Scene, size: int = CANVAS, seed: int = 0) -> Bytes:
+def render(
+    scene: Scene, size: int = CANVAS, seed: int = 0, shapes: Mapping[str, Distance] | None = None
+) -> Bytes:
     """Render a scene.
 
     Objects scale with the canvas; the periods of textures and the width of outlines stay in pixels, and
@@ -35,14 +38,17 @@ def render(scene: Scene, size: int = CANVAS, seed: int = 0) -> Bytes:
         scene: what to draw.
         size: side of the picture in pixels.
         seed: chooses the irregularities of the background.
+        shapes: distances of further shapes by name, as `signed_distance` gives them: (offsets to the right,
+            offsets downwards, radius) -> pixels to the edge.
 
     Returns:
         The picture, uint8 [size, size, 3].
     """
+    known = {**_DISTANCES, **(shapes or {})}
     picture = background(scene.background, size, np.random.default_rng(seed))
     scale = size / scene.canvas
     for item in scene.objects:
-        _draw(picture, item, scale)
+        _draw(picture, item, scale, known[item.shape])
     return picture
 
 
@@ -88,7 +94,7 @@ def _pixel_centres(size: int) -> Floats:
     return np.arange(size, dtype=np.float32) + np.float32(0.5)
 
 
-def _draw(picture: Bytes, item: SceneObject, scale: float) -> None:
+def _draw(picture: Bytes, item: SceneObject, scale: float, shape: Distance) -> None:
     """Blend one object into the picture; only its bounding box is touched."""
     size = picture.shape[0]
     x, y, radius = item.x * scale, item.y * scale, item.radius * scale
@@ -97,7 +103,7 @@ def _draw(picture: Bytes, item: SceneObject, scale: float) -> None:
     centres = _pixel_centres(size)
     across = (centres[left:right] - np.float32(x))[None, :]
     down = (centres[top:bottom] - np.float32(y))[:, None]
-    distance = signed_distance(item.shape, across, down, radius)
+    distance = shape(across, down, radius)
     body = np.clip(0.5 - distance, 0, 1)[..., None]
     fill = np.clip(0.5 - OUTLINE_WIDTH - distance, 0, 1)[..., None]
     base = np.asarray(OBJECT_COLOURS[item.colour], dtype=np.float32)
@@ -161,7 +167,7 @@ def _star(x: Floats, y: Floats, radius: float) -> Floats:
     return (x * np.float32(-edge_y) + (y - np.float32(tip)) * np.float32(edge_x)) / np.float32(length)
 
 
-_DISTANCES: dict[str, Callable[[Floats, Floats, float], Floats]] = {
+_DISTANCES: dict[str, Distance] = {
     "circle": _circle,
     "square": _square,
     "triangle": _triangle,

@@ -210,7 +210,7 @@ def test_pictures_come_in_the_form_asked_for(pipeline):
     assert np.array_equal((array[0] * 255).astype(np.uint8), picture)
     assert torch.equal(tensor.permute(0, 2, 3, 1), torch.from_numpy(array))
     assert latent.shape == (1, 4, 12, 10)
-    decoded = pipeline.vae.decode(latent)
+    decoded = pipeline.vae.decode_pixels(latent)
     torch.testing.assert_close((decoded + 1) / 2, tensor)
 
 

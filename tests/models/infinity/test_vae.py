@@ -72,7 +72,7 @@ def computed_tensors(model: InfinityVAE, case: dict, stored: dict) -> dict[str, 
     with torch.no_grad():
         features = model.encode_features(stored["input.image"])
         code = quantize_multiscale(features, grids)
-        result = {"enc.h": features, "enc.z": code.latent, "dec.recon": model.decode(code.latent)}
+        result = {"enc.h": features, "enc.z": code.latent, "dec.recon": model.decode_pixels(code.latent)}
         result["dec.from_bits_summed_codes"] = latent_from_bits(code.bits, grids[-1])[:, :, None]
         rows_columns = re.search(
             r"\[\.\.\., (\d*):(\d*), (\d*):(\d*)\]",
@@ -80,9 +80,9 @@ def computed_tensors(model: InfinityVAE, case: dict, stored: dict) -> dict[str, 
         )
         if rows_columns:
             top, bottom, left, right = (int(text) if text else None for text in rows_columns.groups())
-            picture = model.decode(latent_from_bits(code.bits, grids[-1]))
+            picture = model.decode_pixels(latent_from_bits(code.bits, grids[-1]))
             result["dec.from_bits_recon"] = picture[..., top:bottom, left:right]
-        result["dec2.recon"] = model.decode(stored["dec2.z"])
+        result["dec2.recon"] = model.decode_pixels(stored["dec2.z"])
     for index, bits in enumerate(code.bits):
         result[f"enc.bits{index}"] = bits[:, None].to(torch.uint8)
         result[f"enc.residual{index}"] = code.residuals[index][:, :, None]
@@ -261,7 +261,7 @@ def test_dtypes_run_and_quantise_in_float32(dtype):
     model = small_tokenizer().to(dtype)
     with torch.no_grad():
         code = model.encode(torch.rand(1, 3, 32, 16) * 2 - 1, [(1, 1), (4, 2)])
-        picture = model.decode(code.latent)
+        picture = model.decode_pixels(code.latent)
     assert code.latent.dtype == picture.dtype == torch.float32
     assert picture.isfinite().all()
 
@@ -270,10 +270,12 @@ def test_channels_last_changes_nothing():
     model = small_tokenizer()
     latent = torch.randn(1, 14, 5, 4)
     with torch.no_grad():
-        expected = model.decode(latent)
-        torch.testing.assert_close(model.decode(latent.to(memory_format=torch.channels_last)), expected)
+        expected = model.decode_pixels(latent)
+        torch.testing.assert_close(
+            model.decode_pixels(latent.to(memory_format=torch.channels_last)), expected
+        )
         model.to(memory_format=torch.channels_last)
-        torch.testing.assert_close(model.decode(latent), expected, atol=2e-5, rtol=0)
+        torch.testing.assert_close(model.decode_pixels(latent), expected, atol=2e-5, rtol=0)
 
 
 def test_save_and_load(tmp_path):

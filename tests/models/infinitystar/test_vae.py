@@ -24,10 +24,10 @@ def latent():
 @pytest.mark.parametrize("frames", [1, 2, 5, 6])
 def test_a_streamed_video_equals_one_that_is_decoded_at_once(tokenizer, latent, frames):
     part = latent[:, :, :frames]
-    whole = tokenizer.decode(part, chunk=frames)
+    whole = tokenizer.decode_pixels(part, chunk=frames)
     assert whole.shape == (1, 3, 1 + 4 * (frames - 1), 16, 32)
     for chunk in (1, 2, 3):
-        torch.testing.assert_close(tokenizer.decode(part, chunk), whole, atol=1e-6, rtol=0)
+        torch.testing.assert_close(tokenizer.decode_pixels(part, chunk=chunk), whole, atol=1e-6, rtol=0)
 
 
 @torch.no_grad()
@@ -46,7 +46,7 @@ def test_a_stream_remembers_two_frames_a_convolution_whatever_the_length(tokeniz
 def test_what_comes_later_never_changes_earlier_frames(tokenizer, latent):
     changed = latent.clone()
     changed[:, :, 3:] += 1.0
-    before, after = tokenizer.decode(latent[:, :, :5]), tokenizer.decode(changed[:, :, :5])
+    before, after = tokenizer.decode_pixels(latent[:, :, :5]), tokenizer.decode_pixels(changed[:, :, :5])
     assert torch.equal(before[:, :, :9], after[:, :, :9])
     assert not torch.allclose(before[:, :, 9:], after[:, :, 9:])
 
@@ -54,7 +54,7 @@ def test_what_comes_later_never_changes_earlier_frames(tokenizer, latent):
 @torch.no_grad()
 def test_tiles_with_a_wide_overlap_equal_the_whole_picture(tokenizer):
     latent = torch.randn(1, 64, 1, 1, 120, generator=torch.Generator().manual_seed(2))
-    whole = tokenizer.decode(latent)
+    whole = tokenizer.decode_pixels(latent)
     [tiled] = tokenizer.decode_tiled(latent, tile=106, overlap=52)
     torch.testing.assert_close(tiled, whole, atol=1e-5, rtol=0)
 
@@ -63,7 +63,7 @@ def test_tiles_with_a_wide_overlap_equal_the_whole_picture(tokenizer):
 def test_tiles_with_a_narrow_overlap_are_close(tokenizer):
     latent = torch.randn(1, 64, 2, 1, 8, generator=torch.Generator().manual_seed(3))
     tiled = torch.cat(list(tokenizer.decode_tiled(latent, tile=5, overlap=2)), dim=2)
-    whole = tokenizer.decode(latent)
+    whole = tokenizer.decode_pixels(latent)
     assert tiled.shape == whole.shape
     assert (tiled - whole).abs().mean() < 0.5 * whole.std()
 
@@ -119,7 +119,7 @@ def test_frames_are_spread_over_the_first_seconds():
 @torch.no_grad()
 def test_the_last_norm_is_shown_before_its_activation(tokenizer, latent):
     shown = {}
-    decoded = tokenizer.decode(latent[:, :, :1], probe=shown.__setitem__)
+    decoded = tokenizer.decode_pixels(latent[:, :, :1], probe=shown.__setitem__)
     normed = shown["norm_out.chunk0"]
     assert (normed < -0.3).any(), "a SiLU never falls below -0.28"
     last = tokenizer.decoder.conv_out(torch.nn.functional.silu(normed), Stream())

@@ -122,7 +122,7 @@ def test_pictures_come_in_the_form_asked_for(pipeline):
     assert np.array_equal((array[0] * 255).astype(np.uint8), picture)
     assert latent.shape == (1, 8, 8, 8)
     tensor = pipeline(0, seed=1, output_type="pt").images
-    torch.testing.assert_close((pipeline.vae.decode(latent) + 1) / 2, tensor)
+    torch.testing.assert_close((pipeline.vae.decode(latent).sample + 1) / 2, tensor)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from stepvar.generation.attention import attention
-from stepvar.models.common.base import BlockList, ConfiguredModel
+from stepvar.models.common.autoencoder import Autoencoder
+from stepvar.models.common.base import BlockList
 from stepvar.models.common.resizing import Grid
 from stepvar.models.common.strip_decoding import decode_in_strips
 from stepvar.models.common.vector_quantizer import MultiScaleIndex, VectorQuantizer
@@ -194,7 +195,7 @@ class VectorQuantizedVAEConfig(Mapping[str, Any]):
     refinement_share: float
 
 
-class VectorQuantizedVAE(ConfiguredModel[VectorQuantizedVAEConfig]):
+class VectorQuantizedVAE(Autoencoder[VectorQuantizedVAEConfig]):
     """Pictures to code indices per scale and back.
 
     Args:
@@ -254,7 +255,7 @@ class VectorQuantizedVAE(ConfiguredModel[VectorQuantizedVAEConfig]):
         """Encode pictures ``[B, 3, H, W]`` in [-1, 1] to the codes of every scale, coarse to fine."""
         return self.quantizer.quantize(self.encode_features(image), grids)
 
-    def decode(self, latent: Tensor, in_strips: bool = False) -> Tensor:
+    def decode_pixels(self, latent: Tensor, in_strips: bool = False) -> Tensor:
         """Decode summed codes ``[B, D, H/s, W/s]`` to pictures ``[B, 3, H, W]``, float32 in [-1, 1].
 
         Args:
@@ -277,4 +278,4 @@ class VectorQuantizedVAE(ConfiguredModel[VectorQuantizedVAEConfig]):
         """
         if not index:
             raise ValueError("codes of at least one scale are needed, got none")
-        return self.decode(self.quantizer.partial_latents(index, grids)[-1])
+        return self.decode_pixels(self.quantizer.partial_latents(index, grids)[-1])

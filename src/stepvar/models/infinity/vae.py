@@ -24,7 +24,8 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401
 from torch import Tensor, nn
 
-from stepvar.models.common.base import BlockList, ConfiguredModel
+from stepvar.models.common.autoencoder import Autoencoder
+from stepvar.models.common.base import BlockList
 from stepvar.models.common.strip_decoding import decode_in_strips
 from stepvar.models.infinity.quantizer import (
     Grid,
@@ -238,7 +239,7 @@ class InfinityVAEConfig(Mapping[str, Any]):
     pixel_block: int
 
 
-class InfinityVAE(ConfiguredModel[InfinityVAEConfig]):
+class InfinityVAE(Autoencoder[InfinityVAEConfig]):
     """The bitwise autoencoder: pictures to bits per scale and back.
 
     Args:
@@ -363,7 +364,7 @@ class InfinityVAE(ConfiguredModel[InfinityVAEConfig]):
         """Encode pictures ``[B, 3, H, W]`` in [-1, 1] to the bits of every scale."""
         return self.quantize(self.encode_features(image), schedule)
 
-    def decode(self, latent: Tensor, in_strips: bool = False) -> Tensor:
+    def decode_pixels(self, latent: Tensor, in_strips: bool = False) -> Tensor:
         """Decode the summed codes ``[B, d, H/s, W/s]`` to pictures ``[B, 3, H, W]``, float32 in [-1, 1].
 
         Args:
@@ -381,7 +382,7 @@ class InfinityVAE(ConfiguredModel[InfinityVAEConfig]):
                 picture of the same size.
             schedule: token grids; the last one sets the size.
         """
-        return self.decode(latent_from_bits(bits, self.latent_grids(schedule)[-1]))
+        return self.decode_pixels(latent_from_bits(bits, self.latent_grids(schedule)[-1]))
 
     def tokens_from_latent_bits(self, bits: Tensor) -> Tensor:
         """Latent bits ``[B, H_k, W_k, d]`` to the token bits ``[B, h_k, w_k, D]`` a transformer predicts."""

@@ -19,9 +19,6 @@ from stepvar.models.infinitystar.interactive import Continuation
 from stepvar.models.infinitystar.vae import InfinityStarVAE
 from stepvar.models.output import describe_media, describe_run, require_finite_pixels
 
-USUAL_TILE = 32
-"""Side in latent cells of a tile, where tiles were asked for without a size."""
-
 
 @dataclass(repr=False)
 class VideoOutput(BaseOutput):

@@ -25,7 +25,6 @@ from stepvar.models.infinitystar.checkpoints import check_pair
 from stepvar.models.infinitystar.conditioning import VideoInput, encode_known_clips, start_continuation
 from stepvar.models.infinitystar.interactive import Continuation
 from stepvar.models.infinitystar.output import (
-    USUAL_TILE,
     Decoding,
     DrawnVideo,
     VideoOutput,
@@ -44,6 +43,7 @@ from stepvar.models.infinitystar.schedules import VideoSchedule
 from stepvar.models.infinitystar.session import InfinityStarSession, TextPrefix
 from stepvar.models.infinitystar.summaries import PlannedVideos
 from stepvar.models.infinitystar.text import format_prompt
+from stepvar.models.infinitystar.tiling import USUAL_TILE
 from stepvar.models.infinitystar.transformer import InfinityStarTransformer
 from stepvar.models.infinitystar.vae import DECODER_CHUNK, InfinityStarVAE
 from stepvar.models.output import CALLBACK_TENSORS, CallOptions, StageTimer, StepCallback
@@ -234,7 +234,7 @@ class InfinityStarPipeline(PlannedVideos):
             timer=StageTimer(self._execution_device),
             plan=plan,
             decoding=Decoding(
-                decode_chunk, USUAL_TILE if decode_tile is None and self.tiles_vae else decode_tile
+                decode_chunk, USUAL_TILE if decode_tile is None and self.vae.use_tiling else decode_tile
             ),
         )
 

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+USUAL_TILE = 32
+"""Side in latent cells of a tile, where tiles were asked for without a size."""
+
 
 def decode_tiles(
     decode: Callable[[Tensor], Iterator[Tensor]],

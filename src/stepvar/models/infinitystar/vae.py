@@ -22,7 +22,8 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401
 from torch import Tensor, nn
 
-from stepvar.models.common.base import BlockList, ConfiguredModel
+from stepvar.models.common.autoencoder import Autoencoder
+from stepvar.models.common.base import BlockList
 from stepvar.models.infinitystar.convolutions import (
     CausalConvolution,
     ChannelNorm,
@@ -32,7 +33,7 @@ from stepvar.models.infinitystar.convolutions import (
     Stream,
     Upsample,
 )
-from stepvar.models.infinitystar.tiling import decode_tiles
+from stepvar.models.infinitystar.tiling import USUAL_TILE, decode_tiles
 
 Probe = Callable[[str, Tensor], None]
 """Called with (name, tensor) at the landmarks of every chunk."""
@@ -156,7 +157,7 @@ class InfinityStarVAEConfig(Mapping[str, Any]):
     with_encoder: bool
 
 
-class InfinityStarVAE(ConfiguredModel[InfinityStarVAEConfig]):
+class InfinityStarVAE(Autoencoder[InfinityStarVAEConfig]):
     """Videos to latents and back; pictures are videos of one frame.
 
     Args:
@@ -245,9 +246,25 @@ class InfinityStarVAE(ConfiguredModel[InfinityStarVAEConfig]):
             mean = mean + torch.exp(0.5 * log_variance.clamp(-30.0, 20.0)) * noise.to(mean)
         return self.latent_scale(_on_channels(self.proj_down, mean))
 
-    def decode(self, latent: Tensor, chunk: int = DECODER_CHUNK, probe: Probe | None = None) -> Tensor:
-        """Latents [B, C, T, H, W] -> frames [B, 3, F, 16 H, 16 W], float32, near -1..1, not clamped."""
-        return torch.cat(list(self.decode_stream(latent, chunk, probe)), dim=2)
+    def decode_pixels(
+        self,
+        latent: Tensor,
+        in_strips: bool = False,
+        chunk: int = DECODER_CHUNK,
+        probe: Probe | None = None,
+    ) -> Tensor:
+        """Latents [B, C, T, H, W] -> frames [B, 3, F, 16 H, 16 W], float32, near -1..1, not clamped.
+
+        Args:
+            latent: The codes.
+            in_strips: Decode tiles of the frames, one after the other: less memory, more time.
+            chunk, probe: As for `decode_stream`; a probe sees whole frames only.
+        """
+        if in_strips:
+            chunks = self.decode_tiled(latent, USUAL_TILE, USUAL_TILE // 4, chunk)
+        else:
+            chunks = self.decode_stream(latent, chunk, probe)
+        return torch.cat(list(chunks), dim=2)
 
     def decode_stream(
         self, latent: Tensor, chunk: int = DECODER_CHUNK, probe: Probe | None = None

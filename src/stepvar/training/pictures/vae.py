@@ -118,7 +118,7 @@ def measure_vae(
     device = next(vae.parameters()).device
     target = to_signed(pictures.to(device))
     code = vae.encode(target, grids)
-    decoded = [vae.decode(latent) for latent in code.partial_latents[4:]]
+    decoded = [vae.decode_pixels(latent) for latent in code.partial_latents[4:]]
     measures = {
         "evaluation_psnr": [round(mean_psnr(picture, target), 2) for picture in decoded],
         "evaluation_entropy": [round(value, 3) for value in scale_entropies(code.bits).tolist()],

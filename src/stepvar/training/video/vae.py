@@ -106,7 +106,7 @@ class VideoVAETrainer(VAETrainer[VideoVAETraining, InfinityStarVAE]):
         whole = len(target) - self.truncated(len(target))
         if whole < len(target):
             latent, target = _truncate(steps, features, latent, target, whole)
-        video = self.model.decode(latent)
+        video = self.model.decode_pixels(latent)
         self.motion = motion_loss(video, target)
         stride = min(self.settings.frame_stride, target.shape[2])
         start = int(torch.randint(stride, ()))
@@ -190,7 +190,7 @@ def measure_vae(vae: InfinityStarVAE, videos: Tensor) -> tuple[dict[str, Any], T
     target = to_signed(videos)
     steps = list(quantize(vae.encode(target), SIZE.schedule()))
     codes = torch.cat([step.after for step in steps if step.scale.ends_clip], dim=2)
-    decoded = vae.decode(codes).clamp(-1.0, 1.0)
+    decoded = vae.decode_pixels(codes).clamp(-1.0, 1.0)
     measures = {
         "evaluation_psnr": round(mean_psnr(decoded, target), 2),
         "first_frame_psnr": round(mean_psnr(decoded[:, :, 0], target[:, :, 0]), 2),
