@@ -6,6 +6,7 @@ import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import diffusers
@@ -26,6 +27,7 @@ from stepvar.checkpoints.pipeline_folder import (
     check_saved,
     check_text_side,
 )
+from stepvar.checkpoints.publishing import Upload, require_name, take_published_card, upload
 from stepvar.checkpoints.transformers_models import check_tokenizer_folder
 
 if TYPE_CHECKING:
@@ -47,6 +49,8 @@ _HUB_OPTIONS = tuple(HubOptions.__dataclass_fields__)
 
 _BY_DIFFUSERS = ("device_map", "quantization_config", "max_memory", "offload_folder", "offload_state_dict")
 """Arguments that only diffusers' own loading serves; it is run after the same checks."""
+
+_PUSH_OPTIONS = ("commit_message", "private", "token", "create_pr")
 
 _WITHOUT_MEANING = frozenset(
     {"low_cpu_mem_usage", "use_safetensors", "trust_remote_code", "disable_mmap", "proxies", "mirror"}
@@ -144,14 +148,74 @@ class CheckedPipeline(DiffusionPipeline):
     def check_loaded(self) -> None:
         """Checks that what was loaded can run; a model's own checks come here."""
 
-    def save_pretrained(self, save_directory: PathLike, *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(
+        self, save_directory: PathLike, *args: Any, push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
         """Saves the pipeline as diffusers does, with a model card, and a file by which diffusers finds it.
 
         `DiffusionPipeline.from_pretrained(folder)` loads the folder where stepvar was imported; elsewhere it
         needs `custom_pipeline="pipeline", trust_remote_code=True`, which runs the two lines of pipeline.py.
+
+        Args:
+            save_directory: The folder.
+            args, kwargs: `safe_serialization`, `variant`, `max_shard_size` as in diffusers.
+            push_to_hub: Sends the finished folder to `repo_id`, by default a repository of the folder's name;
+                with `private`, `token`, `commit_message`, `create_pr` as in diffusers.
+
+        Raises:
+            ValueError: When there can be no such repository; nothing has been saved then.
         """
-        super().save_pretrained(save_directory, *args, **kwargs)
-        finish_folder(Path(save_directory), type(self).__name__, self.spec, self.origin)
+        folder = Path(save_directory)
+        repository = kwargs.pop("repo_id", folder.name) if push_to_hub else ""
+        options = {name: kwargs.pop(name) for name in _PUSH_OPTIONS if push_to_hub and name in kwargs}
+        if push_to_hub:
+            require_name(repository)
+        super().save_pretrained(str(folder), *args, **kwargs)
+        finish_folder(folder, type(self).__name__, self.spec, self.origin)
+        if push_to_hub:
+            upload(folder, repository, **options)
+
+    def push_to_hub(  # type: ignore[override]  # diffusers returns the address alone
+        self,
+        repo_id: str,
+        *,
+        dry_run: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        token: str | None = None,
+        **options: Any,
+    ) -> str | Upload:
+        """Publishes the pipeline on the hub, with its model card; a card that is there already stays.
+
+        Args:
+            repo_id: owner/name.
+            dry_run: Sends nothing, asks the hub nothing, and returns what would be sent.
+            safe_serialization, variant, token: As in diffusers.
+            options: `commit_message`, `private`, `create_pr`, `subfolder` as in diffusers.
+
+        Returns:
+            Address of the commit; for a dry run names and sizes of the files, and the model card.
+
+        Raises:
+            ValueError: When there can be no such repository.
+        """
+        require_name(repo_id)
+        with TemporaryDirectory() as name:
+            folder = Path(name)
+            if not dry_run:
+                take_published_card(folder, repo_id, token)
+            self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
+            if dry_run:
+                return Upload.of(folder, repo_id)
+            return upload(folder, repo_id, token=token, **options)
+
+    @classmethod
+    def from_single_file(cls, *args: Any, **kwargs: Any) -> Self:
+        """Raises ValueError: `stepvar.load` opens official files, whichever model they hold."""
+        raise ValueError(
+            f"{cls.__name__} has no from_single_file: stepvar.load(file) opens an official file, with vae= "
+            "and text_encoder= where they do not lie beside it."
+        )
 
     @property
     def origin(self) -> str:
@@ -250,6 +314,11 @@ def _load(
     except Exception as error:  # the libraries raise almost any type for a damaged folder
         if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
             raise
+        if special:
+            raise ValueError(
+                f"'{opened.path}' cannot be loaded with {' and '.join(special)} "
+                f"({type(error).__name__}: {first_line(error)}); leave it out, or give what can be used here."
+            ) from error
         raise CheckpointError(
             f"'{opened.path}' cannot be loaded ({type(error).__name__}: {first_line(error)}); {REMEDY}."
         ) from error

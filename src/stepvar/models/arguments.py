@@ -48,6 +48,7 @@ _INSTEAD: Mapping[str, str] = {
     "attention_kwargs": "attention takes no arguments",
     "max_sequence_length": "the longest prompt follows from the model",
     "ip_adapter_image": "no adapter of pictures exists for this model",
+    "image": "pass it to edit() where the model has it; a call draws what the prompt says",
     "mask_image": "pass mask to edit(), where white may change",
 }
 """What to do instead of arguments that pipelines of other libraries take, where they mean nothing here."""

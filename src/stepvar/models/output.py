@@ -30,6 +30,30 @@ StepCallback = Callable[[Any, int, int, dict[str, Tensor]], Mapping[str, Tensor]
 Output = TypeVar("Output", bound=BaseOutput)
 
 
+def changed_latent(changed: Any, latent: Tensor) -> Tensor:
+    """The accumulated codes after a callback.
+
+    Args:
+        changed: What it returned.
+        latent: The codes that it was given.
+
+    Raises:
+        ValueError: When it returned no dictionary, or codes of another shape.
+    """
+    if changed is None:
+        return latent
+    if not isinstance(changed, Mapping):
+        raise ValueError(
+            f"callback_on_step_end returned a {type(changed).__name__}: return a dictionary of the tensors "
+            "that change, {} for none."
+        )
+    new = changed.get("latents", latent)
+    if not isinstance(new, Tensor) or new.shape != latent.shape:
+        shape = list(new.shape) if isinstance(new, Tensor) else type(new).__name__
+        raise ValueError(f"callback_on_step_end returned latents of {shape}; give {list(latent.shape)}.")
+    return new.to(latent)
+
+
 @dataclass(frozen=True)
 class CallOptions:
     """In which form a result is handed over, and what is called on the way.

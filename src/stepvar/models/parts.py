@@ -37,14 +37,12 @@ class Transformer(Protocol):
         """Number format of the matrix products and of the KV cache."""
         ...
 
-    @property
-    def attention_backend(self) -> str:
-        """Name of what computes attention."""
+    def attention_in_force(self) -> tuple[str, Kernel | None]:
+        """Name of what computes attention, and its kernel; None is torch's own choice."""
         ...
 
-    @property
-    def attention_kernel(self) -> Kernel | None:
-        """Kernel of that backend; None is torch's own choice."""
+    def compile_repeated_blocks(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles the layers."""
         ...
 
 
@@ -122,8 +120,8 @@ class TextPipeline(PlacedPipeline, TextualInversionLoaderMixin):
         Raises:
             ValueError: When there is nothing that could encode a text.
         """
-        tokenizer = getattr(self, f"tokenizer{suffix}")
-        text_encoder = getattr(self, f"text_encoder{suffix}")
+        tokenizer = getattr(self, f"tokenizer{suffix}", None)
+        text_encoder = getattr(self, f"text_encoder{suffix}", None)
         if tokenizer is None or text_encoder is None:
             raise ValueError(
                 "This pipeline has no text encoder: pass encoded prompts, or convert the model with "

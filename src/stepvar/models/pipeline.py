@@ -41,6 +41,7 @@ from stepvar.models.output import (
     ImageOutput,
     PictureProcessor,
     as_json_value,
+    changed_latent,
     peak_memory,
     require_finite_pixels,
     to_output,
@@ -84,6 +85,8 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
     reads_text = True
     _callback_tensor_inputs: ClassVar[list[str]] = list(CALLBACK_TENSORS)
     _interrupt = False
+    _num_timesteps = 0
+    _guided = False
     draws_videos = False
     draws_previews = True
     edits_pictures = False
@@ -204,9 +207,11 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
         cascade = request.cascade
         draft: Session | None = None if cascade is None else cascade.drafter.prefill(request)
         refuse_compiled_wrapper(self.transformer)
+        self._num_timesteps, self._guided = len(request.schedule), request.guidance.active
+        _backend, kernel = self.transformer.attention_in_force()
         with (
             request.timer.stage("scales"),
-            attention_kernel(self.transformer.attention_kernel),
+            attention_kernel(kernel),
             self.progress_bar(total=len(request.schedule)) as bar,
         ):
 
@@ -248,10 +253,21 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
 
         def call(report: ScaleReport, latent: Tensor) -> Tensor | None:
             tensors = dict.fromkeys(options.callback_tensors, latent)
-            changed = callback(self, report.plan.scale.index, report.plan.scale.index, tensors) or {}
-            return None if self._interrupt else changed.get("latents", latent)
+            changed = callback(self, report.plan.scale.index, report.plan.scale.index, tensors)
+            latent = changed_latent(changed, latent)
+            return None if self._interrupt else latent
 
         return call
+
+    @property
+    def num_timesteps(self) -> int:
+        """Scales of the last call."""
+        return self._num_timesteps
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the last call was guided."""
+        return self._guided
 
     @property
     def interrupt(self) -> bool:
@@ -379,8 +395,17 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
             return tuple(replace(cost, flops=images // together * cost.flops) for cost in found)
 
         plan = plan_generation(request.method, request.schedule, self.depth)
+        backend, _kernel = self.transformer.attention_in_force()
         dense = costs(GenerationPlan.dense(request.schedule, self.depth))
-        return Summary(plan, costs(plan), dense, backend_title(self.transformer.attention_backend))
+        return Summary(plan, costs(plan), dense, backend_title(backend))
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles the blocks of the transformer, `transformer.compile_repeated_blocks()`.
+
+        Args:
+            args, kwargs: As for `torch.compile`.
+        """
+        self.transformer.compile_repeated_blocks(*args, **kwargs)
 
     def edit(
         self,

@@ -207,7 +207,10 @@ def make_generators(
     if generator is not None:
         if seed is not None:
             raise ValueError("seed and generator were both given: give one of them.")
-        given = [generator] * images if isinstance(generator, torch.Generator) else list(generator)
+        several = [generator] if isinstance(generator, torch.Generator) else generator
+        if not isinstance(several, Iterable) or not all(isinstance(x, torch.Generator) for x in several):
+            raise ValueError("generator takes a torch.Generator, or one an image; numbers are for seed.")
+        given = [generator] * images if isinstance(generator, torch.Generator) else list(several)
         if len(given) != images:
             raise ValueError(f"{images} images need {images} generators; got {len(given)}.")
         return given, [None] * images

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch.nn.functional as functional
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -22,6 +24,17 @@ _TORCH_KERNELS = {
 def backend_title(backend: str) -> str:
     """A backend as `summary()` names it."""
     return "torch scaled_dot_product_attention" if backend == NATIVE else f"diffusers backend {backend}"
+
+
+def active_backend() -> str:
+    """The backend that diffusers uses where a model has none of its own.
+
+    `with diffusers.attention_backend(...)` and the variable DIFFUSERS_ATTN_BACKEND set it.
+    """
+    dispatch = sys.modules.get("diffusers.models.attention_dispatch")
+    registry = getattr(dispatch, "_AttentionBackendRegistry", None)
+    active = getattr(registry, "_active_backend", None)
+    return str(getattr(active, "value", NATIVE))
 
 
 def find_kernel(backend: str) -> Kernel | None:

@@ -17,7 +17,7 @@ from torch import nn
 
 from stepvar.checkpoints.errors import CheckpointError, listing
 from stepvar.generation.attention import Kernel
-from stepvar.models.common.attention_backends import NATIVE, find_kernel
+from stepvar.models.common.attention_backends import NATIVE, active_backend, find_kernel
 
 Config = TypeVar("Config", bound=Mapping[str, Any])
 Module = TypeVar("Module", bound=nn.Module)
@@ -44,7 +44,16 @@ class MultiMethodModule(nn.Module):
     _compiled: _CompiledMethods | None = None
 
     def forward(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Runs a method of this module's class on the module."""
+        """Runs a method of this module's class on the module.
+
+        Raises:
+            TypeError: When it is called with tensors, as other networks are.
+        """
+        if not callable(method) or isinstance(method, torch.Tensor):
+            raise TypeError(
+                f"{type(self).__name__} is not called as a whole: a pipeline runs the blocks of a "
+                "transformer, and a visual tokenizer has encode and decode."
+            )
         run = method if self._compiled is None else self._compiled[method]
         return run(self, *args, **kwargs)
 
@@ -146,6 +155,8 @@ class ConfiguredModel(  # type: ignore[misc]  # two of diffusers' classes declar
             )
         return (model, info) if wants_info else model
 
+    # diffusers looks at the signature for what it may pass on: variants, sizes of shards.
+    @wraps(ModelMixin.save_pretrained)
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Saves the model as diffusers does.
 
@@ -180,9 +191,55 @@ class ConfiguredModel(  # type: ignore[misc]  # two of diffusers' classes declar
         self.attention_kernel = find_kernel(backend.lower())
         self.attention_backend = backend.lower()
 
+    def attention_in_force(self) -> tuple[str, Kernel | None]:
+        """Name of what computes attention, and its kernel; None is torch's own choice.
+
+        That is what `set_attention_backend` chose, else what diffusers uses at the moment.
+
+        Raises:
+            ValueError: When blocks are compiled, which have torch's own.
+        """
+        active = active_backend()
+        if self.attention_backend != NATIVE or active == NATIVE:
+            return self.attention_backend, self.attention_kernel
+        if any(block._compiled is not None for block in self._repeated()):
+            raise ValueError(
+                f"Compiled blocks have torch's own attention: leave {active} out for this model."
+            )
+        return active, find_kernel(active)
+
     def reset_attention_backend(self) -> None:
         """Goes back to the backend that torch chooses."""
         self.set_attention_backend(NATIVE)
+
+    def enable_xformers_memory_efficient_attention(self, *args: Any, **kwargs: Any) -> None:
+        """Raises ValueError: attention has backends of its own."""
+        raise ValueError(
+            "xFormers is not used: set_attention_backend() chooses what computes attention; leave it out."
+        )
+
+    def enable_layerwise_casting(
+        self,
+        storage_dtype: torch.dtype = torch.float8_e4m3fn,
+        compute_dtype: torch.dtype | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """Stores weights in one number format and computes in another, as in diffusers.
+
+        Parts that are neither kept in float32 nor stored in the small format are cast to `compute_dtype`.
+
+        Args:
+            storage_dtype: Of the weights.
+            compute_dtype: Of the matrix products; None is what the model computes in now.
+            args, kwargs: As in diffusers.
+        """
+        compute = compute_dtype or self.compute_dtype
+        kept = set(self._keep_in_fp32_modules or ())
+        for name, parameter in self.named_parameters():
+            if parameter.is_floating_point() and kept.isdisjoint(name.split(".")):
+                parameter.data = parameter.data.to(compute)
+        super().enable_layerwise_casting(storage_dtype, compute, *args, **kwargs)
 
     def compile_repeated_blocks(self, *args: Any, **kwargs: Any) -> None:
         """Compiles the blocks that the loop over scales runs.
@@ -228,6 +285,9 @@ class ConfiguredModel(  # type: ignore[misc]  # two of diffusers' classes declar
             ValueError: When their numbers differ.
         """
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        if unknown := [name for name in names if name not in getattr(self, "peft_config", {})]:
+            loaded = listing(getattr(self, "peft_config", {})) or "none"
+            raise ValueError(f"There is no adapter {unknown[0]!r}; loaded are {loaded}.")
         given = weights if isinstance(weights, list) else [weights] * len(names)
         if len(given) != len(names):
             raise ValueError(f"{len(names)} adapters were given {len(given)} weights; give one each.")

@@ -116,7 +116,10 @@ class InfinityPipeline(InfinityBasePipeline[BitsRequest]):
         if cascade is not None:
             cascade.check(self, schedule, guidance, method)
             if callback_on_step_end is not None:
-                raise ValueError("callback_on_step_end is for one model, not for a cascade: pass observer.")
+                raise ValueError(
+                    "callback_on_step_end cannot change a cascade: its second model reads the codes that the "
+                    "first one drew, not the latents; pass observer to watch both."
+                )
         return BitsRequest(
             inputs=inputs,
             schedule=schedule,

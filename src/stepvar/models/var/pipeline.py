@@ -87,7 +87,7 @@ class VARPipeline(CodebookPipeline[CodebookRequest]):
 
     def check(
         self,
-        class_labels: ClassLabel | Sequence[ClassLabel],
+        class_labels: ClassLabel | Sequence[ClassLabel] | None = None,
         height: int | None = None,
         width: int | None = None,
         *,
@@ -138,6 +138,8 @@ class VARPipeline(CodebookPipeline[CodebookRequest]):
         Raises:
             ValueError: When an input is wrong; nothing has been computed then.
         """
+        if class_labels is None:
+            raise ValueError("No class was given: pass class_labels, numbers of classes or their names.")
         inputs = Inputs.of(self.classes(class_labels), seed, generator, num_images_per_prompt)
         schedule = self.schedule(height, width)
         guidance = Guidance(self.growing_weights(guidance_scale))
