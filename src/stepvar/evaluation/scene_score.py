@@ -237,7 +237,7 @@ def _video_round_trip(tokenizer: Any, videos: Sequence[Pixels], schedule: Any) -
     with torch.inference_mode():
         steps = quantize(tokenizer.encode(_signed(videos, tokenizer.device)), schedule)
         codes = torch.cat([step.after for step in steps if step.scale.ends_clip], dim=2)
-        return [to_bytes(video).numpy() for video in tokenizer.decode(codes)]
+        return [to_bytes(video).numpy() for video in tokenizer.decode_pixels(codes)]
 
 
 def _signed(pixels: Sequence[Pixels], device: Any) -> Any:
