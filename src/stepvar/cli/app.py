@@ -11,6 +11,7 @@ from stepvar.cli.benchmarks import benchmark_command
 from stepvar.cli.calibrate import calibrate
 from stepvar.cli.compare import compare
 from stepvar.cli.convert import conformance, convert
+from stepvar.cli.edit import edit
 from stepvar.cli.evaluate import evaluate
 from stepvar.cli.generate import generate, summary
 from stepvar.cli.presets import presets
@@ -32,6 +33,7 @@ app = typer.Typer(
 
 for _command in (
     generate,
+    edit,
     compare,
     summary,
     presets,

@@ -1,7 +1,8 @@
-"""`stepvar evaluate scenes`: the share of pictures that show what their prompts ask for."""
+"""`stepvar evaluate scenes` and `edits`: the share of pictures that show what was asked for."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,14 +20,25 @@ from stepvar.cli.options import (
     SamplingOptions,
     SizeOptions,
 )
+from stepvar.cli.outputs import check_sheet, encode_sheet, write_outputs
 
 if TYPE_CHECKING:
+    from stepvar.evaluation.edit_score import EditScores
     from stepvar.evaluation.scene_score import SceneScores
 
 evaluate = typer.Typer(help="Draw and score benchmarks.", no_args_is_help=True)
 
 Count = Annotated[int, typer.Option("-n", "--number", min=1, max=1_000_000, help="Prompts.")]
 Batch = Annotated[int, typer.Option(min=1, max=4096, help="Pictures generated at a time.")]
+Edits = Annotated[int, typer.Option("-n", "--number", min=1, max=1_000_000, help="Edits.")]
+Share = Annotated[float, typer.Option(help="Of the picture that each box covers, between 0 and 1.")]
+Margin = Annotated[
+    int | None, typer.Option(help="Known tokens around the box that late scales run too. Default: 2.")
+]
+Sheet = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Also show the first ten edits, before, mask and after: .png or .jpg."),
+]
 Reconstructions = Annotated[
     bool,
     typer.Option("--reconstructions", help="Score the visual tokenizer alone, the upper bound."),
@@ -116,6 +128,68 @@ def _describe(scores: SceneScores, plan: str) -> str:
             display.format_table(("aspect", "right"), aspects),
             "",
             display.format_table(("prompts", "score"), splits),
+        ]
+    )
+
+
+@evaluate.command()
+@report_errors
+@with_option_groups
+def edits(
+    model: ModelOptions,
+    plan: PlanOptions,
+    sampling: SamplingOptions,
+    number: Edits = 300,
+    seed: FixedSeed = 0,
+    share: Share = 0.25,
+    margin: Margin = None,
+    sheet: Sheet = None,
+    json: Json = False,
+) -> None:
+    """Score edits of random scenes.
+
+    Objects are replaced, get another colour or texture, are removed or added inside of a box; what the box
+    shows then is checked in the pixels alone, and how well the rest was preserved is measured.
+    """
+    settings = {**sampling.arguments(), "pruning": plan.method("region")}
+    if seed < 0:
+        raise InputError(f"The seed {seed} is out of range: use 0 or more.")
+    if sheet is not None:
+        check_sheet(sheet)
+    with quiet_libraries():
+        pipeline = open_pipeline(model)
+        check_options(pipeline, settings)
+        from stepvar.evaluation.edit_score import evaluate_edits
+
+        extra = {} if margin is None else {"margin": margin}
+        with display.progress_bar("editing", float(number), estimate=True) as move:
+            advance = None if move is None else lambda done: move(float(done), "")
+            scores = evaluate_edits(pipeline, number, seed, {**settings, **extra}, share, advance=advance)
+    if sheet is not None:
+        write_outputs({sheet: encode_sheet(scores.rows, sheet.suffix)})
+    title = "region" if plan.title == "none" and plan.pruning is None else plan.title
+    if json:
+        display.print_json({**scores.as_json(), "seed": seed, "pruning": title})
+    else:
+        typer.echo(_describe_edits(scores, title))
+
+
+def _describe_edits(scores: EditScores, plan: str) -> str:
+    document = scores.as_json()
+    low, high = document["interval"]
+    rows: list[display.Row] = [(name, _percent(score)) for name, score in document["kinds"].items()]
+    rows += [(), ("overall", _percent(document["overall"]))]
+    aspects = [(name, _percent(score)) for name, score in document["aspects"].items()]
+    return "\n".join(
+        [
+            display.format_table(("kind of edit", "right"), rows),
+            f"plan: {plan}; boxes of {document['box_share']:.0%} of the picture",
+            f"95 % interval {_percent(low)} to {_percent(high)}, {document['n']} edits, median "
+            f"{display.format_seconds(document['seconds_per_edit'])} an edit",
+            f"PSNR outside of the box before compositing {document['psnr_outside']:.1f} dB; of the visual "
+            f"tokenizer alone {document['psnr_tokenizer']:.1f} dB",
+            "",
+            display.format_table(("in the box", "right"), aspects),
         ]
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -58,7 +58,7 @@ Prompts = Annotated[
 Frames = Annotated[bool, typer.Option("--frames", help="Write each video as a folder of .png files.")]
 Batch = Annotated[int, typer.Option(min=1, max=4096, help="Pictures drawn at a time: more take more memory.")]
 
-_FRESH_SEEDS = 2**31
+FRESH_SEEDS = 2**31
 
 
 @report_errors
@@ -93,7 +93,7 @@ def generate(
         "pruning": plan.method(),
     }
     wanted = Destination.parse(output, _suffixes(video, frames))
-    first = secrets.randbelow(_FRESH_SEEDS) if seed is None else seed
+    first = secrets.randbelow(FRESH_SEEDS) if seed is None else seed
     prompts = [entry for entry in prompt for _ in range(number)]
     jobs = [(entry, first + index) for index, entry in enumerate(prompts)]
     wanted.check_names(len(jobs), (video.image, video.video))
@@ -109,7 +109,7 @@ def generate(
         pipeline.check_prompts(prompt, sampling.texts([]), settings.get("seconds"))
         paths = destination.names(suggestions)
         single = pipeline.draws_videos or bool(together.batch_invariant)
-        drawn = _draw(pipeline, jobs, paths, 1 if single else batch, settings)
+        drawn = draw_all(pipeline, jobs, paths, 1 if single else batch, settings)
     if json:
         display.print_json(drawn.as_json())
     else:
@@ -149,7 +149,7 @@ def check_media(
 
 
 @dataclass
-class _Drawn:
+class Drawn:
     """Everything that one command drew, in batches.
 
     Attributes:
@@ -193,7 +193,11 @@ class _Drawn:
     def describe(self) -> str:
         """The report as a table, and the files."""
         merged = self._merged()
-        rows: list[display.Row] = [("text", "", "", display.format_seconds(merged["stages"]["text"]))]
+        rows: list[display.Row] = [
+            (stage, "", "", display.format_seconds(merged["stages"][stage]))
+            for stage in ("text", "encode")
+            if stage in merged["stages"]
+        ]
         rows += [
             (
                 f"scale {scale['scale']}",
@@ -215,24 +219,30 @@ class _Drawn:
         return "\n".join(lines)
 
 
-def _draw(
+def draw_all(
     pipeline: NextScalePipeline,
     jobs: Sequence[tuple[str, int]],
     paths: Sequence[Path],
     batch: int,
     settings: dict[str, Any],
-) -> _Drawn:
-    """Draws all pictures; each batch is encoded and written while the next one is drawn."""
+    call: Callable[..., Any] | None = None,
+) -> Drawn:
+    """Draws all pictures; each batch is encoded and written while the next one is drawn.
+
+    Args:
+        settings: Arguments of the call.
+        call: What draws; by default the pipeline itself.
+    """
     from stepvar.media.encoding import BackgroundEncoder
 
-    drawn = _Drawn(jobs, paths)
+    drawn = Drawn(jobs, paths)
     batches = range(0, len(jobs), batch)
     summary = pipeline.summary(**settings)
     progress = display.scale_progress("drawing", summary, len(batches))
     with progress as observer, BackgroundEncoder[dict[Path, bytes]]() as encoder:
         for start in batches:
             part = jobs[start : start + batch]
-            result = pipeline(
+            result = (call or pipeline)(
                 [prompt for prompt, _ in part],
                 seed=[seed for _, seed in part],
                 observer=observer,

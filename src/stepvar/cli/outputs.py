@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SUFFIX = ".png"
+_SHEET_SUFFIXES = (SUFFIX, ".jpg", ".jpeg")
 VIDEO_SUFFIXES = (".mp4", ".gif")
 
 
@@ -123,6 +124,29 @@ def encode_png(image: Image, settings: Mapping[str, Any]) -> bytes:
     from stepvar.media import encoding
 
     return encoding.encode_png(image, {"stepvar": json.dumps(settings)})
+
+
+def check_sheet(sheet: Path, inputs: Iterable[Path | None] = ()) -> None:
+    """Checks, before any work, where before, mask and after are to be shown.
+
+    Raises:
+        InputError: When it cannot be written, or is an input.
+    """
+    if not sheet.suffix:
+        raise InputError(f"--sheet '{sheet}' has no ending: name a .png or .jpg file.")
+    Destination.parse(sheet, _SHEET_SUFFIXES).check_names(1, inputs)
+
+
+def encode_sheet(rows: Sequence[Any], suffix: str) -> bytes:
+    """Before, mask and after of edits, one row each, as a file of the format that an ending names."""
+    import io
+
+    from stepvar.editing.sheets import edit_sheet
+
+    buffer = io.BytesIO()
+    kind = "PNG" if suffix.lower() == SUFFIX else "JPEG"
+    edit_sheet(rows).save(buffer, format=kind, **({"quality": 90} if kind == "JPEG" else {}))
+    return buffer.getvalue()
 
 
 def encode_media(

@@ -57,6 +57,17 @@ def parse_numbers(text: str, option: str) -> float | list[float]:
     return numbers[0] if len(numbers) == 1 else numbers
 
 
+def parse_integers(text: str, option: str, count: int) -> list[int]:
+    """Reads so many whole numbers, such as "0,0,128,128"."""
+    values = [_integer(entry) for entry in _entries(text)]
+    if len(values) != count or None in values:
+        example = ",".join(["0", "0", "128", "128"][:count])
+        raise InputError(
+            f"{option} {text!r} is not understood: give {count} whole numbers such as {example}."
+        )
+    return [value for value in values if value is not None]
+
+
 def parse_text(text: str, option: str) -> str:
     """Reads a text that must say something."""
     if not text.strip():

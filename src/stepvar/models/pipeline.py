@@ -27,16 +27,8 @@ from stepvar.media.pictures import Picture
 from stepvar.models.arguments import refuse_unknown
 from stepvar.models.common.attention_backends import backend_title
 from stepvar.models.common.base import refuse_compiled_wrapper
-from stepvar.models.editing import (
-    REGION,
-    Edit,
-    EditOutput,
-    EditSettings,
-    check_edit,
-    edit_arguments,
-    run_edit,
-    summarise_edit,
-)
+from stepvar.models.edit_request import REGION, Edit, EditSettings, check_edit, edit_arguments
+from stepvar.models.editing import EditOutput, run_edit, summarise_edit
 from stepvar.models.output import (
     CALLBACK_TENSORS,
     ImageOutput,
