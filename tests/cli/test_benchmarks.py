@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from stepvar.cli.options import ModelOptions
-from stepvar.evaluation.benchmark_run import BenchmarkRun, Task
+from stepvar.evaluation.benchmark_run import BenchmarkRun
+from stepvar.evaluation.benchmark_task import Task
 from stepvar.evaluation.benchmarks import BENCHMARKS
 from stepvar.evaluation.manifest import read_manifest
 from stepvar.evaluation.run_folder import Shard
@@ -56,14 +57,14 @@ def test_geneval_layout_manifest_and_resuming(run, model_folder, geneval):
     assert first["plan"]["ratios"] == {"-2": 0.5, "-1": 0.75} and first["versions"]["torch"]
     assert len(first["revision"]) == 16
 
-    # Two pictures and the end of the manifest are lost: they alone are drawn again, as they were.
+    # Two pictures and the last line of the manifest are lost: these three are written again, as they were.
     before = pictures("whole/images")
     for name in names[2:4]:
         Path("whole/images", name).unlink()
     text = Path("whole/manifest.jsonl").read_text()
     Path("whole/manifest.jsonl").write_text(text[:-40])
     again = draw(run, model_folder, geneval, "-o", "whole", "--pruning", "prune", "--seed", 5, "--batch", 3)
-    assert again.code == 0 and (again.json["drawn"], again.json["found"]) == (4, 2)
+    assert again.code == 0 and (again.json["drawn"], again.json["found"]) == (3, 3)
     assert pictures("whole/images") == before
     assert read_manifest(Path("whole")) == entries
 

@@ -16,6 +16,7 @@ from stepvar.cli.evaluate import evaluate
 from stepvar.cli.generate import generate, summary
 from stepvar.cli.presets import presets
 from stepvar.cli.reproduce import reproduce
+from stepvar.cli.runs import RunCommand
 from stepvar.cli.scores import clip, fid, fidelity, score
 from stepvar.cli.serve import serve
 from stepvar.cli.ui import ui
@@ -31,8 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+app.command(cls=RunCommand)(generate)
 for _command in (
-    generate,
     edit,
     compare,
     summary,
@@ -47,7 +48,7 @@ for _command in (
 ):
     app.command()(_command)
 for _benchmark in BENCHMARKS.values():
-    evaluate.command(_benchmark.name)(benchmark_command(_benchmark))
+    evaluate.command(_benchmark.name, cls=RunCommand)(benchmark_command(_benchmark))
 for _command in (fidelity, fid, clip, score):
     evaluate.command()(_command)
 app.add_typer(evaluate, name="evaluate")

@@ -43,17 +43,28 @@ from stepvar.cli.outputs import (
     versions,
     write_outputs,
 )
+from stepvar.cli.runs import RunRequest, WorkOptions, carry_out
 from stepvar.media.names import slug
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from stepvar.evaluation.benchmark_task import Task
     from stepvar.generation.report import Report
     from stepvar.models.pipeline import NextScalePipeline
 
 Prompts = Annotated[
-    list[str],
+    list[str] | None,
     typer.Argument(help="What the pictures show, one prompt or several; classes for a model of classes."),
+]
+PromptsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompts",
+        metavar="FILE",
+        help="A file of prompts, one a line, or a .jsonl of objects with a prompt and a size: drawn into the "
+        "folder -o, which a stopped run goes on with.",
+    ),
 ]
 Frames = Annotated[bool, typer.Option("--frames", help="Write each video as a folder of .png files.")]
 Batch = Annotated[int, typer.Option(min=1, max=4096, help="Pictures drawn at a time: more take more memory.")]
@@ -64,7 +75,6 @@ FRESH_SEEDS = 2**31
 @report_errors
 @with_option_groups
 def generate(
-    prompt: Prompts,
     model: ModelOptions,
     plan: PlanOptions,
     size: SizeOptions,
@@ -72,6 +82,9 @@ def generate(
     video: VideoOptions,
     cascade: CascadeOptions,
     together: BatchOptions,
+    work: WorkOptions,
+    prompt: Prompts = None,
+    prompts: PromptsFile = None,
     frames: Frames = False,
     seed: Seed = None,
     number: Number = 1,
@@ -81,8 +94,21 @@ def generate(
 ) -> None:
     """Draw pictures, or videos, of prompts, or of classes.
 
-    Each is written with its settings inside, by default named after its prompt and seed.
+    Each is written with its settings inside, by default named after its prompt and seed. With --prompts they
+    are numbered, and manifest.jsonl in their folder holds the settings.
     """
+    if prompts is not None:
+        foreign = {"PROMPT...": prompt, "--frames": frames, "--cascade": cascade.cascade}
+        foreign |= {"--image": video.image, "--video": video.video, "--drafted": cascade.drafted}
+        task = _task(prompts, foreign, output, seed, number)
+        others = {**video.arguments(), **together.arguments()}
+        run = RunRequest(task, output or Path(), model, plan, size, sampling, others, True)
+        carry_out(run, work, batch, json)
+        return
+    if work.given:
+        raise InputError(f"{work.given[0]} is for a run of many prompts: name a file of them with --prompts.")
+    if not prompt:
+        raise InputError("No prompt was given: describe a picture, or name a file of prompts with --prompts.")
     require_prompts(prompt)
     dimensions = size.arguments()
     settings = {
@@ -94,8 +120,8 @@ def generate(
     }
     wanted = Destination.parse(output, _suffixes(video, frames))
     first = secrets.randbelow(FRESH_SEEDS) if seed is None else seed
-    prompts = [entry for entry in prompt for _ in range(number)]
-    jobs = [(entry, first + index) for index, entry in enumerate(prompts)]
+    repeated = [entry for entry in prompt for _ in range(number)]
+    jobs = [(entry, first + index) for index, entry in enumerate(repeated)]
     wanted.check_names(len(jobs), (video.image, video.video))
     suggestions = [f"{slug(entry)}-{own_seed}" for entry, own_seed in jobs]
     with quiet_libraries():
@@ -114,6 +140,24 @@ def generate(
         display.print_json(drawn.as_json())
     else:
         typer.echo(drawn.describe())
+
+
+def _task(prompts: Path, foreign: dict[str, Any], output: Path | None, seed: int | None, number: int) -> Task:
+    """What a file of prompts asks for; what is wrong is said before a model is loaded."""
+    from stepvar.evaluation.benchmark_task import Task
+    from stepvar.evaluation.own_prompts import PROMPTS
+    from stepvar.evaluation.run_folder import check_run_folder
+
+    for name, value in foreign.items():
+        if value:
+            raise InputError(f"{name} and --prompts were both given: give one of them.")
+    if output is None:
+        raise InputError("--prompts draws into a folder: name a new one with -o, or one to go on with.")
+    if seed is not None and seed < 0:
+        raise InputError(f"The seed {seed} is out of range: use 0 or more.")
+    check_run_folder(output)
+    # Not a fresh one: the same command goes on with the folder.
+    return Task.load(PROMPTS, prompts, seed or 0, number)
 
 
 def _suffixes(video: VideoOptions, frames: bool) -> tuple[str, ...]:

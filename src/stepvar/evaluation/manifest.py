@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -50,13 +50,16 @@ def read_manifest(folder: Path) -> list[Entry]:
     return list(entries.values())
 
 
-def read_valid(file: Path, folder: Path, checksums: bool = True) -> dict[str, Entry]:
+def read_valid(
+    file: Path, folder: Path, checksums: bool = True, wanted: Container[str] | None = None
+) -> dict[str, Entry]:
     """Lines by file, of files that are whole: there, and with the very bytes that were written.
 
     A line that an interruption cut off is dropped, as is one that is no entry.
 
     Args:
         checksums: Whether the files are read; otherwise they need only be there and not empty.
+        wanted: Files to look at; by default all.
     """
     if not file.is_file():
         return {}
@@ -66,7 +69,7 @@ def read_valid(file: Path, folder: Path, checksums: bool = True) -> dict[str, En
             entry = parse_object(line, "a line")
         except ValueError:
             continue
-        if _problem(entry) is not None:
+        if _problem(entry) is not None or (wanted is not None and entry["file"] not in wanted):
             continue
         path = folder / entry["file"]
         whole = is_whole(path, entry.get("sha256")) if checksums else path.is_file() and path.stat().st_size

@@ -7,16 +7,19 @@ a picture. Files are staged outside `images/`, which holds nothing but whole pic
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from stepvar.evaluation.manifest import MANIFEST, Entry, format_entries, read_valid
 from stepvar.evaluation.text_files import parse_object, read_text
 from stepvar.files import is_staging, sweep, write_atomically
 
 SETTINGS, IMAGES = "settings.json", "images"
+MANIFESTS = "manifest*.jsonl"
+
+Work = TypeVar("Work")
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,13 @@ class Shard:
                 f"The shard {self.index}/{self.count} does not exist: use 1/{self.count} and on."
             )
 
+    def of(self, groups: Sequence[Work]) -> Sequence[Work]:
+        """This process's part of some pieces of work."""
+        return groups[self.index - 1 :: self.count]
+
     @property
     def manifest(self) -> str:
+        """Name of the file in which this process lists its pictures."""
         return MANIFEST if self.count == 1 else f"manifest-{self.index}-of-{self.count}.jsonl"
 
 
@@ -93,9 +101,23 @@ class RunFolder:
             )
         return fresh
 
-    def release(self, manifest: Path) -> None:
+    def require_claimed(self) -> None:
+        """Checks that this process sees the folder that another one claimed, and that it holds this run.
+
+        Raises:
+            ValueError: When it does not.
+        """
+        if not (self.path / SETTINGS).is_file():
+            raise ValueError(
+                f"'{self.path}' is not the same folder on every machine: name one on a file system that all "
+                "of them share."
+            )
+        self.claim()
+
+    def release(self) -> None:
         """Makes the folder as it was before a run without a single picture."""
-        manifest.unlink(missing_ok=True)
+        for manifest in self.path.glob(MANIFESTS):
+            manifest.unlink(missing_ok=True)
         (self.path / SETTINGS).unlink()
         sweep(self.path)
         for place in sorted(self.path.rglob("*"), reverse=True):
@@ -104,11 +126,33 @@ class RunFolder:
         if not any(self.path.iterdir()):
             self.path.rmdir()
 
-    def check_pictures(self, manifest: Path) -> dict[str, Entry]:
-        """Entries by file of the pictures that are whole; the manifest loses the others' lines."""
+    def check_pictures(self, manifest: Path, wanted: Collection[str]) -> dict[str, Entry]:
+        """Entries by file of the pictures that are whole, whichever process drew them.
+
+        The process's own manifest loses the lines of others, and gains those of wanted pictures that another
+        manifest lists: so a run may go on in another number of processes.
+
+        Args:
+            manifest: Of this process.
+            wanted: Files that this process is to make.
+        """
         entries = read_valid(manifest, self.path)
+        entries |= self.find(set(wanted) - entries.keys(), manifest)
         write_atomically(manifest, format_entries(entries.values()))
         return entries
+
+    def find(self, files: Collection[str], but: Path | None = None) -> dict[str, Entry]:
+        """Entries of those of some files that are whole, by the lines of all manifests.
+
+        Args:
+            but: A manifest that is not read.
+        """
+        left, found = set(files), dict[str, Entry]()
+        for manifest in sorted(self.path.glob(MANIFESTS)):
+            if left and manifest != but:
+                found |= read_valid(manifest, self.path, wanted=left)
+                left -= found.keys()
+        return found
 
     def merge(self, wanted: Sequence[str], own: Mapping[str, Entry]) -> int:
         """Writes the whole manifest once all shards are done; returns how many files are missing.
@@ -119,7 +163,7 @@ class RunFolder:
         """
         entries = dict(own)
         if not entries.keys() >= set(wanted):
-            for manifest in sorted(self.path.glob("manifest*.jsonl")):
+            for manifest in sorted(self.path.glob(MANIFESTS)):
                 entries = {**read_valid(manifest, self.path, checksums=False), **entries}
         missing = [name for name in wanted if name not in entries]
         if not missing:

@@ -17,6 +17,7 @@ class Item:
         line: The benchmark's own record, which some scorers want beside the pictures.
         group: Folder, category or the like.
         samples: Pictures that the benchmark's protocol wants of this prompt; 0 leaves it to the benchmark.
+        size: Height and width of its pictures in pixels; None leaves it to the run.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Item:
     line: str = ""
     group: str = ""
     samples: int = 0
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
