@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="kept; default: a temporary one")
     given = parser.parse_args()
     # As many threads as a worker has: the last bits of a product may depend on them.
-    os.environ |= {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    os.environ |= {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     with tempfile.TemporaryDirectory() as temporary:
         compare(given.folder or Path(temporary), given.pictures, given.batch)
 

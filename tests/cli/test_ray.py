@@ -25,6 +25,7 @@ WORDS = ("red", "blue", "green", "yellow"), ("ring", "star", "circle"), ("sand",
 def cluster():
     """Two machines with a CPU each."""
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # as Ray spells it
     from ray.cluster_utils import Cluster
 
     room = {"num_cpus": 1, "object_store_memory": 80_000_000}
