@@ -123,10 +123,10 @@ def when_drawn(folder: Path, pictures: int, action: Callable[[], object]) -> thr
 
 
 def kill_a_worker() -> None:
-    """Kills one process of the pool."""
+    """Kills the youngest process of a pool: older ones may be those of a run before, about to end."""
     below = psutil.Process().children(recursive=True)
     workers = [process for process in below if "MapWorker" in " ".join(process.cmdline()[:1])]
-    workers[0].send_signal(signal.SIGKILL)
+    max(workers, key=psutil.Process.create_time).send_signal(signal.SIGKILL)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
