@@ -138,7 +138,7 @@ class BenchmarkRun:
                 return self._fill(folder, groups, manifest, batch, staging, advance)
         except ValueError:
             # A call that cannot be carried out claims no folder: the corrected one shall find it free.
-            if fresh and not (manifest.exists() and manifest.read_bytes()):
+            if fresh:
                 folder.release()
             raise
 

@@ -123,7 +123,7 @@ def generate_on_ray(
                 lost = _draw(draw, groups, pool, advance) if groups else 0
         except ValueError:
             # A call that cannot be carried out claims no folder: the corrected one shall find it free.
-            if prepared.fresh and not run_folder.find(wanted):
+            if prepared.fresh:
                 run_folder.release()
             raise
     missing = run_folder.merge(wanted, done)

@@ -115,8 +115,11 @@ class RunFolder:
         self.claim()
 
     def release(self) -> None:
-        """Makes the folder as it was before a run without a single picture."""
-        for manifest in self.path.glob(MANIFESTS):
+        """Makes the folder as it was before the run, unless some process has drawn a picture."""
+        manifests = list(self.path.glob(MANIFESTS))
+        if any(manifest.stat().st_size for manifest in manifests):
+            return
+        for manifest in manifests:
             manifest.unlink(missing_ok=True)
         (self.path / SETTINGS).unlink()
         sweep(self.path)
