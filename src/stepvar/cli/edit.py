@@ -25,8 +25,9 @@ from stepvar.cli.options import (
     Seed,
     SizeOptions,
 )
-from stepvar.cli.outputs import Destination, check_sheet, encode_sheet, slug, write_outputs
+from stepvar.cli.outputs import Destination, check_sheet, encode_sheet, write_outputs
 from stepvar.cli.values import parse_integers
+from stepvar.media.names import slug
 
 if TYPE_CHECKING:
     from stepvar.models.editing import EditOutput
