@@ -135,6 +135,12 @@ class Generation:
     scales: list[ScaleReport] = field(default_factory=list)
     cache_bytes: int = 0
 
+    def finish(self, latent: Tensor, watch: Stopwatch) -> None:
+        """Takes the last codes, and the time between the two marks of every scale."""
+        self.latent = latent
+        for index, report in enumerate(self.scales):
+            report.seconds = watch.seconds(2 * index)
+
 
 def generate(
     session: Session,
@@ -171,20 +177,16 @@ def generate(
         NonFiniteError: When logits were not finite; found out at the end, so that no device waits in between.
     """
     plan = plan_generation(pruning, session.schedule, session.depth)
-    pruner = start_pruner(pruning, plan, session.latent.device)
     guidance = replace(guidance, remaining=plan.remaining)
-    cache = session.allocate_cache(plan)
-    session.prefill(cache)
-    cache = pruner.attach(cache)
-    step = ScaleStep(session, cache, pruner, sampler, probe)
-    result = Generation(session.latent, cache_bytes=cache.bytes)
+    step = ScaleStep.prefilled(session, pruning, plan, sampler, probe)
+    result = Generation(session.latent, cache_bytes=step.cache.bytes)
     limits = Limits.planned(plan, session.images)
     watch = Stopwatch(session.latent.device)
     ended = False
     for entry in plan.scales:
         index = entry.scale.index
         watch.mark()
-        limits = (None if ended else pruner.decide(entry.scale, session.latent, preview)) or limits
+        limits = (None if ended else step.pruner.decide(entry.scale, session.latent, preview)) or limits
         report = ScaleReport(limits.of(entry))
         if not report.plan.skipped:
             result.choices[index] = step.run_limited(report, limits, guidance, (prefix or {}).get(index))
@@ -200,9 +202,7 @@ def generate(
             session.latent = session.latent if changed is None else changed
             limits = limits.ended_after(index) if ended else limits
     step.require_finite()
-    for index, report in enumerate(result.scales):
-        report.seconds = watch.seconds(2 * index)
-    result.latent = session.latent
+    result.finish(session.latent, watch)
     return result
 
 
@@ -216,6 +216,21 @@ class ScaleStep:
     sampler: Sampler
     probe: Probe | None
     extremes: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def prefilled(
+        cls,
+        session: Session,
+        pruning: PruningMethod | None,
+        plan: GenerationPlan,
+        sampler: Sampler,
+        probe: Probe | None,
+    ) -> ScaleStep:
+        """A step with a pruner at its start and a cache that holds what every scale sees."""
+        pruner = start_pruner(pruning, plan, session.latent.device)
+        cache = session.allocate_cache(plan)
+        session.prefill(cache)
+        return cls(session, pruner.attach(cache), pruner, sampler, probe)
 
     def require_finite(self) -> None:
         """Raises NonFiniteError when logits of any scale were not finite; waits for the device once."""
