@@ -218,12 +218,12 @@ class Report:
                 f"{report.plan.scale!s:>{width}} {report.plan.scale.tokens:>7} {kept:>7} "
                 f"{report.rows:>5} {1000 * report.seconds:>9.1f}"
             )
+        spent = 1000 * sum(report.seconds for report in self.scales)
         stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in self.stages.items())
         return "\n".join(
             [
                 *lines,
-                f"{'total':>{width}} {self.total_tokens:>7} {self.kept_tokens:>7} {'':>5} "
-                f"{1000 * self.seconds:>9.1f}",
+                f"{'total':>{width}} {self.total_tokens:>7} {self.kept_tokens:>7} {'':>5} {spent:>9.1f}",
                 f"Stages: {stages}; KV cache {self.cache_bytes / 2**20:.1f} MiB, "
                 f"peak memory {self.peak_bytes / 2**20:.0f} MiB.",
             ]
