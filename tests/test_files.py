@@ -183,3 +183,11 @@ def test_errors_about_other_files_keep_their_names(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OSError, match=r"file/a\.png"):
         write_atomically(tmp_path / "file" / "a.png", b"")
+
+
+def test_a_link_that_is_named_like_a_staging_folder_is_left_alone(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "home").mkdir()
+    (tmp_path / "run/.stepvar-x.partial").symlink_to(tmp_path / "home")
+    sweep(tmp_path / "run")
+    assert list((tmp_path / "home").iterdir()) == []

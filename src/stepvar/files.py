@@ -119,6 +119,8 @@ def _lock(descriptor: int) -> bool | None:
 def sweep(folder: Path) -> None:
     """Removes staging folders whose process has ended; those of live processes stay."""
     for path in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
+        if path.is_symlink():
+            continue  # ours are folders, and what a link leads to is somebody else's
         # Another process may sweep or finish at the same time; what belongs to another user is left to them.
         with suppress(FileNotFoundError, PermissionError, NotADirectoryError):
             _remove_if_stale(path)

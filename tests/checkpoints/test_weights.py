@@ -206,3 +206,13 @@ def test_averaged_weights_beside_plain_ones_are_left_to_those_who_name_them(tmp_
     assert weight_files(tmp_path) == [tmp_path / "pytorch_model.bin"]
     (tmp_path / "pytorch_model.bin").unlink()
     assert weight_files(tmp_path) == [tmp_path / "ema_model.bin"]
+
+
+def test_a_name_that_a_header_has_twice_is_refused(tmp_path):
+    entry = b'"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'
+    header = b"{" + entry + b", " + entry + b"}"
+    (tmp_path / "twice.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(CheckpointError, match="a name is there twice"):
+        Checkpoint.open(tmp_path / "twice.safetensors")
+    save_file({'"data_offsets"': torch.zeros(1)}, tmp_path / "odd.safetensors", {"data_offsets": "x"})
+    assert len(Checkpoint.open(tmp_path / "odd.safetensors").layout) == 1

@@ -13,7 +13,7 @@ from kills import killed
 from stepvar.evaluation.benchmark_run import BenchmarkRun
 from stepvar.evaluation.benchmark_task import Task
 from stepvar.evaluation.benchmarks import BENCHMARKS
-from stepvar.evaluation.manifest import read_manifest
+from stepvar.evaluation.manifest import read_manifest, read_valid
 from stepvar.evaluation.run_folder import Shard, check_run_folder
 from stepvar.evaluation.scoring import compare_runs
 from stepvar.files import Staging, is_staging
@@ -115,6 +115,7 @@ def test_two_processes_with_one_number(pipeline, task, finished, tmp_path, monke
         ('{"file": "/etc/hosts", "prompt": "x"}', "outside the run's folder"),
         ('{"file": "images/\\ud800", "prompt": "x"}', "outside the run's folder"),
         ('{"file": "images/\\u0000", "prompt": "x"}', "outside the run's folder"),
+        ('{"file": "images/' + "a" * 300 + '.png", "prompt": "x"}', "no file system holds"),
         ("[1]", "is no JSON object"),
         ("{", "is no JSON"),
         ('{"file": ' + "[" * 100_000, "nested too deeply"),
@@ -161,3 +162,8 @@ def test_the_start_of_many_prompts_is_quick(tmp_path, count):
     names = [name for index in range(count) for name in task.files(index)]
     assert len(set(names)) == count
     assert time.process_time() - started < 2.0
+
+
+def test_a_line_with_an_impossible_name_is_no_entry(tmp_path):
+    (tmp_path / "manifest.jsonl").write_text(json.dumps({"file": "images/" + "\u20ac" * 200, "prompt": "x"}))
+    assert read_valid(tmp_path / "manifest.jsonl", tmp_path) == {}

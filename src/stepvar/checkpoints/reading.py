@@ -50,12 +50,27 @@ def read_content(file: Path) -> Any:
             raise CheckpointError(f"'{file}' {problem}.")
     if is_safetensors or file.suffix == ".safetensors":
         try:
-            return load_file(file)
+            content = load_file(file)
+            _require_single_names(file, len(content))
+            return content
+        except CheckpointError:
+            raise
         except Exception as error:  # besides its own type, whatever a damaged header leads to
             raise CheckpointError(f"'{file}' is truncated or damaged ({error}); fetch it again.") from error
     if not head.startswith((b"PK\x03\x04", b"\x80")):
         raise CheckpointError(f"'{file}' is not a checkpoint; {USABLE}.")
     return _read_pytorch(file, is_archive=head.startswith(b"PK"))
+
+
+def _require_single_names(file: Path, tensors: int) -> None:
+    """Refuses a header that has a name twice: readers differ in which of the two they take."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        entries = len(re.findall(rb'"data_offsets"\s*:\s*\[', stream.read(length)))
+    if entries > tensors:
+        raise CheckpointError(
+            f"'{file}' has {entries} entries of {tensors} names: a name is there twice; fetch it again."
+        )
 
 
 def _head(file: Path) -> bytes:

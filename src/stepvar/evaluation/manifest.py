@@ -16,6 +16,8 @@ Entry = dict[str, Any]
 """A line: "file", "prompt", "seed", size and so on; "sha256" is that of the picture's file."""
 
 _CHUNK = 2**20
+_LONGEST_PART = 255
+"""Bytes of one name in a path."""
 
 
 def format_entries(entries: Iterable[Mapping[str, Any]]) -> bytes:
@@ -110,6 +112,8 @@ def _problem(entry: Entry) -> str | None:
     file = PurePosixPath(entry["file"])
     if file.is_absolute() or ".." in file.parts or "\0" in str(file) or not _is_encodable(str(file)):
         return "names a file outside the run's folder"
+    if any(len(part.encode()) > _LONGEST_PART for part in file.parts):
+        return "names a file that no file system holds"
     return None
 
 
