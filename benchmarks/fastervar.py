@@ -3,6 +3,7 @@
     python benchmarks/fastervar.py                       # the embedded model's dimensions
     python benchmarks/fastervar.py --dims 125M           # Infinity-125M's at one megapixel
     python benchmarks/fastervar.py --dims 2B --dtype bfloat16 --device cuda
+    python benchmarks/fastervar.py --dims 2B --count     # what each plan saves, in operations; runs nothing
 
 Random weights, one picture, all in turn in one process, medians. Times are of the transformer alone: text
 side, scales, sampling; neither text encoder nor decoder.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,11 +24,15 @@ import torch
 from dense import DTYPES, Contest, build, cast, cut_schedule
 from plain_fastervar import PlainFasterVAR, PlainSettings
 from stepvar.allocator import keep_freed_memory
+from stepvar.generation.guidance import CONDITIONAL, UNCONDITIONAL, Guidance
 from stepvar.generation.loop import generate
-from stepvar.generation.pruner import PruningMethod
+from stepvar.generation.pruner import PruningMethod, plan_generation
 from stepvar.metrics.timing import Samples, Spread, interleaved, machine
+from stepvar.models.infinity.costs import scale_costs
 from stepvar.models.infinity.presets import PRESETS
+from stepvar.models.infinity.published import published_config
 from stepvar.models.infinity.session import InfinitySession
+from stepvar.models.infinity.transformer import InfinityTransformer
 from stepvar.pruning.fastervar import FasterVAR, averaged
 from stepvar.pruning.fastervar_shares import INFINITY_SHARES
 from stepvar.pruning.presets import with_scales
@@ -36,17 +42,19 @@ SKIPPED = (-2, -1)
 PLANS: dict[str, PruningMethod | None] = {
     "dense": None,
     "FasterVAR": FasterVAR.published(),
+    "FasterVAR, with the prompt": replace(FasterVAR.published(), remaining=CONDITIONAL),
+    "its skips, no prompt": StepVAR(skip=SKIPPED, unguided=-3, remaining=UNCONDITIONAL),
     "its skips, no guidance": StepVAR(skip=SKIPPED, unguided=-3),
     "one more skip": StepVAR(skip=(-3, *SKIPPED)),
     "FastVAR": with_scales("fastvar", {-4: 0.4, -3: 0.5}, SKIPPED),
     "paper": PRESETS["paper"].method,
-    "best": PRESETS["best"].method,
+    "no guidance on four": StepVAR(skip=SKIPPED, unguided=-4),
     "no guidance on five": StepVAR(skip=SKIPPED, unguided=-5),
-    "pruned, no guidance on five": StepVAR(
-        {-4: 0.4, -3: 0.5}, SKIPPED, unguided=-5, recovery="guided", values="expected"
+    "five, and half of one pruned": StepVAR(
+        {-3: 0.5}, SKIPPED, unguided=-5, recovery="guided", values="expected"
     ),
-    "pruned, no guidance on six": StepVAR(
-        {-4: 0.4, -3: 0.6}, SKIPPED, unguided=-6, recovery="guided", values="expected"
+    "the same, filled from a scale": StepVAR(
+        {-3: 0.5}, SKIPPED, unguided=-5, recovery="cache", values="expected"
     ),
 }
 """What is timed besides the authors' arithmetic, by name."""
@@ -93,6 +101,26 @@ def measure(contest: Rivals, repeats: int, names: list[str] | None = None) -> di
     return found
 
 
+def savings(dims: str, text_tokens: int) -> dict[str, tuple[float, float]]:
+    """How many times fewer operations, and tokens through the layers, each plan has than the dense run."""
+    with torch.device("meta"):
+        transformer = InfinityTransformer(**published_config(dims))
+    schedule, depth = cut_schedule(transformer, None), len(transformer.blocks)
+
+    def work(method: PruningMethod | None) -> tuple[int, int]:
+        plan = plan_generation(method, schedule, depth)
+        until = () if plan.unguided is None else (plan.unguided,)
+        guidance = Guidance((3.0,) * len(schedule), until=until, remaining=plan.remaining)
+        rows = [guidance.row_count(scale.index, 1, 2) for scale in schedule]
+        tokens = [sum(entry.tokens(layer) for layer in range(depth)) for entry in plan.scales]
+        flops = sum(cost.flops for cost in scale_costs(transformer, plan, rows, text_tokens))
+        return flops, sum(count * run for count, run in zip(rows, tokens, strict=True))
+
+    dense = work(None)
+    counted = {name: work(method) for name, method in PLANS.items()}
+    return {name: (dense[0] / flops, dense[1] / tokens) for name, (flops, tokens) in counted.items()}
+
+
 def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -103,6 +131,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--text-tokens", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--count", action="store_true", help="count operations of a published size")
     parser.add_argument("--only", action="append", help="a contestant's name; default: all")
     parser.add_argument("--json", type=Path, help="write the results to this file as well")
     arguments = parser.parse_args()
@@ -115,6 +144,10 @@ def read_arguments() -> argparse.Namespace:
 def main() -> None:
     """Measures, prints a table, writes JSON on request."""
     arguments = read_arguments()
+    if arguments.count:
+        for name, (flops, tokens) in savings(arguments.dims, arguments.text_tokens).items():
+            print(f"{name:<30}{flops:>8.2f}x FLOPs{tokens:>8.2f}x tokens")
+        return
     keep_freed_memory()
     transformer = build(arguments.dims, arguments.layers)
     cast(transformer, getattr(torch, arguments.dtype)).to(arguments.device)

@@ -93,6 +93,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--pictures", type=int, default=96)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=9, help="of timing")
+    parser.add_argument("--only", action="append", choices=list(PLANS), help="besides dense and FasterVAR")
     parser.add_argument("--json", type=Path, help="write the results to this file as well")
     return parser.parse_args()
 
@@ -103,8 +104,10 @@ def main() -> None:
     keep_freed_memory()
     pipeline = load_embedded()
     pipeline.set_progress_bar_config(disable=True)
-    seconds = timed(pipeline, PLANS, arguments.rounds)
-    measures = drawn(pipeline, PLANS, arguments.pictures, arguments.batch)
+    wanted = PLANS.keys() if arguments.only is None else {DENSE, RIVAL, *arguments.only}
+    plans = {name: method for name, method in PLANS.items() if name in wanted}
+    seconds = timed(pipeline, plans, arguments.rounds)
+    measures = drawn(pipeline, plans, arguments.pictures, arguments.batch)
     rows = compared(seconds, measures)
     for name, row in rows.items():
         print(f"{name:<32}" + "  ".join(f"{key} {value.format(4)}" for key, value in row.items()))
