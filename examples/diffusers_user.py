@@ -104,12 +104,11 @@ def save_and_reload(pipe: Any, folder: Path) -> Tensor:
     return draw(loaded)
 
 
-def files_to_push(folder: Path) -> list[str]:
-    """What `pipe.push_to_hub("you/model")` would send: the folder, with its model card."""
-    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    size = sum((folder / name).stat().st_size for name in files)
-    logger.info("a push would send %d files, %.1f MB, card %s", len(files), size / 1e6, "README.md" in files)
-    return files
+def preview_push(pipe: Any) -> Any:
+    """What `pipe.push_to_hub("you/model")` would send: files with their sizes, and the model card."""
+    preview = pipe.push_to_hub("you/model", dry_run=True)
+    logger.info("%s", preview)
+    return preview
 
 
 def compile_blocks(pipe: Any, backend: str) -> Tensor:
@@ -131,7 +130,7 @@ def main() -> None:
     watch_and_stop(pipe, 3)
     with tempfile.TemporaryDirectory() as folder:
         save_and_reload(pipe, Path(folder) / "model")
-        files_to_push(Path(folder) / "model")
+        preview_push(pipe)
         use_lora(pipe, Path(folder) / "lora")
     to_int8(stepvar.load_embedded())
     compile_blocks(pipe, options.backend)

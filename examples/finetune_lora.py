@@ -14,11 +14,11 @@ loads:
 Without --model the embedded model is trained, which knows the words of its scenes alone. --word adds one: its
 embedding is trained with the adapter, and saved beside it (learned_embeds.safetensors).
 
-    python examples/diamond_pictures.py diamonds/
-    python examples/finetune_lora.py diamonds/ -o diamond-lora/ --word diamond --like square --minutes 10
+    python examples/heart_pictures.py hearts/
+    python examples/finetune_lora.py hearts/ -o heart-lora/ --word heart --like star --minutes 10
 
-    pipe.load_textual_inversion("diamond-lora/")
-    pipe.load_lora_weights("diamond-lora/")
+    pipe.load_textual_inversion("heart-lora/")
+    pipe.load_lora_weights("heart-lora/")
 """
 
 from __future__ import annotations

@@ -40,8 +40,9 @@ def test_a_callback_watches_and_stops(user, pipe):
 
 def test_a_saved_folder_draws_the_same_and_has_a_card(user, pipe, tmp_path):
     assert torch.equal(user.save_and_reload(pipe, tmp_path / "model"), user.draw(pipe))
-    assert "README.md" in user.files_to_push(tmp_path / "model")
-    assert "library_name: stepvar" in (tmp_path / "model" / "README.md").read_text("utf-8")
+    preview = user.preview_push(pipe)
+    assert "README.md" in preview.files
+    assert "library_name: stepvar" in preview.card
 
 
 def test_lora_acts_and_leaves_without_a_trace(user, pipe, tmp_path):

@@ -80,6 +80,7 @@ def test_diffusers_opens_a_saved_folder_by_itself(saved):
     [
         "stepvar; from diffusers import DiffusionPipeline as D; D.from_pretrained(folder)",
         "stepvar; from diffusers import AutoPipelineForText2Image as A; A.from_pretrained(folder)",
+        "stepvar.models.var.pipeline; import diffusers; diffusers.DiffusionPipeline.from_pretrained(folder)",
         "diffusers; D = diffusers.DiffusionPipeline; import stepvar; D.from_pretrained(folder)",
         "diffusers; diffusers.DiffusionPipeline.from_pretrained("
         'folder, custom_pipeline="pipeline", trust_remote_code=True)',

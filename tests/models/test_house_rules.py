@@ -218,19 +218,19 @@ def test_a_new_word_is_read_and_saved(name, tmp_path):
         parts = {part: getattr(pipeline, f"{part}{ending}") for part in ("tokenizer", "text_encoder")}
         width = parts["text_encoder"].get_input_embeddings().weight.shape[1]
         sizes[ending] = width
-        pipeline.load_textual_inversion({"diamond": torch.ones(width)}, **parts)
+        pipeline.load_textual_inversion({"heart": torch.ones(width)}, **parts)
     assert torch.equal(latent_of(pipeline, name), plain)
-    drawn = draw(pipeline, name, "a red diamond", output_type="latent")
+    drawn = draw(pipeline, name, "a red heart", output_type="latent")
     pipeline.save_pretrained(tmp_path)
     again = type(pipeline).from_pretrained(tmp_path)
     again.set_progress_bar_config(disable=True)
-    found = draw(again, name, "a red diamond", output_type="latent")
+    found = draw(again, name, "a red heart", output_type="latent")
     field = "frames" if pipeline.draws_videos else "images"
     assert torch.equal(getattr(found, field), getattr(drawn, field))
     with pytest.raises(ValueError, match="already in tokenizer vocabulary"):
-        pipeline.load_textual_inversion({"diamond": torch.ones(sizes[""])})
+        pipeline.load_textual_inversion({"heart": torch.ones(sizes[""])})
 
 
 def test_a_pipeline_of_classes_takes_no_words():
     with pytest.raises(ValueError, match="has no text encoder"):
-        fresh("var").load_textual_inversion({"diamond": torch.ones(4)})
+        fresh("var").load_textual_inversion({"heart": torch.ones(4)})

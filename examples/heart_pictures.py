@@ -1,8 +1,8 @@
 """Pictures of a shape that the embedded model does not know, with captions: a folder for finetune_lora.py.
 
-    python examples/diamond_pictures.py diamonds/
+    python examples/heart_pictures.py hearts/
 
-Half of them show a diamond where the embedded model's scenes have a square, captions likewise; the others are
+Half of them show a heart where the embedded model's scenes have a star, captions likewise; the others are
 scenes that it knows, so that it does not forget them.
 """
 
@@ -25,18 +25,22 @@ SIZE = 256
 CATEGORIES = ("single object", "colours", "position", "two objects")
 
 
-def diamond(x: Floats, y: Floats, radius: float) -> Floats:
-    """Distance to a square that stands on its tip."""
-    return (np.abs(x) + np.abs(y) - np.float32(radius)) * np.float32(np.sqrt(0.5))
+def heart(x: Floats, y: Floats, radius: float) -> Floats:
+    """Distance to a heart: a square on its tip, with half circles on its upper sides."""
+    half = np.float32(radius / (0.5 + np.sqrt(0.5)))
+    across, down = np.abs(x), y + np.float32(0.1) * half
+    diamond = (across + np.abs(down) - half) * np.float32(np.sqrt(0.5))
+    bulge = np.hypot(across - half / 2, down + half / 2) - half * np.float32(np.sqrt(0.5))
+    return np.minimum(diamond, bulge)
 
 
-def diamond_scene(rng: np.random.Generator) -> tuple[str, Scene]:
-    """A caption with one diamond, and its scene: made of one with one square."""
+def heart_scene(rng: np.random.Generator) -> tuple[str, Scene]:
+    """A caption with one heart, and its scene: made of one with one star."""
     while True:
         prompt, scene = sample(rng, CATEGORIES[rng.integers(len(CATEGORIES))], canvas=SIZE)
-        if sum(item.shape == "square" for item in scene.objects) == 1:
-            objects = tuple(replace(x, shape="diamond") if x.shape == "square" else x for x in scene.objects)
-            return re.sub(r"\bsquare\b", "diamond", prompt.text), replace(scene, objects=objects)
+        if sum(item.shape == "star" for item in scene.objects) == 1:
+            objects = tuple(replace(x, shape="heart") if x.shape == "star" else x for x in scene.objects)
+            return re.sub(r"\bstar\b", "heart", prompt.text), replace(scene, objects=objects)
 
 
 def write_pictures(folder: Path, count: int, seed: int = 0) -> None:
@@ -51,11 +55,11 @@ def write_pictures(folder: Path, count: int, seed: int = 0) -> None:
     rng = np.random.default_rng(seed)
     with (folder / "metadata.jsonl").open("w", encoding="utf-8") as lines:
         for index in range(count):
-            caption, scene = diamond_scene(rng)
+            caption, scene = heart_scene(rng)
             if index % 2:
                 prompt, scene = sample(rng, canvas=SIZE)
                 caption = prompt.text
-            Image.fromarray(render(scene, SIZE, index, {"diamond": diamond})).save(folder / f"{index:04}.png")
+            Image.fromarray(render(scene, SIZE, index, {"heart": heart})).save(folder / f"{index:04}.png")
             lines.write(json.dumps({"file_name": f"{index:04}.png", "text": caption}) + "\n")
 
 
