@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -124,8 +125,11 @@ def when_drawn(folder: Path, pictures: int, action: Callable[[], object]) -> thr
 
 def kill_a_worker() -> None:
     """Kills the youngest process of a pool: older ones may be those of a run before, about to end."""
-    below = psutil.Process().children(recursive=True)
-    workers = [process for process in below if "MapWorker" in " ".join(process.cmdline()[:1])]
+    workers = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # some end meanwhile
+            if process.cmdline()[:1] and "MapWorker" in process.cmdline()[0]:
+                workers.append(process)
     max(workers, key=psutil.Process.create_time).send_signal(signal.SIGKILL)
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -52,8 +53,11 @@ def contents(folder):
 
 def kill_a_worker():
     """Kills the youngest process of a pool: older ones may be those of a run before, about to end."""
-    below = psutil.Process().children(recursive=True)
-    workers = [process for process in below if "MapWorker" in " ".join(process.cmdline()[:1])]
+    workers = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # some end meanwhile
+            if process.cmdline()[:1] and "MapWorker" in process.cmdline()[0]:
+                workers.append(process)
     max(workers, key=psutil.Process.create_time).send_signal(signal.SIGKILL)
 
 
