@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
 BROWSER_STAMP := $(VENV)/.installed-browser
 
-.PHONY: demo test test-ray test-comfyui browser test-browser lint docs bench report train clean
+.PHONY: demo test test-ray test-comfyui browser test-browser test-api lint docs bench report train clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -47,6 +47,10 @@ browser: $(BROWSER_STAMP)
 
 test-browser: browser
 	$(BIN)/python -m pytest -n 0 -m browser tests/browser
+
+test-api: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[api]"
+	$(BIN)/python -m pytest -n 0 -m schema tests/serving/test_schema.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check src tests benchmarks examples integrations docs/site

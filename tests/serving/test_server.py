@@ -104,6 +104,8 @@ def test_a_stream_grows_coarse_to_fine_and_ends_with_the_picture(server):
         ({"prompt": ""}, "prompt"),
         ({"prompt": "   "}, "prompt"),
         ({"prompt": 3}, "prompt"),
+        ({"prompt": "\U0008de2d"}, None),
+        ({"prompt": PROMPT, "negative_prompt": "\U0008de2d"}, None),
         ({}, "prompt"),
         ({"prompt": "a" * 5_000}, "prompt"),
         ({"prompt": PROMPT, "n": 0}, "n"),

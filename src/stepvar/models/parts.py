@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stepvar.generation.attention import Kernel
-from stepvar.models.common.t5 import refuse_unknown_words
+from stepvar.models.common.t5 import refuse_no_words, refuse_unknown_words
 from stepvar.models.placement import PlacedPipeline
 
 
@@ -89,9 +89,14 @@ class TextPipeline(PlacedPipeline, TextualInversionLoaderMixin):
         tokenizer, _ = self.text_parts()
         # All at once, which tokenizers do several times faster than one by one.
         texts = [*prompts, *negatives]
-        encoded = tokenizer(texts, verbose=False).input_ids if texts else []
-        for prompt, ids in zip(texts, encoded, strict=True):
+        if not texts:
+            return
+        encoded = tokenizer(texts, return_special_tokens_mask=True, verbose=False)
+        rows = zip(texts, encoded.input_ids, encoded.special_tokens_mask, strict=True)
+        for prompt, ids, special in rows:
             length = len(ids)
+            if prompt:
+                refuse_no_words(prompt, special)
             refuse_unknown_words(tokenizer, prompt, ids)
             if length > self.text_length:
                 raise ValueError(

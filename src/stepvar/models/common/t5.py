@@ -104,8 +104,7 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, max_length: int =
     encoded = tokenizer(prompt, return_special_tokens_mask=True, verbose=False)
     ids: list[int] = encoded.input_ids
     words = [place for place, special in enumerate(encoded.special_tokens_mask) if not special]
-    if not words:
-        raise ValueError(f"The prompt {prompt!r} is empty; write what the picture should show.")
+    refuse_no_words(prompt, encoded.special_tokens_mask)
     refuse_unknown_words(tokenizer, prompt, ids)
     excess = len(ids) - max_length
     if excess <= 0:
@@ -119,6 +118,12 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, max_length: int =
     # Cut here rather than by the tokenizer, whose truncation is a setting that threads would share.
     cut = set(words[-excess:])
     return [token for place, token in enumerate(ids) if place not in cut]
+
+
+def refuse_no_words(prompt: str, special: Sequence[int]) -> None:
+    """Raises ValueError when a prompt has only special tokens: some characters are nothing to a tokenizer."""
+    if all(special):
+        raise ValueError(f"The prompt {prompt!r} is empty; write what the picture should show.")
 
 
 def refuse_unknown_words(tokenizer: PreTrainedTokenizerBase, prompt: str, ids: Sequence[int]) -> None:
