@@ -10,7 +10,10 @@ SPEC = ModelSpec(
     key="hart",
     name="HART",
     repository="mit-han-lab/hart",
-    signatures=(frozenset({"word_embed.weight", "context_embed.weight"}),),
+    signatures=(
+        frozenset({"word_embed.weight", "context_embed.weight"}),
+        frozenset({"context_embedding.weight", "residual_norm.weight"}),
+    ),
     pipeline=f"{_HERE}.pipeline:HARTPipeline",
     plans=f"{_HERE}.presets:PRESETS",
     components={

@@ -10,7 +10,10 @@ SPEC = ModelSpec(
     key="infinitystar",
     name="InfinityStar",
     repository="FoundationVision/InfinityStar",
-    signatures=(frozenset({"cfg_uncond", "sos_token", "text_proj.weight"}),),
+    signatures=(
+        frozenset({"cfg_uncond", "sos_token", "text_proj.weight"}),
+        frozenset({"unconditional_text.weight", "semantic_head.weight", "detail_head.weight"}),
+    ),
     pipeline=f"{_HERE}.pipeline:InfinityStarPipeline",
     plans=f"{_HERE}.presets:PRESETS",
     components={
