@@ -13,6 +13,7 @@ import pytest
 from check_report import complaints
 from stepvar.metrics.fidelity import IDENTICAL_DECIBELS
 from stepvar.pruning.stepvar import StepVAR
+from stepvar.report import charts, configurations
 from stepvar.report.configurations import BOTH, DENSE, KINDS, OURS, PRUNE_ONLY, SKIP_ONLY, Configurations
 from stepvar.report.folder import ReportFolder
 from stepvar.report.page import TABLES
@@ -249,24 +250,6 @@ def test_too_few_measurements_make_no_report(tmp_path, pipeline):
         Results(folder, Configurations(pipeline.schedule(), 2), TINY)
 
 
-def test_a_second_model_enters_a_cascade(pipeline, tmp_path):
-    from tiny_pipeline import make_pipeline
-
-    second = make_pipeline(7)
-    with pytest.raises(ValueError, match="with the same visual tokenizer"):
-        reproduce(pipeline, tmp_path / "report", protocol=TINY, cascade=second)
-    assert not (tmp_path / "report").exists()
-    second.vae = pipeline.vae
-    tiny = Protocol(**{**TINY.as_json(), "central_blocks": 1, "main_blocks": 1, "rounds": 1})
-    numbers = reproduce(pipeline, tmp_path / "report", protocol=tiny, cascade=second).numbers
-    rows = {row["label"]: row for row in numbers["tables"]["others"] if row["label"].startswith("CoDe")}
-    assert len(rows) == 3 and {row["kind"] for row in rows.values()} == {"other"}
-    late, earlier = (row for label, row in rows.items() if "draws" in label)
-    assert late["agreement"]["value"] > earlier["agreement"]["value"], "what is drafted is the dense run's"
-    assert late["flops"] > 1.0 and rows["CoDe, the last 2 scales, pruned"]["flops"] < earlier["flops"]
-    assert "none was given" not in (tmp_path / "report" / "index.html").read_text("utf-8")
-
-
 class Likeness:
     """Stands for LPIPS, whose weights are not at hand."""
 
@@ -274,13 +257,48 @@ class Likeness:
         return np.abs(first.astype(float) - second).mean(axis=(1, 2, 3)) / 255
 
 
-def test_lpips_is_shown_where_it_is_measured_and_missed_where_not(pipeline, finished, tmp_path):
-    assert "LPIPS itself is not measured" in finished[1].page.read_text("utf-8")
+def make_second():
+    from tiny_pipeline import make_pipeline
+
+    return make_pipeline(7)
+
+
+@pytest.fixture(scope="module")
+def with_more(pipeline, tmp_path_factory):
+    """A report with a cascade and LPIPS; what does not depend on them is left out."""
     tiny = Protocol(**{**TINY.as_json(), "central_blocks": 1, "main_blocks": 1, "rounds": 1})
-    outcome = reproduce(pipeline, tmp_path / "report", protocol=tiny, lpips=Likeness())
-    page = outcome.page.read_text("utf-8")
+    second = make_second()
+    second.vae = pipeline.vae
+    folder = tmp_path_factory.mktemp("more") / "report"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(charts, "_svg", lambda figure: "<svg></svg>")
+        patch.setattr(configurations, "VARIANTS", {})
+        patch.setattr(configurations, "STRETCHES", (0.75, 1.0))
+        patch.setattr(configurations, "RATIOS", (0.5,))
+        return reproduce(pipeline, folder, protocol=tiny, cascade=second, lpips=Likeness())
+
+
+def test_a_model_with_another_tokenizer_enters_no_cascade(pipeline, tmp_path):
+    with pytest.raises(ValueError, match="with the same visual tokenizer"):
+        reproduce(pipeline, tmp_path / "report", protocol=TINY, cascade=make_second())
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_second_model_enters_a_cascade(with_more):
+    numbers = with_more.numbers
+    rows = {row["label"]: row for row in numbers["tables"]["others"] if row["label"].startswith("CoDe")}
+    assert len(rows) == 3 and {row["kind"] for row in rows.values()} == {"other"}
+    late, earlier = (row for label, row in rows.items() if "draws" in label)
+    assert late["agreement"]["value"] > earlier["agreement"]["value"], "what is drafted is the dense run's"
+    assert late["flops"] > 1.0 and rows["CoDe, the last 2 scales, pruned"]["flops"] < earlier["flops"]
+    assert "none was given" not in with_more.page.read_text("utf-8")
+
+
+def test_lpips_is_shown_where_it_is_measured_and_missed_where_not(finished, with_more):
+    assert "LPIPS itself is not measured" in finished[1].page.read_text("utf-8")
+    page = with_more.page.read_text("utf-8")
     assert "<th>LPIPS</th>" in page and "LPIPS itself is not measured" not in page
-    row = next(row for row in outcome.numbers["tables"]["table 1"] if row["label"] == OURS)
+    row = next(row for row in with_more.numbers["tables"]["table 1"] if row["label"] == OURS)
     assert 0.0 < row["lpips"]["value"] < 1.0
 
 
