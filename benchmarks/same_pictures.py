@@ -34,6 +34,7 @@ def _pipelines() -> Iterator[tuple[str, Any, list[Any]]]:
     import tiny_star
     import tiny_switti
     import tiny_var
+    import tiny_varedit
 
     yield "embedded", stepvar.load_embedded(), PROMPTS
     yield "embedded-video", stepvar.load_embedded("video"), MOVING
@@ -41,6 +42,7 @@ def _pipelines() -> Iterator[tuple[str, Any, list[Any]]]:
     yield "var", tiny_var.make_var_pipeline(), [1, 4]
     yield "switti", tiny_switti.make_switti_pipeline(), ["a red ring on sand", "two big star"]
     yield "hart", tiny_hart.make_pipeline(), ["a red ring on sand", "two big star"]
+    yield "varedit", tiny_varedit.make_varedit_pipeline(), PROMPTS
     yield "infinitystar", tiny_star.make_star_pipeline(), PROMPTS[1:]
 
 
@@ -57,14 +59,19 @@ def _hash(output: Any, pixels: torch.Tensor) -> str:
 def draw_hashes(show: Callable[[str], None]) -> dict[str, str]:
     """A hash for every model, plan and batch; a refusal counts by its sentence."""
 
+    from tiny_varedit import SOURCE
+
     torch.set_num_threads(1)
     hashes: dict[str, str] = {}
     for name, pipeline, prompts in _pipelines():
         pipeline.set_progress_bar_config(disable=True)
+        own = {"image": SOURCE} if pipeline.needs_picture else {}
         for plan in ("none", *pipeline.presets):
             key = f"{name} {plan}"
             try:
-                output = pipeline(prompts, seed=list(range(len(prompts))), pruning=plan, output_type="pt")
+                output = pipeline(
+                    prompts, seed=list(range(len(prompts))), pruning=plan, output_type="pt", **own
+                )
                 drawn = output.frames if hasattr(output, "frames") else output.images
                 hashes[key] = _hash(output, drawn)
             except ValueError as error:

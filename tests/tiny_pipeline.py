@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from stepvar.models.infinity.pipeline import InfinityPipeline
@@ -20,6 +22,13 @@ _BITS = 8
 
 def make_pipeline(seed: int = 0) -> InfinityPipeline:
     """Builds it; the same seed gives the same weights."""
+    pipeline = InfinityPipeline(**make_parts(seed))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def make_parts(seed: int = 0) -> dict[str, Any]:
+    """The pipeline's components, which no pipeline was made of yet."""
     from transformers import T5Config, T5EncoderModel
 
     words = build_word_tokenizer()
@@ -59,6 +68,9 @@ def make_pipeline(seed: int = 0) -> InfinityPipeline:
             norm_groups=4,
         )
         encoder = T5EncoderModel(config)
-    pipeline = InfinityPipeline(transformer, tokenizer.eval(), encoder.eval(), words)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return {
+        "transformer": transformer,
+        "vae": tokenizer.eval(),
+        "text_encoder": encoder.eval(),
+        "tokenizer": words,
+    }

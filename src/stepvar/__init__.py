@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from stepvar.models.var.pipeline import VARPipeline as VARPipeline
     from stepvar.models.var.transformer import VARTransformer as VARTransformer
     from stepvar.models.var.vae import VARVAE as VARVAE
+    from stepvar.models.varedit.pipeline import VAREditPipeline as VAREditPipeline
     from stepvar.pruning.fastervar import FasterVAR as FasterVAR
     from stepvar.pruning.fastvar import FastVAR as FastVAR
     from stepvar.pruning.int8_cache import Int8Cache as Int8Cache

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stepvar.conformance import run_case
-from stepvar.models.infinity.editing.pictures import crop_result, fit_to_square
-from stepvar.models.infinity.editing.source_cache import ScaleAlignedCache
+from stepvar.models.varedit.pictures import crop_result, fit_to_canvas
+from stepvar.models.varedit.source_cache import ScaleAlignedCache
 
 pytestmark = pytest.mark.golden
 
@@ -66,7 +66,7 @@ def test_a_picture_comes_back_at_its_own_size(size, fit):
     from PIL import Image
 
     picture = Image.new("RGB", size, (200, 30, 90))
-    square = fit_to_square(picture, 64, fit)
+    square = fit_to_canvas(picture, (64, 64), fit)
     assert square.shape == (3, 64, 64)
     back = crop_result(picture.resize((64, 64)), size, fit)
     assert back.size == (size if fit == "pad" else (min(size),) * 2)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import stepvar
@@ -176,6 +179,25 @@ def test_infinitystar_takes_the_resolution_as_an_option():
     made = stepvar.from_official(model, vae, resolution="720p")
     assert made.transformer.config.resolution == "720p"
     assert storages(made.transformer) <= storages(model)
+
+
+def test_varedit_is_asked_for_and_its_object_tells_its_size():
+    weights = Path(__file__).parents[1] / "golden" / "varedit" / "tiny_d16"
+    state = load_file(weights / "transformer.safetensors")
+    model, vae = StandIn(state, pn="0.06M"), StandIn(load_file(weights / "vae.safetensors"))
+    assert type(stepvar.from_official(model, vae)) is stepvar.InfinityPipeline
+    made = stepvar.from_official(model, vae, kind="varedit")
+    assert type(made) is stepvar.VAREditPipeline
+    assert made.transformer.config.budgets == ["0.06M"]
+    assert storages(made.transformer) <= storages(model)
+    with pytest.raises(CheckpointError, match="may have been trained for 512 or for 1024 pixels"):
+        stepvar.from_official(StandIn(state), vae, kind="varedit")
+    told = stepvar.from_official(StandIn(state), vae, kind="varedit", resolution="512")
+    assert told.transformer.config.budgets == ["0.25M"]
+    own = stepvar.from_official(StandIn(state), vae, kind="varedit", grids=[[1, 1], [2, 2], [4, 4]])
+    assert own.summary().prefix.tokens == 16
+    with pytest.raises(ValueError, match="an Infinity transformer, not HART's"):
+        stepvar.from_official(model, vae, kind="hart")
 
 
 @pytest.mark.parametrize("wrapper", ["ddp", "compile", "fsdp"])

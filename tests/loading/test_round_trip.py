@@ -16,6 +16,7 @@ import tiny_pipeline
 import tiny_star
 import tiny_switti
 import tiny_var
+import tiny_varedit
 from stepvar.models import MODELS
 
 LABELS = ["a", "b", "c", "d", "e", "f"]
@@ -29,6 +30,7 @@ def make(key: str):
         "var": (lambda: tiny_var.make_var_pipeline(LABELS), 2, {}),
         "hart": (tiny_hart.make_pipeline, "a red ring", {}),
         "switti": (tiny_switti.make_switti_pipeline, "a red ring", {}),
+        "varedit": (tiny_varedit.make_varedit_pipeline, "a red ring", {"image": tiny_varedit.SOURCE}),
     }
     maker, prompt, options = makers[key]
     return maker(), prompt, options
@@ -64,15 +66,19 @@ def test_a_saved_pipeline_draws_the_same_picture(saved):
 
 
 def test_diffusers_opens_a_saved_folder_by_itself(saved):
-    from diffusers import AutoPipelineForText2Image, DiffusionPipeline
+    from diffusers import AutoPipelineForImage2Image, AutoPipelineForText2Image, DiffusionPipeline
 
     key, folder, before, call = saved
     # Weights that stay mapped lie at other addresses, which changes the last bits of some products.
     opened = DiffusionPipeline.from_pretrained(folder, disable_mmap=True)
     assert torch.equal(drawn(opened, *call), before)
     spec = next(spec for spec in MODELS if spec.key == key)
-    if spec.task == "text-to-image":
-        assert torch.equal(drawn(AutoPipelineForText2Image.from_pretrained(str(folder)), *call), before)
+    automatic = {
+        "text-to-image": AutoPipelineForText2Image,
+        "image-to-image": AutoPipelineForImage2Image,
+    }
+    if spec.task in automatic:
+        assert torch.equal(drawn(automatic[spec.task].from_pretrained(str(folder)), *call), before)
 
 
 @pytest.mark.parametrize(

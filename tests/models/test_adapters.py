@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from tiny_hart import make_pipeline as make_hart_pipeline
 from tiny_pipeline import make_pipeline as make_infinity_pipeline
+from tiny_pipelines import needed
 from tiny_star import make_star_pipeline
 from tiny_switti import make_switti_pipeline
 from tiny_var import make_var_pipeline
+from tiny_varedit import make_varedit_pipeline
 
 CPU = torch.device("cpu")
 MAKERS = {
@@ -23,13 +25,15 @@ MAKERS = {
     "hart": (make_hart_pipeline, "a red star"),
     "switti": (make_switti_pipeline, "a red star"),
     "infinitystar": (make_star_pipeline, "a red star on sand"),
+    "varedit": (make_varedit_pipeline, "a red star"),
 }
 each_model = pytest.mark.parametrize("name", MAKERS)
 
 
 def draw(pipeline, name: str) -> Tensor:
     """Latent of one picture or video of a fixed seed."""
-    output = pipeline(MAKERS[name][1], seed=3, output_type="latent")
+    own = needed(pipeline, still=False)
+    output = pipeline(MAKERS[name][1], seed=3, output_type="latent", **own)
     return output.frames if pipeline.draws_videos else output.images
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stepvar import SkipVAR, StepVAR
-from tiny_pipelines import MAKERS, PICTURES, made
+from tiny_pipelines import MAKERS, PICTURES, made, needed
 
 PRUNED = StepVAR(ratios={-2: 0.4, -1: 0.6}, recovery="guided", values="expected")
 each_model = pytest.mark.parametrize("name", MAKERS)
@@ -19,7 +19,7 @@ def media(output: Any) -> Any:
 
 
 def length(name: str) -> dict[str, Any]:
-    return {"seconds": 0} if made(name).draws_videos else {}
+    return needed(made(name))
 
 
 def negative(name: str, text: Any) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def test_nothing_is_computed_for_two_pictures_at_a_time(name, monkeypatch):
 @pytest.mark.parametrize("kind", ["pil", "np", "pt", "latent"])
 def test_every_form_of_output_has_all_pictures(name, kind):
     pipeline, subjects = made(name), MAKERS[name][1]
-    call = {"seed": 5, "output_type": kind}
+    call = {"seed": 5, "output_type": kind, **needed(pipeline)}
     joined = pipeline(subjects, batch_invariant=True, **call).images
     usual = pipeline(subjects, **call).images
     assert type(joined) is type(usual) and len(joined) == 2
@@ -98,7 +98,7 @@ def test_every_form_of_output_has_all_pictures(name, kind):
     assert len(images) == 2
 
 
-@pytest.mark.parametrize("name", ["infinity", "hart", "switti", "infinitystar"])
+@pytest.mark.parametrize("name", ["infinity", "hart", "switti", "infinitystar", "varedit"])
 def test_encoded_prompts_are_each_pictures_own(name):
     pipeline, (first, second) = made(name), MAKERS[name][1]
     call = {"output_type": "pt", **length(name)}

@@ -16,9 +16,11 @@ from stepvar.models import MODELS
 from stepvar.models.pipeline import NextScalePipeline
 from tiny_hart import make_pipeline as make_hart_pipeline
 from tiny_pipeline import make_pipeline as make_infinity_pipeline
+from tiny_pipelines import needed
 from tiny_star import make_star_pipeline
 from tiny_switti import make_switti_pipeline
 from tiny_var import make_var_pipeline
+from tiny_varedit import make_varedit_pipeline
 
 MAKERS: dict[str, tuple[Callable[..., NextScalePipeline], Any]] = {
     "infinity": (make_infinity_pipeline, "a red star"),
@@ -26,6 +28,7 @@ MAKERS: dict[str, tuple[Callable[..., NextScalePipeline], Any]] = {
     "hart": (make_hart_pipeline, "a red star"),
     "switti": (make_switti_pipeline, "a red star"),
     "infinitystar": (make_star_pipeline, "a red star on sand"),
+    "varedit": (make_varedit_pipeline, "a red star"),
 }
 GROWING = ("var", "hart", "switti")
 """Models whose official code counts guidance from 0."""
@@ -41,8 +44,8 @@ def made(name: str) -> NextScalePipeline:
 
 def call(pipeline: NextScalePipeline, name: str, **options: Any) -> Any:
     """The output of one picture, or of a video of one frame."""
-    length = {"seconds": 0} if pipeline.draws_videos and "num_frames" not in options else {}
-    return pipeline(MAKERS[name][1], **{"seed": 3, **length, **options})
+    own = needed(pipeline, still="num_frames" not in options)
+    return pipeline(MAKERS[name][1], **{"seed": 3, **own, **options})
 
 
 def pixels(output: Any) -> np.ndarray:
@@ -165,7 +168,7 @@ def encoded(name: str, prompts: list[str]) -> dict[str, Any]:
 @torch.no_grad()
 def test_encoded_prompts_are_one_tensor_and_a_mask(name):
     prompts = ["a red star on sand", "a blue ring"]
-    pipeline, length = made(name), {"seconds": 0} if made(name).draws_videos else {}
+    pipeline, length = made(name), needed(made(name))
     expected = pipeline(prompts, seed=3, output_type="latent", **length)
     arguments = encoded(name, prompts)
     found = pipeline(seed=3, output_type="latent", **arguments, **length)
@@ -182,7 +185,10 @@ def test_encoded_prompts_of_a_wrong_shape_are_refused_before_any_work(name):
 
     def refused(words: str, **changes: Any) -> None:
         with pytest.raises(ValueError, match=words):
-            pipeline(**{**arguments, **changes}, observer=lambda report: pytest.fail("a scale ran"))
+            pipeline(
+                **{**needed(pipeline), **arguments, **changes},
+                observer=lambda report: pytest.fail("a scale ran"),
+            )
 
     refused("channels", prompt_embeds=embeds[..., :-1])
     refused("prompt_attention_mask is", prompt_attention_mask=mask[:, :-1])
@@ -231,14 +237,14 @@ def test_wrong_numbers_are_refused_before_any_work(name, argument, value):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["infinity", "infinitystar"])
+@pytest.mark.parametrize("name", ["infinity", "infinitystar", "varedit"])
 @pytest.mark.parametrize("ratio", [float("inf"), float("nan"), 0.0, -1.0])
 def test_an_aspect_ratio_is_positive_and_finite(name, ratio):
     with pytest.raises(ValueError, match="aspect_ratio is"):
         call(made(name), name, aspect_ratio=ratio)
 
 
-@pytest.mark.parametrize("name", ["infinity", "infinitystar", "hart"])
+@pytest.mark.parametrize("name", ["infinity", "infinitystar", "hart", "varedit"])
 @pytest.mark.parametrize("value", [1e-42, 0.0, float("nan"), float("inf"), -1.0])
 def test_a_temperature_under_which_logits_overflow_is_refused(name, value):
     with pytest.raises(ValueError, match="temperature is"):
@@ -272,7 +278,7 @@ def test_an_output_can_be_a_tuple(name):
 @each_model
 def test_one_generator_serves_several_pictures_in_turn(name):
     pipeline, subject = made(name), MAKERS[name][1]
-    length = {"seconds": 0} if pipeline.draws_videos else {}
+    length = needed(pipeline)
 
     def draw() -> Any:
         generator = torch.Generator().manual_seed(11)
@@ -288,7 +294,7 @@ def test_one_generator_serves_several_pictures_in_turn(name):
 def test_size_may_be_positional(name):
     pipeline = made(name)
     height, width = pipeline.pixels(pipeline.schedule())
-    length = {"seconds": 0} if pipeline.draws_videos else {}
+    length = needed(pipeline)
     output = pipeline(MAKERS[name][1], height, width, seed=3, **length)
     assert np.array_equal(pixels(output), pixels(call(pipeline, name)))
 
@@ -384,7 +390,7 @@ def test_pixels_that_are_not_finite_are_an_error(name):
 @each_model
 def test_the_visual_tokenizer_may_decode_part_by_part(name):
     pipeline, subject = MAKERS[name][0](), MAKERS[name][1]
-    length = {"seconds": 0} if pipeline.draws_videos else {}
+    length = needed(pipeline)
 
     def draw() -> np.ndarray:
         return np.asarray(pipeline([subject] * 2, seed=3, output_type="np", **length).images)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stepvar import FasterVAR, FastVAR, StepVAR
-from tiny_pipelines import MAKERS, made
+from tiny_pipelines import MAKERS, made, needed
 
 PLANS = {
     "dense": None,
@@ -37,7 +37,8 @@ SURROUNDINGS = {
 
 
 def pixels(name: str, pruning) -> torch.Tensor:
-    output = made(name)(MAKERS[name][1][0], seed=5, pruning=pruning, output_type="pt")
+    own = needed(made(name), still=False)
+    output = made(name)(MAKERS[name][1][0], seed=5, pruning=pruning, output_type="pt", **own)
     drawn = output.frames if made(name).draws_videos else output.images
     return torch.stack(list(drawn)) if isinstance(drawn, (list, tuple)) else drawn
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from stepvar import FasterVAR, FastVAR, ScaleKV, SkipVAR, StepVAR
 from stepvar.editing.known_tokens import KnownTokens, SourceFeatures
-from tiny_pipelines import MAKERS, PICTURES, made
+from tiny_pipelines import MAKERS, MASKED, made
 
 PLANS = {
     "fastervar": FasterVAR(shares={-1: (0.2, 0.3)}, unguided=-2, remaining="unconditional"),
@@ -47,7 +47,7 @@ def edit(name: str, count: int = 1, **given):
 
 
 @pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", MASKED)
 def test_pixels_outside_of_the_mask_stay_and_what_is_promised_runs(name, plan):
     if name == "switti" and plan == "scalekv":
         pytest.skip("it keeps no keys and values between scales")
@@ -73,7 +73,7 @@ def test_pixels_outside_of_the_mask_stay_and_what_is_promised_runs(name, plan):
 
 
 @pytest.mark.parametrize("plan", ["region", "stepvar", "fastvar"])
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", MASKED)
 def test_a_picture_does_not_depend_on_those_beside_it(name, plan):
     half = side(name) // 2
     boxes = [corner(name), (half, half, half, half), corner(name)]
@@ -93,7 +93,7 @@ def test_a_picture_does_not_depend_on_those_beside_it(name, plan):
     assert together.report.seeds == [5, 6, 7] and len(together.notes) == 3
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", MASKED)
 def test_the_latent_is_the_encoders_where_nothing_was_drawn(name):
     output = edit(name, output_type="latent")
     pixels = torch.from_numpy(np.array(noise(name))).permute(2, 0, 1)[None].float() / 127.5 - 1.0
@@ -119,13 +119,13 @@ def known_run(name: str, free: bool):
     return run.images, plain.images, features
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", MASKED)
 def test_with_nothing_known_an_edit_is_a_plain_run(name):
     run, plain, _ = known_run(name, free=True)
     assert torch.equal(run, plain)
 
 
-@pytest.mark.parametrize("name", [name for name in PICTURES if name != "hart"])
+@pytest.mark.parametrize("name", [name for name in MASKED if name != "hart"])
 def test_with_everything_known_the_latent_is_the_encoders_own(name):
     run, _, features = known_run(name, free=False)
     pipeline = made(name)
@@ -134,7 +134,7 @@ def test_with_everything_known_the_latent_is_the_encoders_own(name):
     torch.testing.assert_close(run, quantizer.quantize(features, grids).latent, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", MASKED)
 def test_variations_keep_the_first_scales(name):
     weak, strong = (edit(name, box=None, strength=strength, output_type="latent") for strength in (0.2, 0.9))
     original = edit(name, output_type="latent").images
@@ -144,7 +144,7 @@ def test_variations_keep_the_first_scales(name):
     assert edit(name, box=None, strength=0.2).masks == [None]
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", MASKED)
 def test_a_new_border_is_drawn_around_the_picture(name):
     output = edit(name, box=None, outpaint=(8, 4, 0, 0))
     drawn, picture = np.asarray(output.images[0]), np.asarray(noise(name))
@@ -212,7 +212,7 @@ def test_models_that_cannot_edit_say_so(monkeypatch):
         edit("hart", parts=2)
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", MASKED)
 def test_pictures_may_be_computed_each_by_itself(name, monkeypatch):
     subjects, images = MAKERS[name][1], [noise(name, seed) for seed in range(2)]
     seen: list[int] = []

@@ -14,6 +14,7 @@ from tiny_pipeline import make_pipeline as make_infinity_pipeline
 from tiny_star import make_star_pipeline
 from tiny_switti import make_switti_pipeline
 from tiny_var import make_var_pipeline
+from tiny_varedit import make_varedit_pipeline
 
 MAKERS = {
     "infinity": make_infinity_pipeline,
@@ -21,6 +22,7 @@ MAKERS = {
     "infinitystar": make_star_pipeline,
     "switti": make_switti_pipeline,
     "var": make_var_pipeline,
+    "varedit": make_varedit_pipeline,
 }
 
 

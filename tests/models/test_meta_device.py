@@ -10,7 +10,7 @@ import torch
 from stepvar import FasterVAR, FastVAR, Int8Cache, ScaleKV, SkipVAR, StepVAR
 from stepvar.pruning.recovery import RECOVERIES
 from stepvar.pruning.scores import SCORERS
-from tiny_pipelines import MAKERS
+from tiny_pipelines import MAKERS, needed
 
 RATIOS = {-2: 0.4, -1: 0.6}
 METHODS = {
@@ -44,8 +44,7 @@ def on_meta(name: str):
 
 def draw(name: str, method):
     pipeline, inputs = on_meta(name)
-    length = {"seconds": 0} if pipeline.draws_videos else {}
-    output = pipeline(**inputs, **length, pruning=method, output_type="latent", seed=3)
+    output = pipeline(**inputs, **needed(pipeline), pruning=method, output_type="latent", seed=3)
     return output.frames if pipeline.draws_videos else output.images
 
 

@@ -12,6 +12,7 @@ from tiny_pipeline import make_pipeline
 from tiny_star import make_star_pipeline
 from tiny_switti import make_switti_pipeline
 from tiny_var import make_var_pipeline
+from tiny_varedit import make_varedit_pipeline
 
 PROMPT = "a red ring on sand"
 
@@ -54,7 +55,14 @@ def test_a_wrong_number_of_negatives_is_refused_before_anything_is_encoded(pipel
 
 @pytest.mark.parametrize(
     "make",
-    [make_pipeline, make_hart_pipeline, make_star_pipeline, make_switti_pipeline, make_var_pipeline],
+    [
+        make_pipeline,
+        make_hart_pipeline,
+        make_star_pipeline,
+        make_switti_pipeline,
+        make_var_pipeline,
+        make_varedit_pipeline,
+    ],
 )
 def test_what_stays_in_float32_stays_exact(make):
     pipe = make()

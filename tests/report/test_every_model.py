@@ -58,3 +58,11 @@ def test_a_report_of_every_model(make, tmp_path, monkeypatch):
     assert scenes == (make is make_infinitystar) == ("<th>scene score, %</th>" in page)
     if make is make_switti:
         assert "Not measured: ScaleKV, 6 %. " in page and "ScaleKV, 6 %" not in rows["others"]
+
+
+def test_a_model_that_edits_pictures_is_refused_before_anything_is_written(tmp_path):
+    from tiny_varedit import make_varedit_pipeline
+
+    with pytest.raises(ValueError, match="A report draws from prompts alone, and VAREditPipeline edits"):
+        reproduce(make_varedit_pipeline(), tmp_path / "report", protocol=LEAST)
+    assert list(tmp_path.iterdir()) == []

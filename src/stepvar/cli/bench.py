@@ -22,6 +22,7 @@ from stepvar.cli.options import (
     FixedSeed,
     Json,
     ModelOptions,
+    PictureOptions,
     PlanOptions,
     SamplingOptions,
     SizeOptions,
@@ -36,6 +37,7 @@ def bench(
     plan: PlanOptions,
     size: SizeOptions,
     sampling: SamplingOptions,
+    picture: PictureOptions,
     video: VideoOptions,
     prompt: ExamplePrompt = None,
     repeats: Annotated[int, typer.Option(min=1, max=10000, help="Measured rounds; times are medians.")] = 5,
@@ -59,7 +61,8 @@ def bench(
     pruning = plan.method()
     if pruning == "none":
         raise InputError("--pruning none is the dense run, which is measured anyway: leave it out.")
-    dimensions, settings = size.arguments(), {**sampling.arguments(), **video.arguments()}
+    dimensions = size.arguments()
+    settings = {**sampling.arguments(), **picture.arguments(), **video.arguments()}
     with quiet_libraries():
         pipeline = open_pipeline(model)
         check_options(pipeline, {**dimensions, **settings})

@@ -23,6 +23,7 @@ from stepvar.cli.options import (
     Json,
     ModelOptions,
     Output,
+    PictureOptions,
     PlanOptions,
     Prompt,
     SamplingOptions,
@@ -47,6 +48,7 @@ def compare(
     plan: PlanOptions,
     size: SizeOptions,
     sampling: SamplingOptions,
+    picture: PictureOptions,
     video: VideoOptions,
     seed: Seed = None,
     repeats: Repeats = 3,
@@ -59,12 +61,13 @@ def compare(
     paper's unless another is given.
     """
     require_prompts([prompt])
-    dimensions, settings = size.arguments(), {**sampling.arguments(), **video.arguments()}
+    dimensions = size.arguments()
+    settings = {**sampling.arguments(), **picture.arguments(), **video.arguments()}
     pruning = plan.method(default="paper")
     if pruning == "none":
         raise InputError("--pruning none leaves nothing to compare: take a preset, or --ratios and --skip.")
     destination = Destination.parse(output)
-    destination.check_names(1, (video.image, video.video))
+    destination.check_names(1, (picture.image, video.video))
     own_seed = secrets.randbelow(2**31) if seed is None else seed
     with quiet_libraries():
         pipeline = open_pipeline(model)

@@ -40,8 +40,17 @@ def convert(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="What InfinityStar's weights were trained for: 480p, 720p or interact. Default: as their "
-            "folder's name says.",
+            help="What weights were trained for, where their name does not say: 480p, 720p or interact "
+            "(InfinityStar), 512 or 1024 (VAREdit).",
+        ),
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            "--kind",
+            "--model",
+            metavar="NAME",
+            help="Which model it is, where weights do not tell: varedit, whose files look like Infinity's.",
         ),
     ] = None,
     dtype: Annotated[
@@ -66,7 +75,7 @@ def convert(
         encoders = text_encoder[0] if text_encoder and len(text_encoder) == 1 else text_encoder
         with CleanupOnInterrupt():
             number_format = None if dtype is None else getattr(torch, dtype)
-            folder = run(transformer, tokenizer, encoders, output, number_format, **own)
+            folder = run(transformer, tokenizer, encoders, output, number_format, kind, **own)
     stored = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     if json:
         display.print_json({"folder": str(folder), "bytes": stored})

@@ -29,6 +29,7 @@ from stepvar.cli.options import (
     MediaOutput,
     ModelOptions,
     Number,
+    PictureOptions,
     PlanOptions,
     SamplingOptions,
     Seed,
@@ -79,6 +80,7 @@ def generate(
     plan: PlanOptions,
     size: SizeOptions,
     sampling: SamplingOptions,
+    picture: PictureOptions,
     video: VideoOptions,
     cascade: CascadeOptions,
     together: BatchOptions,
@@ -92,14 +94,19 @@ def generate(
     output: MediaOutput = None,
     json: Json = False,
 ) -> None:
-    """Draw pictures, or videos, of prompts, or of classes.
+    """Draw pictures, or videos, of prompts, or of classes; or edit a picture as the prompt says.
 
     Each is written with its settings inside, by default named after its prompt and seed. With --prompts they
     are numbered, and manifest.jsonl in their folder holds the settings.
     """
     if prompts is not None:
         foreign = {"PROMPT...": prompt, "--frames": frames, "--cascade": cascade.cascade}
-        foreign |= {"--image": video.image, "--video": video.video, "--drafted": cascade.drafted}
+        foreign |= {
+            "--image": picture.image,
+            "--fit": picture.fit,
+            "--video": video.video,
+            "--drafted": cascade.drafted,
+        }
         task = _task(prompts, foreign, output, seed, number)
         others = {**video.arguments(), **together.arguments()}
         run = RunRequest(task, output or Path(), model, plan, size, sampling, others, True)
@@ -114,6 +121,7 @@ def generate(
     settings = {
         **dimensions,
         **sampling.arguments(),
+        **picture.arguments(),
         **video.arguments(),
         **together.arguments(),
         "pruning": plan.method(),
@@ -122,7 +130,7 @@ def generate(
     first = secrets.randbelow(FRESH_SEEDS) if seed is None else seed
     repeated = [entry for entry in prompt for _ in range(number)]
     jobs = [(entry, first + index) for index, entry in enumerate(repeated)]
-    wanted.check_names(len(jobs), (video.image, video.video))
+    wanted.check_names(len(jobs), (picture.image, video.video))
     suggestions = [f"{slug(entry)}-{own_seed}" for entry, own_seed in jobs]
     with quiet_libraries():
         pipeline, drafter = open_cascade(model, cascade, dimensions)
@@ -183,7 +191,7 @@ def check_media(
         if asked:
             raise InputError(f"{asked[0]} is for models that draw videos, and this one draws pictures.")
         return wanted
-    if not given and wanted.stem is None:
+    if wanted.stem is None and wanted.suffix == SUFFIX and video.seconds != 0:
         wanted = replace(wanted, suffix=VIDEO_SUFFIXES[0])
     if wanted.kind == VIDEO_SUFFIXES[0]:
         from stepvar.media.video import require_writer
@@ -325,6 +333,7 @@ def summary(
     size: SizeOptions,
     sampling: SamplingOptions,
     cascade: CascadeOptions,
+    picture: PictureOptions,
     video: VideoOptions,
     together: BatchOptions,
     number: Annotated[int, typer.Option("-n", "--number", min=1, max=4096, help="Pictures in a batch.")] = 1,
@@ -337,6 +346,7 @@ def summary(
     settings = {
         **size.arguments(),
         **sampling.arguments(),
+        **picture.arguments(),
         **video.arguments(),
         **together.arguments(),
         "pruning": plan.method(),

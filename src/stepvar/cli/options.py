@@ -73,6 +73,12 @@ class ModelOptions:
         list[Path] | None,
         typer.Option(metavar="DIR", help="Its text encoder; again for a second one. Default: beside it."),
     ] = None
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="What an official file is, where its weights do not tell: varedit."
+        ),
+    ] = None
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -94,7 +100,7 @@ class ModelOptions:
     @property
     def companions(self) -> dict[str, Any]:
         """What `stepvar.load` takes beside an official transformer."""
-        given = {"vae": self.vae, "text_encoder": self.text_encoder}
+        given = {"vae": self.vae, "text_encoder": self.text_encoder, "kind": self.kind}
         return {name: value for name, value in given.items() if value}
 
     def resolve_device(self) -> str:
@@ -357,14 +363,28 @@ class BatchOptions(CallOptions):
 
 
 @dataclass(frozen=True)
+class PictureOptions(CallOptions):
+    """A picture that is given: a video begins with it, or an instruction says how to edit it."""
+
+    image: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A picture that the video begins with, or that the prompt edits."),
+    ] = None
+    fit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="pad|crop",
+            help="How a picture to edit comes onto the model's square; default: pad, with white.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
 class VideoOptions(CallOptions):
-    """How long a video is, what it begins with, how it is drawn; only for models that draw videos."""
+    """How long a video is, what it goes on from, how it is drawn; only for models that draw videos."""
 
     seconds: Annotated[
         int | None, typer.Option(min=0, help="Of the whole video; 0 draws a picture. Default: the model's.")
-    ] = None
-    image: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A picture that the video begins with.")
     ] = None
     video: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A video to go on from: its first seconds are kept.")
@@ -392,7 +412,7 @@ class VideoOptions(CallOptions):
     @property
     def asking(self) -> list[str]:
         """Options that were given and ask for a video; the others only say how one is drawn."""
-        named = {"--seconds": self.seconds, "--image": self.image, "--video": self.video}
+        named = {"--seconds": self.seconds, "--video": self.video}
         return [name for name, value in named.items() if value is not None]
 
 
@@ -400,6 +420,7 @@ OPTION_NAMES = {
     **SizeOptions.option_names(),
     **SamplingOptions.option_names(),
     **BatchOptions.option_names(),
+    **PictureOptions.option_names(),
     **VideoOptions.option_names(),
     "height": "--size",
     "width": "--size",

@@ -13,9 +13,6 @@ from stepvar.models import MODELS
 FORKS = ("csguoh/FastVAR", "sen-mao/FasterVAR")
 """Repositories of forks: their cases name the model they are a fork of, as "hart+fastvar" does."""
 
-DERIVED = {"HiDream-ai/VAREdit": "stepvar.conformance.varedit:run"}
-"""Runners of repositories whose model is another one's transformer with other weights."""
-
 __all__ = ["CaseError", "CaseReport", "run_case"]
 
 
@@ -31,7 +28,7 @@ def run_case(folder: Path) -> CaseReport:
         CheckpointError: When its weights are missing or damaged.
     """
     case = Case.load(folder)
-    runners = {model.repository: model.conformance for model in MODELS} | DERIVED
+    runners = {model.repository: model.conformance for model in MODELS}
     repository = case.repository
     if repository in FORKS:
         forked = str(case.info.get("model", "infinity")).partition("+")[0].lower()

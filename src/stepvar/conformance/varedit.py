@@ -15,34 +15,31 @@ from stepvar.conformance.infinity_parts import run_sampler_units
 from stepvar.conformance.report import CaseReport, compare
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.models.infinity.checkpoints import transformer_from_state, vae_from_state
-from stepvar.models.infinity.editing.pictures import crop_result, fit_to_square
-from stepvar.models.infinity.editing.session import VAREditSession
 from stepvar.models.infinity.quantizer import quantize_multiscale
 from stepvar.models.infinity.session import TextCondition
-from stepvar.models.infinity.sizes import SizeTable
 from stepvar.models.infinity.transformer import InfinityTransformer
-from stepvar.models.infinity.vae import InfinityVAE
+from stepvar.models.varedit.pictures import crop_result, fit_to_canvas
+from stepvar.models.varedit.pipeline import VAREditPipeline
+from stepvar.models.varedit.session import VAREditSession
 
 
 @torch.inference_mode()
 def run(case: Case) -> CaseReport:
-    """Runs a VAREdit case in float32 on the CPU and compares every stored tensor."""
+    """Runs a VAREdit case in float32 on the CPU, by its pipeline's parts; compares every stored tensor."""
     comparison = Comparison(case)
     if case.info.get("kind") == "preprocess":
         _run_pictures(comparison)
         return comparison.finish()
     vae = vae_from_state(case.state("vae", "vae.safetensors"))
     transformer = transformer_from_state(case.state("transformer", "transformer.safetensors"))
-    features = _encode_source(comparison, vae)
-    template = SizeTable.published().schedule(float(case.info["call"]["h_div_w_template"]), "1M")
+    pipeline = VAREditPipeline(transformer, vae)
+    features = _encode_source(comparison, pipeline)
 
     def make_session(
         model: InfinityTransformer, condition: TextCondition, schedule: ScaleSchedule, patchify: bool
     ) -> VAREditSession:
         source = features.expand(len(condition.positive), -1, -1, -1)
-        session = VAREditSession(
-            model, condition, schedule, source, template, patchify, partial(_check_source, comparison)
-        )
+        session = pipeline.start(condition, schedule, source, partial(_check_source, comparison))
         comparison.check("source.prefix", session.source_features[:1])
         return session
 
@@ -51,16 +48,16 @@ def run(case: Case) -> CaseReport:
     return comparison.finish()
 
 
-def _encode_source(comparison: Comparison, vae: InfinityVAE) -> Tensor:
+def _encode_source(comparison: Comparison, pipeline: VAREditPipeline) -> Tensor:
     """Encodes the stored picture; compares its features, and its bits where a case has them."""
     source = comparison.case.info["source"]
-    picture = comparison.take(source["tensor"]).permute(2, 0, 1)[None].float()
+    stored = comparison.take(source["tensor"])
     repeat = int(source.get("repeat", 1))
-    picture = picture.repeat_interleave(repeat, dim=2).repeat_interleave(repeat, dim=3)
-    features = vae.encode_features(picture / 255.0 * 2.0 - 1.0)
+    picture = Image.fromarray(stored.numpy().repeat(repeat, axis=0).repeat(repeat, axis=1))
+    features = pipeline.encode_pictures([picture], picture.size)
     comparison.check("source.features", features)
     if any(name.startswith("source.bits") for name in comparison.case.tensors):
-        grids = vae.latent_grids(comparison.case.info["call"]["scale_schedule"])
+        grids = pipeline.vae.latent_grids(comparison.case.info["call"]["scale_schedule"])
         for index, bits in enumerate(quantize_multiscale(features, grids).bits):
             comparison.check(f"source.bits{index:02}", bits.unsqueeze(1).to(torch.uint8))
     return features
@@ -81,7 +78,8 @@ def _run_pictures(comparison: Comparison) -> None:
     for index, _ in enumerate(settings["pictures"]):
         picture = comparison.take(f"input.p{index}.picture_uint8")
         result = comparison.take(f"input.p{index}.result_uint8")
-        square = fit_to_square(Image.fromarray(picture.numpy()), int(settings["size"]))
+        side = int(settings["size"])
+        square = fit_to_canvas(Image.fromarray(picture.numpy()), (side, side))
         cropped = crop_result(Image.fromarray(result.numpy()), (picture.shape[1], picture.shape[0]))
         for name, computed in (
             (f"p{index}.transformed", _to_bytes(square)),

@@ -66,6 +66,7 @@ class BenchmarkRun:
     ) -> None:
         self.pipeline, self.task, self.folder = pipeline, task, folder
         self.pruning, self.settings = pruning, dict(settings or {})
+        pipeline.require_prompts_alone("A benchmark")
         if task.benchmark.video and not pipeline.draws_videos:
             raise ValueError(
                 f"{task.benchmark.name} scores videos, but {type(pipeline).__name__} draws pictures: name a "

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 _SAMPLE = 4096
 
-PER_PICTURE = ("prompts", "negative_prompts", "class_labels")
+PER_PICTURE = ("prompts", "negative_prompts", "class_labels", "source_sizes")
 """Settings in a report that are a list with one entry a picture."""
 
 
@@ -25,10 +25,11 @@ def picture_settings(report: Report, prompt: str, seed: int | None, index: int, 
         index: Its place in the batch.
         batch: Pictures of the batch: in bfloat16 and float16 the last bits may depend on those beside it.
     """
-    negatives = report.settings.get("negative_prompts")
+    negatives, sources = report.settings.get("negative_prompts"), report.settings.get("source_sizes")
     return {
         "prompt": prompt,
         "negative_prompt": negatives[index] if negatives else None,
+        **({"source_size": sources[index]} if sources else {}),
         "seed": seed,
         "batch": batch,
         **{key: value for key, value in report.settings.items() if key not in PER_PICTURE},

@@ -28,6 +28,34 @@ class ScaleCost:
 
 
 @dataclass(frozen=True)
+class PrefixCost:
+    """Planned cost of a pass before the first scale, which leaves keys and values behind.
+
+    Attributes:
+        name: What runs, "source" for example.
+        tokens: Of one picture.
+        flops: Floating-point operations of the transformer, all rows, a multiply-add as two.
+        cache_bytes: Its keys and values, all layers and rows.
+        rows: Batch rows, unconditional copies included.
+    """
+
+    name: str
+    tokens: int
+    flops: int
+    cache_bytes: int
+    rows: int
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "tokens": self.tokens,
+            "rows": self.rows,
+            "flops": self.flops,
+            "cache_bytes": self.cache_bytes,
+        }
+
+
+@dataclass(frozen=True)
 class MemoryPlan:
     """Device memory that a generation will need, in bytes, computed before it runs.
 
@@ -99,6 +127,8 @@ class Summary:
         dense_costs: The same without pruning.
         backend: Attention implementation.
         memory: Device memory, where the model has a formula for it.
+        prefix: What runs before the first scale, where it is a pass of its own; None for none.
+        dense_prefix: The same without pruning.
     """
 
     plan: GenerationPlan
@@ -106,22 +136,27 @@ class Summary:
     dense_costs: tuple[ScaleCost, ...]
     backend: str = "torch scaled_dot_product_attention"
     memory: MemoryPlan | None = None
+    prefix: PrefixCost | None = None
+    dense_prefix: PrefixCost | None = None
 
     @property
     def flops(self) -> int:
-        return sum(cost.flops for cost in self.costs)
+        """Of everything that runs, what runs before the first scale included."""
+        return sum(cost.flops for cost in self.costs) + (self.prefix.flops if self.prefix else 0)
 
     @property
     def dense_flops(self) -> int:
-        return sum(cost.flops for cost in self.dense_costs)
+        before = self.dense_prefix.flops if self.dense_prefix else 0
+        return sum(cost.flops for cost in self.dense_costs) + before
 
     @property
     def cache_bytes(self) -> int:
-        return sum(cost.cache_bytes for cost in self.costs)
+        before = self.prefix.cache_bytes if self.prefix else 0
+        return sum(cost.cache_bytes for cost in self.costs) + before
 
     @property
     def tokens(self) -> int:
-        """Tokens that leave the embedding of scales that run, pruned ones not counted."""
+        """Tokens that leave the embedding of scales that run; pruned ones and a prefix are not counted."""
         return sum(entry.kept for entry in self.plan.scales)
 
     @property
@@ -137,6 +172,7 @@ class Summary:
             "cache_bytes": self.cache_bytes,
             "attention": self.backend,
             **({"memory": self.memory.as_json()} if self.memory else {}),
+            **({"prefix": self.prefix.as_json()} if self.prefix else {}),
             "decides_per_picture": self.plan.decides,
             "scales": [
                 {
@@ -156,6 +192,12 @@ class Summary:
     def __str__(self) -> str:
         width = max(9, *(len(str(entry.scale)) for entry in self.plan.scales))
         lines = [f"{'scale':>{width}} {'tokens':>7} {'kept':>7} {'GFLOP':>10} {'KV MiB':>8}"]
+        before = self.prefix.tokens if self.prefix else 0
+        if self.prefix:
+            lines.append(
+                f"{self.prefix.name:>{width}} {before:>7} {before:>7} "
+                f"{self.prefix.flops / 1e9:>10.2f} {self.prefix.cache_bytes / 2**20:>8.2f}"
+            )
         for entry, cost in zip(self.plan.scales, self.costs, strict=True):
             kept = "skipped" if entry.skipped else f"{entry.kept}"
             lines.append(
@@ -163,7 +205,7 @@ class Summary:
                 f"{cost.flops / 1e9:>10.2f} {cost.cache_bytes / 2**20:>8.2f}"
             )
         lines.append(
-            f"{'total':>{width}} {self.dense_tokens:>7} {self.tokens:>7} "
+            f"{'total':>{width}} {before + self.dense_tokens:>7} {before + self.tokens:>7} "
             f"{self.flops / 1e9:>10.2f} {self.cache_bytes / 2**20:>8.2f}"
         )
         saved = self.dense_flops / max(self.flops, 1)

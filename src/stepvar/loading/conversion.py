@@ -29,6 +29,7 @@ def convert(
     text_encoder: PathLike | Sequence[PathLike] | None,
     output_dir: PathLike,
     dtype: torch.dtype | None = None,
+    kind: str | None = None,
     **options: Any,
 ) -> Path:
     """Writes a folder that the model's pipeline loads; which model it is follows from the transformer.
@@ -41,6 +42,8 @@ def convert(
             out.
         output_dir: The new folder.
         dtype: Number format of the transformer; None keeps the file's.
+        kind: Which model it is, where weights do not tell: "varedit" for VAREdit, whose transformers have
+            Infinity's names and shapes.
         options: Arguments that only this model's `convert` takes, such as VAR's `labels`.
 
     Returns:
@@ -52,7 +55,7 @@ def convert(
     """
     hub = HubOptions()
     transformer = local_path(transformer_path, hub)
-    conversion = conversion_of(transformer, options)
+    conversion = conversion_of(transformer, options, kind)
     encoders = [local_path(path, hub) for path in as_list(text_encoder)]
     return conversion(transformer, local_path(tokenizer_path, hub), encoders, output_dir, dtype, **options)
 
@@ -64,29 +67,34 @@ def as_list(paths: PathLike | Sequence[PathLike] | None) -> list[PathLike]:
     return [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
 
 
-def conversion_of(transformer: Path, options: dict[str, Any]) -> Conversion:
+def conversion_of(transformer: Path, options: dict[str, Any], kind: str | None = None) -> Conversion:
     """The conversion of the model that a transformer belongs to.
 
     Raises:
         CheckpointError: As for `model_of`.
-        ValueError: When the model has no use for an option.
+        ValueError: When the model has no use for an option, or is not of the kind that was asked for.
     """
-    spec = model_of(transformer)
+    spec = model_of(transformer, kind)
     conversion: Conversion = load_reference(spec.convert)
     for name in options.keys() - set(conversion.options):
         raise ValueError(f"'{transformer}' is {spec.transformer_title}, which has no {name}: leave it out.")
     return conversion
 
 
-def model_of(transformer_path: PathLike) -> ModelSpec:
+def model_of(transformer_path: PathLike, kind: str | None = None) -> ModelSpec:
     """The model that a transformer belongs to, under the official names or ours.
+
+    Args:
+        transformer_path: A file or folder.
+        kind: See `find_spec`.
 
     Raises:
         CheckpointError: When the file is missing, damaged, not a checkpoint or of none of them.
+        ValueError: When it is not of the kind that was asked for.
     """
     routes = [route for spec in MODELS for route in spec.routes]
     layout = Checkpoint.open(transformer_path, routes).layout
-    spec = find_spec(layout)
+    spec = find_spec(layout, kind)
     if spec is None:
         first = ", ".join(list(layout)[:3])
         found = name_architecture(layout) or f"nothing that stepvar knows (its first keys are {first})"

@@ -1,8 +1,8 @@
 """Our pipelines under their names in diffusers, so that its own openers find them.
 
 `DiffusionPipeline.from_pretrained` looks a pipeline's class up as an attribute of `diffusers`, which finds
-ours when they are asked for. `AutoPipelineForText2Image` looks into a table, which gets them when it is
-imported and not before: diffusers takes seconds. Nothing that diffusers has is replaced.
+ours when they are asked for. `AutoPipelineForText2Image` and the like look into tables, which get them when
+they are imported and not before: diffusers takes seconds. Nothing that diffusers has is replaced.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ def _add_attributes() -> None:
 
 _TABLES = {
     "text-to-image": ("AUTO_TEXT2IMAGE_PIPELINES_MAPPING",),
+    "image-to-image": ("AUTO_IMAGE2IMAGE_PIPELINES_MAPPING",),
     "text-to-video": (
         "AUTO_TEXT2VIDEO_PIPELINES_MAPPING",
         "AUTO_IMAGE2VIDEO_PIPELINES_MAPPING",
@@ -52,7 +53,7 @@ _TABLES = {
 """Task of a model -> tables of diffusers' automatic pipelines; older versions have none of videos."""
 
 
-def _add_to_table() -> None:
+def _add_to_tables() -> None:
     from diffusers.pipelines import auto_pipeline
 
     for spec in MODELS:
@@ -64,7 +65,7 @@ def _add_to_table() -> None:
 
 _ACTIONS: dict[str, Callable[[], None]] = {
     "diffusers": _add_attributes,
-    "diffusers.pipelines.auto_pipeline": _add_to_table,
+    "diffusers.pipelines.auto_pipeline": _add_to_tables,
 }
 """Module of diffusers -> what is added once it was imported."""
 

@@ -25,6 +25,7 @@ def from_official(
     *,
     text_encoder: Any = None,
     tokenizer: Any = None,
+    kind: str | None = None,
     **options: Any,
 ) -> NextScalePipeline:
     """A pipeline on the weights of objects of the official code, in memory.
@@ -40,9 +41,10 @@ def from_official(
         text_encoder: Its text encoder, of transformers; two of them for Switti; None where prompts come
             encoded.
         tokenizer: The text encoder's tokenizer, likewise.
-        options: What an object does not tell: `resolution` for InfinityStar, `budgets` for Infinity, and
-            `grids` for sizes of one's own; and arguments of the pipeline's constructor, such as VAR's
-            `labels`.
+        kind: Which model it is, where weights do not tell: "varedit" for VAREdit's `Infinity`.
+        options: What an object does not tell: `resolution` for InfinityStar and VAREdit, `budgets` for
+            Infinity, and `grids` for sizes of one's own; and arguments of the pipeline's constructor, such as
+            VAR's `labels`.
 
     Returns:
         The pipeline, with the weights where they are.
@@ -52,7 +54,7 @@ def from_official(
             another shape.
     """
     state = _state_of(model, "model")
-    spec = find_spec(state)
+    spec = find_spec(state, kind)
     if spec is None:
         found = name_architecture(state) or f"nothing that stepvar knows (first {', '.join(list(state)[:3])})"
         known = ", ".join(entry.transformer_title for entry in MODELS)

@@ -29,6 +29,7 @@ def load(
     vae: PathLike | None = None,
     text_encoder: PathLike | Sequence[PathLike] | None = None,
     dtype: torch.dtype | None = None,
+    kind: str | None = None,
     revision: str | None = None,
     variant: str | None = None,
     cache_dir: PathLike | None = None,
@@ -46,6 +47,8 @@ def load(
         text_encoder: Its text encoder's folder, or several; None looks beside it, and leaves them out where
             there is none.
         dtype: Number format; float32 by default.
+        kind: Which model an official transformer is, where its weights do not tell: "varedit" for VAREdit,
+            whose transformers have Infinity's names and shapes.
         revision, variant, cache_dir, local_files_only, token: How a repository is fetched, as in diffusers.
         options: For a pipeline folder as for `from_pretrained`; for an official transformer what only its
             model takes, such as VAR's `labels` or InfinityStar's `resolution`.
@@ -66,15 +69,15 @@ def load(
             f"as {os.fspath(source)}/FILE."
         )
     if path.is_dir() and ((path / INDEX).is_file() or not _has_weights(path)):
-        if vae is not None or text_encoder is not None:
-            raise ValueError(f"'{path}' is a whole pipeline: leave vae and text_encoder out.")
+        if vae is not None or text_encoder is not None or kind is not None:
+            raise ValueError(f"'{path}' is a whole pipeline: leave vae, text_encoder and kind out.")
         opened = PipelineFolder.open(path, variant)
         pipeline = spec_of(opened).pipeline_class.from_pretrained(
             path, dtype=dtype, variant=variant, **options
         )
         pipeline.register_to_config(_name_or_path=os.fspath(source))
         return pipeline
-    return _assemble(path, vae, as_list(text_encoder), dtype, hub, options)
+    return _assemble(path, vae, as_list(text_encoder), dtype, hub, kind, options)
 
 
 def _has_weights(path: Path) -> bool:
@@ -103,19 +106,20 @@ def _assemble(
     encoders: Sequence[PathLike],
     dtype: torch.dtype | None,
     hub: HubOptions,
+    kind: str | None,
     options: dict[str, Any],
 ) -> NextScalePipeline:
     """A pipeline of an official transformer and what belongs to it."""
     import torch
 
     try:
-        spec = model_of(path)
+        spec = model_of(path, kind)
     except CheckpointError as error:
         raise CheckpointError(
             f"{str(error).rstrip('.')}; or give a folder with a {INDEX}, which 'stepvar convert' and "
             "save_pretrained write."
         ) from error
-    conversion = conversion_of(path, options)
+    conversion = conversion_of(path, options, kind)
     companions = find_companions(path, conversion, vae is None, not encoders)
     if vae is None and companions.vae is None:
         raise CheckpointError(

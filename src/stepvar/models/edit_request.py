@@ -155,6 +155,11 @@ def check_edit(
 
 def require_encoder(pipeline: NextScalePipeline) -> None:
     """Raises ValueError when a model has nothing that turns pictures into tokens."""
+    if pipeline.needs_picture:
+        raise ValueError(
+            f"{type(pipeline).__name__} edits whole pictures as a prompt says, not by a mask: call it with "
+            "image=, or 'stepvar generate PROMPT --image FILE'; for a mask use Infinity, VAR, HART or Switti."
+        )
     if not pipeline.edits_pictures:
         raise ValueError(
             f"{type(pipeline).__name__} edits no pictures by a mask: use Infinity, VAR, HART or Switti."

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from stepvar.editing.masks import LATE_SCALES, MARGIN
@@ -67,6 +68,7 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
         presets: Pruning plans by name, which `pruning` takes.
         reads_text: Whether it is called with texts; otherwise with numbers of classes.
         draws_videos: Whether results have `.frames`, and calls take `seconds`.
+        needs_picture: Whether every call edits a picture as its prompt says, and so needs `image`.
         draws_previews: Whether a picture can be looked at before it is finished.
         edits_pictures: Whether it has `known_values`, which `edit` needs.
         example_prompt: Something that this kind of pipeline draws.
@@ -81,6 +83,7 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
     _num_timesteps = 0
     _guided = False
     draws_videos = False
+    needs_picture = False
     draws_previews = True
     edits_pictures = False
     example_prompt: str = "two yellow stars above a striped blue ring on sand"
@@ -172,6 +175,21 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
     def check_loaded(self) -> None:
         """Plans a dense run: settings and schedules that cannot run are refused when they are loaded."""
         self.summary()
+
+    def require_prompts_alone(self, purpose: str) -> None:
+        """Refuses a model that needs a picture with every prompt, where only prompts are given.
+
+        Args:
+            purpose: What gives prompts only, for the message: "A report".
+
+        Raises:
+            ValueError: When every call of this model edits a picture.
+        """
+        if self.needs_picture:
+            raise ValueError(
+                f"{purpose} draws from prompts alone, and {type(self).__name__} edits pictures: name another "
+                "model, or use generate, compare or bench with --image."
+            )
 
     @property
     def vae_scale_factor(self) -> int:
@@ -273,7 +291,8 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
         kind = request.options.output_type
         with request.timer.stage("decode"):
             values = torch.cat([values for _, values in drawn]) if len(drawn) > 1 else drawn[0][1]
-            images = values if kind == "latent" else to_output(values, kind)
+            images: Any = values if kind == "latent" else to_output(values, kind)
+            images = self.finish_pictures(images, request) if kind == "pil" else images
         result = join_generations([generation for generation, _ in drawn])
         output = ImageOutput(images=images, report=self.report(result, request))
         self.maybe_free_model_hooks()
@@ -293,6 +312,10 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
         with request.timer.stage("decode"):
             self.load_to_device(self.vae)
             return require_finite_pixels(self.decode_codes(result.latent))
+
+    def finish_pictures(self, pictures: list[Image.Image], request: Asked) -> list[Image.Image]:
+        """Drawn pictures as a call hands them over: as they are, unless a model returns another size."""
+        return pictures
 
     def decode_codes(self, codes: Tensor) -> Tensor:
         """Accumulated codes [B, d, h, w] as pixels in -1..1, as much at a time as `enable_vae_*` allow."""

@@ -35,6 +35,8 @@ class ModelSpec:
         license: Of the published weights, as the Hugging Face hub names it; None where their card says none.
         task: What the pipeline does, as the hub names it.
         routes: Keys to the transformer's state dict inside its training checkpoints.
+        same_weights_as: Key of the model whose transformer it is, with other weights: nothing in a file tells
+            the two apart, so it must be asked for by its key.
     """
 
     key: str
@@ -50,6 +52,7 @@ class ModelSpec:
     license: str | None = "mit"
     task: str = "text-to-image"
     routes: tuple[tuple[str, ...], ...] = field(default=())
+    same_weights_as: str | None = None
 
     @property
     def transformer_title(self) -> str:

@@ -291,7 +291,8 @@ class BudgetedLayer:
         ):
             whole[:, :, :held] = earlier[rows, :, :held]
             whole[:, :, held:] = own
-        output = attention(query, keys, values, scale)
+        seen = slice(self.buffers.first, None)
+        output = attention(query, keys[:, :, seen], values[:, :, seen], scale)
         self.buffers.length = 0
         if step.kept:
             window = torch.tensor(step.window, dtype=torch.int64, device=key.device)

@@ -100,11 +100,12 @@ def reproduce(
 
     Raises:
         ValueError: When the folder holds another run or other files, the two models do not belong together,
-            or matplotlib is missing.
+            the model needs more than a prompt, or matplotlib is missing.
     """
     require_matplotlib()
     if not minutes > 0:
         raise ValueError(f"minutes is {minutes:g}; a report needs some time.")
+    pipeline.require_prompts_alone("A report")
     models = Models(pipeline, Metrics.for_pipeline(pipeline, extractor, lpips), cascade)
     configurations = Configurations(
         models.schedule,

@@ -122,7 +122,8 @@ class Drawer:
         self.own_size = (width, height)
 
     def require_pictures(self) -> None:
-        """Raises ValueError when the model draws videos, which the images routes do not serve."""
+        """Raises ValueError when the model draws videos, or needs a picture to edit with every prompt."""
+        self.pipeline.require_prompts_alone("The server")
         if self.pipeline.draws_videos:
             raise ValueError(
                 f"{type(self.pipeline).__name__} draws videos, and the images routes serve pictures: "

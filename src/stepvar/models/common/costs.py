@@ -41,8 +41,25 @@ class LayerSizes:
         return 2 * self.width * self.item
 
 
+@dataclass(frozen=True)
+class Prefix:
+    """Tokens that run through all layers before the first scale, and stay in the cache.
+
+    Attributes:
+        tokens: How many.
+        seen: (layer, scale) -> how many keys of theirs the scale's queries see in the layer.
+    """
+
+    tokens: int
+    seen: Callable[[int, Scale], int]
+
+
 def transformer_costs(
-    plan: GenerationPlan, rows: Sequence[int], layer: LayerSizes, outside: Callable[[Scale], int]
+    plan: GenerationPlan,
+    rows: Sequence[int],
+    layer: LayerSizes,
+    outside: Callable[[Scale], int],
+    prefix: Prefix | None = None,
 ) -> tuple[ScaleCost, ...]:
     """FLOPs and cache bytes of every scale; a multiply-add counts as two.
 
@@ -51,14 +68,17 @@ def transformer_costs(
         rows: Batch rows at each scale.
         layer: Sizes of the layers, which are all alike.
         outside: Weights that the tokens of a scale meet outside the layers: embedding and head.
+        prefix: What ran before the first scale; only what it adds to the scales is counted.
     """
     seen = [plan.attended(number) for number in range(plan.depth)]
-    stored, costs = [0, *plan.stored_tokens(layer.prompt)], []
+    before = prefix.tokens if prefix else 0
+    stored, costs = [before * plan.depth, *plan.stored_tokens(layer.prompt + before)], []
     for index, (entry, count) in enumerate(zip(plan.scales, rows, strict=True)):
         flops = 0 if entry.skipped else 2 * outside(entry.scale) * entry.scale.tokens
         for number in range(plan.depth):
             tokens = entry.tokens(number) + (layer.prompt if index == 0 else 0)
             keys = seen[number][index] + layer.prompt if layer.remembers else tokens
+            keys += prefix.seen(number, entry.scale) if prefix else 0
             flops += 2 * tokens * layer.matrices + 4 * tokens * layer.width * (keys + layer.text)
         cache = (stored[index + 1] - stored[index]) * layer.token_bytes(plan) if layer.remembers else 0
         # The room is allocated once, for as many rows as any scale has.

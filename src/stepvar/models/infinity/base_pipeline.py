@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
-from stepvar.generation.cascade import cascade_costs
+from stepvar.generation.cascade import Cascade, cascade_costs
 from stepvar.generation.guidance import Guidance
 from stepvar.generation.plan import GenerationPlan
 from stepvar.generation.report import ScaleCost, Summary
@@ -24,6 +24,7 @@ from stepvar.models.infinity.costs import scale_costs
 from stepvar.models.infinity.session import TextCondition
 from stepvar.models.infinity.transformer import InfinityTransformer
 from stepvar.models.infinity.vae import InfinityVAE
+from stepvar.models.output import CallOptions, StageTimer
 from stepvar.models.pipeline import NextScalePipeline
 from stepvar.models.request import (
     Inputs,
@@ -34,6 +35,7 @@ from stepvar.models.request import (
     check_temperatures,
     numbers_per_scale,
 )
+from stepvar.pruning.presets import Pruning
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +122,45 @@ class InfinityBasePipeline(NextScalePipeline[AskedBits], Generic[AskedBits]):
         )
         return Inputs.of_texts(prompt, negative_prompt, given, seed, generator, repeats)
 
+    def request_fields(
+        self,
+        inputs: Inputs,
+        schedule: ScaleSchedule,
+        options: CallOptions,
+        *,
+        guidance_scale: PerScale | None,
+        guidance_layers: Sequence[int],
+        temperature: PerScale | None,
+        top_k: int | None,
+        top_p: float | None,
+        pruning: Pruning,
+        cascade: Cascade | None,
+    ) -> dict[str, Any]:
+        """Fields of a `BitsRequest`, from arguments of a call.
+
+        Raises:
+            ValueError: When one is wrong, or they do not fit each other.
+        """
+        guidance = self.guidance(guidance_scale, guidance_layers, len(schedule))
+        method = self.check_pruning(pruning, schedule, guidance)
+        if cascade is not None:
+            cascade.check(self, schedule, guidance, method)
+            if options.callback is not None:
+                raise ValueError(
+                    "callback_on_step_end cannot change a cascade: its second model reads the codes that the "
+                    "first one drew, not the latents; pass observer to watch both."
+                )
+        return {
+            "inputs": inputs,
+            "schedule": schedule,
+            "guidance": guidance,
+            "sampling": self.sampling(temperature, top_k, top_p, len(schedule)),
+            "method": method,
+            "options": options,
+            "timer": StageTimer(self._execution_device),
+            "cascade": cascade,
+        }
+
     def summarise(self, request: AskedBits, images: int, text_tokens: int) -> Summary:
         """As for other models; what a cascade is compared with is its drafter alone."""
         cascade = request.cascade
@@ -172,13 +213,18 @@ class InfinityBasePipeline(NextScalePipeline[AskedBits], Generic[AskedBits]):
             budget = pixel_budget or (trained or list(table.budgets))[-1]
             ratio = 1.0 if aspect_ratio is None else check_aspect_ratio(aspect_ratio)
             schedule = table.at_aspect(1.0 / ratio, budget)
-        pixels = table.pixels(schedule)
-        if trained and pixels not in table.all_pixels(trained):
+        self.check_trained(schedule)
+        return schedule
+
+    def check_trained(self, schedule: ScaleSchedule) -> None:
+        """Says so when the weights were trained for other sizes."""
+        trained, table = self.transformer.config.budgets, self.transformer.size_table
+        height, width = table.pixels(schedule)
+        if trained and (height, width) not in table.all_pixels(trained):
             logger.warning(
                 "The weights were trained for %s pixels; %dx%d may look poor.",
-                " and ".join(trained), pixels[1], pixels[0],
+                " and ".join(trained), width, height,
             )  # fmt: skip
-        return schedule
 
     def guidance(self, scale: PerScale | None, layers: Sequence[int], scales: int) -> Guidance:
         """Guidance of so many scales.
@@ -228,9 +274,13 @@ class InfinityBasePipeline(NextScalePipeline[AskedBits], Generic[AskedBits]):
         with request.timer.stage("scales"):
             return BitSampler(request.sampling, request.schedule, bits, generators, self._execution_device)
 
-    def condition(self, request: AskedBits) -> TextCondition:
-        """Encoded texts of every row."""
-        positive, negative = self.features(request)
+    def condition(self, request: AskedBits, texts: tuple[Any, Any]) -> TextCondition:
+        """Encoded texts of every row.
+
+        Args:
+            texts: What `features` gave.
+        """
+        positive, negative = texts
         if negative is None and request.guidance.active:
             negative = [self.transformer.unconditional(len(text)) for text in positive]
         sides = (positive, negative or ())

@@ -11,6 +11,25 @@ from stepvar.models.infinity.published import feed_forward_width
 from stepvar.models.infinity.transformer import InfinityTransformer
 
 
+def layer_sizes(transformer: InfinityTransformer, text_tokens: int) -> LayerSizes:
+    """What a token meets in a layer, where a row attends to so many text tokens."""
+    config = transformer.config
+    width, hidden = config.width, config.hidden_width or feed_forward_width(config.width)
+    return LayerSizes(
+        width,
+        # Self-attention has 4 C x C matrices, cross-attention 2 (keys and values are made once).
+        6 * width**2 + 2 * width * hidden,
+        transformer.compute_dtype.itemsize,
+        text=text_tokens,
+        heads=config.heads,
+    )
+
+
+def outside_weights(transformer: InfinityTransformer) -> int:
+    """Weights that a token meets outside the layers: embedding and head."""
+    return transformer.config.width * 3 * transformer.config.bits
+
+
 def scale_costs(
     transformer: InfinityTransformer, plan: GenerationPlan, rows: Sequence[int], text_tokens: int
 ) -> tuple[ScaleCost, ...]:
@@ -22,14 +41,5 @@ def scale_costs(
         rows: Batch rows at each scale.
         text_tokens: Text tokens a row attends to.
     """
-    config = transformer.config
-    width, hidden = config.width, config.hidden_width or feed_forward_width(config.width)
-    layer = LayerSizes(
-        width,
-        # Self-attention has 4 C x C matrices, cross-attention 2 (keys and values are made once).
-        6 * width**2 + 2 * width * hidden,
-        transformer.compute_dtype.itemsize,
-        text=text_tokens,
-        heads=config.heads,
-    )
-    return transformer_costs(plan, rows, layer, lambda scale: width * 3 * config.bits)
+    outside = outside_weights(transformer)
+    return transformer_costs(plan, rows, layer_sizes(transformer, text_tokens), lambda scale: outside)

@@ -18,7 +18,7 @@ from stepvar.models.infinity.base_pipeline import BitsRequest, InfinityBasePipel
 from stepvar.models.infinity.presets import PRESETS
 from stepvar.models.infinity.quantizer import known_bits
 from stepvar.models.infinity.session import InfinitySession
-from stepvar.models.output import CALLBACK_TENSORS, CallOptions, ImageOutput, StageTimer, StepCallback
+from stepvar.models.output import CALLBACK_TENSORS, CallOptions, ImageOutput, StepCallback
 from stepvar.models.request import PerScale
 from stepvar.pruning.presets import Pruning
 
@@ -111,32 +111,27 @@ class InfinityPipeline(InfinityBasePipeline[BitsRequest]):
             num_images_per_prompt,
         )
         schedule = self.schedule(height, width, aspect_ratio, pixel_budget)
-        guidance = self.guidance(guidance_scale, guidance_layers, len(schedule))
-        method = self.check_pruning(pruning, schedule, guidance)
-        if cascade is not None:
-            cascade.check(self, schedule, guidance, method)
-            if callback_on_step_end is not None:
-                raise ValueError(
-                    "callback_on_step_end cannot change a cascade: its second model reads the codes that the "
-                    "first one drew, not the latents; pass observer to watch both."
-                )
-        return BitsRequest(
-            inputs=inputs,
-            schedule=schedule,
-            guidance=guidance,
-            sampling=self.sampling(temperature, top_k, top_p, len(schedule)),
-            method=method,
-            options=CallOptions(
-                output_type,
-                observer,
-                return_dict,
-                callback_on_step_end,
-                callback_on_step_end_tensor_inputs,
-                batch_invariant,
-            ),
-            timer=StageTimer(self._execution_device),
+        options = CallOptions(
+            output_type,
+            observer,
+            return_dict,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+            batch_invariant,
+        )
+        fields = self.request_fields(
+            inputs,
+            schedule,
+            options,
+            guidance_scale=guidance_scale,
+            guidance_layers=guidance_layers,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            pruning=pruning,
             cascade=cascade,
         )
+        return BitsRequest(**fields)
 
     def known_values(self, left_over: Tensor, scale: Scale) -> Tensor:
         """The signs of what is left over, bits [B, N, D]."""
@@ -152,7 +147,7 @@ class InfinityPipeline(InfinityBasePipeline[BitsRequest]):
 
     def prefill(self, request: BitsRequest) -> InfinitySession:
         with request.timer.stage("text"):
-            condition = self.condition(request)
+            condition = self.condition(request, self.features(request))
             self.load_to_device(self.transformer)
             patchify = self.vae.config.patchify
             device = self._execution_device

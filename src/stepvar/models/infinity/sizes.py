@@ -191,6 +191,19 @@ class SizeTable:
         grids = self.templates[template]
         return ScaleSchedule.from_grids(grids[: self.budgets[budget]], position_grid=grids[-1])
 
+    def largest(self, schedule: ScaleSchedule) -> ScaleSchedule:
+        """The schedule of the largest pixel budget at the aspect ratio of a schedule of this table.
+
+        Raises:
+            ValueError: When the table has no such schedule.
+        """
+        grids = tuple((scale.height, scale.width) for scale in schedule)
+        budget = max(self.budgets, key=lambda name: self.budgets[name])
+        for template, every in self.templates.items():
+            if every[: len(grids)] == grids and every[-1] == schedule.position_grid:
+                return self.schedule(template, budget)
+        raise ValueError(f"No template of this table begins with the scales {', '.join(map(str, schedule))}.")
+
     def pixels(self, schedule: ScaleSchedule) -> Sides:
         """Height and width in pixels of a schedule's picture."""
         return (

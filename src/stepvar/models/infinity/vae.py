@@ -259,6 +259,10 @@ class InfinityVAE(Autoencoder[InfinityVAEConfig]):
         ValueError: the stride is no power of two or needs more levels than there are.
     """
 
+    # Bits are signs of what the encoder says, so its numbers stay exact whatever the decoder runs in; VAREdit
+    # reads them as they are.
+    _keep_in_fp32_modules = ["encoder"]  # noqa: RUF012
+
     @register_to_config
     def __init__(
         self,
@@ -345,7 +349,8 @@ class InfinityVAE(Autoencoder[InfinityVAEConfig]):
             raise ValueError(
                 f"height and width must be multiples of {self.stride}, got {tuple(image.shape[2:])}"
             )
-        return self.encoder(image.to(self.dtype)).float()
+        weights = self.encoder.conv_in.conv.weight
+        return self.encoder(image.to(weights.dtype)).float()
 
     def quantize(
         self,

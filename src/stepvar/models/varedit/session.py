@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from stepvar.generation.cache import Cache, KVCache, LayerCache
+from stepvar.generation.cache import Cache, KVCache
 from stepvar.generation.plan import GenerationPlan
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.generation.tokens import Tokens
-from stepvar.models.infinity.editing.positions import position_table
-from stepvar.models.infinity.editing.source_cache import ScaleAlignedCache
 from stepvar.models.infinity.session import InfinitySession, TextCondition
 from stepvar.models.infinity.transformer import InfinityTransformer
+from stepvar.models.varedit.positions import position_table
+from stepvar.models.varedit.source_cache import ScaleAlignedCache
 
 SourceProbe = Callable[[str, Tensor], None]
 """Called with "input", "layer 0", "layer 1", ... and hidden states of the source pass."""
@@ -33,6 +34,7 @@ class VAREditSession(InfinitySession):
         source: [B, d, H, W] continuous encoder features of the pictures, on the grid of the last scale.
         template: Schedule of the largest pixel budget at this aspect ratio, whose positions all budgets take.
         patchify: Whether a token stands for 2 x 2 latent positions.
+        device: Where it runs; by default where the transformer is.
         source_probe: Sees hidden states of the source pass.
 
     Raises:
@@ -47,9 +49,10 @@ class VAREditSession(InfinitySession):
         source: Tensor,
         template: ScaleSchedule,
         patchify: bool = False,
+        device: torch.device | None = None,
         source_probe: SourceProbe | None = None,
     ) -> None:
-        super().__init__(transformer, condition, schedule, patchify)
+        super().__init__(transformer, condition, schedule, patchify, device)
         if source.shape != self.latent.shape:
             raise ValueError(
                 f"The source features are {list(source.shape)}, but the schedule and the batch need "
@@ -68,21 +71,21 @@ class VAREditSession(InfinitySession):
         return self.source_features.shape[1]
 
     def allocate_cache(self, plan: GenerationPlan) -> KVCache:
-        """Room for the source and for the target tokens of the plan."""
+        """Room for the source and for the target tokens of the plan.
+
+        The first layer averages keys and values, so it holds them as they are, also where others are rounded.
+        """
         config = self.transformer.config
-        cache = KVCache(
-            [self.source_tokens + plan.cached_tokens(layer) for layer in range(self.depth)],
-            self.images * self.copies,
-            config.heads,
-            config.width // config.heads,
-            self.dtype,
-            self.device,
-        )
-        first, final = cache.layers[0], self.schedule.final
-        assert isinstance(first, LayerCache), "lengths make plain layers"
-        self.first_layer = ScaleAlignedCache(first.keys, first.values, (final.height, final.width))
-        cache.layers[0] = self.first_layer
-        cache.bytes += 2 * self.source_tokens * first.keys[:, :, :1].numel() * first.keys.element_size()
+        rows, head_dim = self.images * self.copies, config.width // config.heads
+        first, *others = [self.source_tokens + plan.cached_tokens(layer) for layer in range(self.depth)]
+        cache = KVCache(others, rows, config.heads, head_dim, self.dtype, self.device, plan.int8_cache)
+        room = torch.empty(2, rows, config.heads, first, head_dim, dtype=self.dtype, device=self.device)
+        final = self.schedule.final
+        self.first_layer = ScaleAlignedCache(*room, (final.height, final.width))
+        cache.layers.insert(0, self.first_layer)
+        # Beside the room for its averages, the source itself.
+        kept = 2 * rows * self.source_tokens * config.width
+        cache.bytes += (room.numel() + kept) * room.element_size()
         return cache
 
     def prefill(self, cache: Cache) -> None:
