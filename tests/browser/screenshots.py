@@ -42,8 +42,8 @@ def main() -> None:
 
 
 def _write(path: Path, picture: Image.Image) -> None:
-    """A PNG of 256 colours, which is enough for a page."""
-    small = picture.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, kmeans=1, dither=Image.Dither.NONE)
+    """A PNG of few colours, which is enough for a page."""
+    small = picture.convert("RGB").quantize(128, Image.Quantize.MEDIANCUT, kmeans=1, dither=Image.Dither.NONE)
     small.save(path, optimize=True)
     size = path.stat().st_size
     if size > _LARGEST:
