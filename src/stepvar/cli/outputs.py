@@ -145,7 +145,7 @@ def encode_sheet(rows: Sequence[Any], suffix: str) -> bytes:
 
     buffer = io.BytesIO()
     kind = "PNG" if suffix.lower() == SUFFIX else "JPEG"
-    edit_sheet(rows).save(buffer, format=kind, **({"quality": 90} if kind == "JPEG" else {}))
+    edit_sheet(rows).save(buffer, format=kind, **({"quality": 75} if kind == "JPEG" else {}))
     return buffer.getvalue()
 
 
