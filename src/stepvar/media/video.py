@@ -175,7 +175,8 @@ def _bounded(frames: Iterable[_TimedFrame], name: str, seconds: float | None) ->
         ValueError: When they are too large together, or the size changes.
     """
     held: deque[tuple[float, int]] = deque()
-    total, size = 0, None
+    total = 0
+    size: tuple[int, int] | None = None
     for each in frames:
         width, height = each.frame.width, each.frame.height
         check_size(width, height, name)
