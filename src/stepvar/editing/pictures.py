@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -191,8 +192,8 @@ def fit_window(canvas: Canvas, size: tuple[int, int], fit: str = "crop") -> Wind
     return Window(left, top, left + own_width, top + own_height)
 
 
-def _moved(start: int, length: int, marked: Mask) -> int:
-    """Start of a stretch of an axis, moved as little as needed to hold all that is marked, if it can."""
+def _moved(start: int, length: int, marked: Any) -> int:
+    """Start of a stretch of an axis, moved as little as needed to hold all that is marked (bool)."""
     places = np.flatnonzero(marked)
     first, last = int(places[0]), int(places[-1]) + 1
     if last - first > length:
