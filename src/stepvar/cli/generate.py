@@ -100,7 +100,7 @@ def generate(
     are numbered, and manifest.jsonl in their folder holds the settings.
     """
     if prompts is not None:
-        foreign = {"PROMPT...": prompt, "--frames": frames, "--cascade": cascade.cascade}
+        foreign: dict[str, Any] = {"PROMPT...": prompt, "--frames": frames, "--cascade": cascade.cascade}
         foreign |= {
             "--image": picture.image,
             "--fit": picture.fit,

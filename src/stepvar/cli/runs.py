@@ -25,8 +25,6 @@ from stepvar.cli.models import (
 from stepvar.cli.options import ModelOptions, PlanOptions, SamplingOptions, SizeOptions
 
 if TYPE_CHECKING:
-    import click
-
     from stepvar.evaluation.benchmark_run import BenchmarkRun, RunStatus
     from stepvar.evaluation.benchmark_task import Task
     from stepvar.evaluation.ray_run import Prepared
@@ -129,7 +127,7 @@ def _scheduled() -> tuple[int, int, int]:
         if texts[0] is None or texts[1] is None:
             continue
         shown = f"{names[0]}={texts[0]} and {names[1]}={texts[1]}"
-        numbers = [int(text) if re.fullmatch(r"\d{1,6}", text or "") else None for text in texts]
+        numbers = [int(text) if text and re.fullmatch(r"\d{1,6}", text) else None for text in texts]
         number, count, local = numbers
         if number is None or count is None or number >= count:
             raise InputError(f"--shard auto: {shown} do not number a process: use --shard I/N.")
@@ -143,7 +141,7 @@ def _scheduled() -> tuple[int, int, int]:
 class RunCommand(TyperCommand):
     """A command whose --ray may stand without a value."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Gives a bare --ray its value: typer knows no options that may have one."""
         return super().parse_args(ctx, _with_ray_value(args))
 

@@ -58,8 +58,8 @@ class _OfficialGuidance(Guidance):
 
     stop: int = 0
 
-    def rows(self, scale: int, images: int, copies: int) -> int:
-        return images if scale >= self.stop else images * copies
+    def rows(self, scale: int, images: int, copies: int) -> slice:
+        return slice(0, images if scale >= self.stop else images * copies)
 
 
 def _run_generation(comparison: Comparison, transformer: SwittiTransformer, tokenizer: SwittiVAE) -> None:

@@ -119,7 +119,10 @@ def evaluate_edits(
     if height != width:
         raise ValueError(f"Scenes are square; {width}x{height} pixels are not: choose a square size.")
     edits = sample_edits(count, seed, width, share)
-    found: tuple[list[Any], ...] = ([], [], [], [])
+    verdicts: list[EditVerdict] = []
+    outsides: list[float] = []
+    tokenizer: list[float] = []
+    seconds: list[float] = []
     rows: list[Row] = []
     for number, edit in enumerate(edits):
         source = render(edit.source, width, number)
@@ -128,16 +131,17 @@ def evaluate_edits(
         spent = time.perf_counter() - started
         outside = np.ones((height, width), dtype=np.bool_)
         outside[_rows(edit), _columns(edit)] = False
-        found[0].append(check_edit(result, edit))
-        found[1].append(_psnr(drawn, source, outside))
-        found[2].extend([_psnr(_round_trip(pipeline, source), source, outside)] if round_trip else [])
-        found[3].append(spent)
+        verdicts.append(check_edit(result, edit))
+        outsides.append(_psnr(drawn, source, outside))
+        if round_trip:
+            tokenizer.append(_psnr(_round_trip(pipeline, source), source, outside))
+        seconds.append(spent)
         if number < SHOWN:
             mask = Image.fromarray(np.where(outside, 0, 255).astype(np.uint8))
             rows.append((Image.fromarray(source), mask, Image.fromarray(result)))
         if advance is not None:
             advance(1)
-    return EditScores(edits, *found, rows)
+    return EditScores(edits, verdicts, outsides, tokenizer, seconds, rows)
 
 
 def draw_edit(

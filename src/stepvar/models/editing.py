@@ -79,11 +79,12 @@ def _draw_group(
     """Accumulated codes of pictures that run together, the encoder's own features where nothing was drawn."""
     sampler = pipeline.sampler(request)
     with request.timer.stage("encode"):
-        pipeline.load_to_device(pipeline.vae)
+        vae: Any = pipeline.vae  # of a model that edits, with an encoder
+        pipeline.load_to_device(vae)
         device = pipeline._execution_device
         # One by one, so that a picture's features do not depend on those beside it.
         features = torch.cat(
-            [pipeline.vae.encode_features(edit.pixels[picture][None].to(device)) for picture in pictures]
+            [vae.encode_features(edit.pixels[picture][None].to(device)) for picture in pictures]
         )
     source = SourceFeatures(features, pipeline.known_values)
     free = free_tokens(edit.coverage[list(pictures)], request.schedule, edit.keep, edit.settings.late_scales)

@@ -148,7 +148,7 @@ def averaged(values: Sequence[float], count: int) -> list[float]:
         # In exact fractions, so that equal values stay what they are.
         first, last = Fraction(place * len(values), count), Fraction((place + 1) * len(values), count)
         inside = [
-            max(min(last, index + 1) - max(first, index), 0) * Fraction(value)
+            max(min(last, Fraction(index + 1)) - max(first, Fraction(index)), Fraction(0)) * Fraction(value)
             for index, value in enumerate(values)
         ]
         means.append(float(sum(inside) / (last - first)))

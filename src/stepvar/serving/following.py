@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from PIL import Image
@@ -58,7 +58,7 @@ class FollowedJob:
         """Gives the job up, at once where it waits, at its next scale where it is drawn."""
         self.job.cancelled.set()
 
-    async def events(self) -> AsyncIterator[ScaleDone | Preview | Drawn]:
+    async def events(self) -> AsyncGenerator[ScaleDone | Preview | Drawn, None]:
         """What happens, in order; the last event is the finished picture.
 
         When its reader goes, the job is given up at its next scale.

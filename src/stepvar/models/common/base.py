@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
@@ -155,9 +156,9 @@ class ConfiguredModel(  # type: ignore[misc]  # two of diffusers' classes declar
             )
         return (model, info) if wants_info else model
 
-    # diffusers looks at the signature for what it may pass on: variants, sizes of shards.
-    @wraps(ModelMixin.save_pretrained)
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(  # type: ignore[override]  # diffusers names every option, which are handed on here
+        self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any
+    ) -> None:
         """Saves the model as diffusers does.
 
         Raises:
@@ -170,6 +171,9 @@ class ConfiguredModel(  # type: ignore[misc]  # two of diffusers' classes declar
                 "this, after pipe.fuse_lora() where its effect shall stay."
             )
         super().save_pretrained(save_directory, *args, **kwargs)
+
+    # diffusers looks at the signature for what it may pass on: variants, sizes of shards.
+    vars()["save_pretrained"].__signature__ = inspect.signature(ModelMixin.save_pretrained)
 
     attention_backend = NATIVE
     """Name of the backend that computes attention, see `set_attention_backend`."""

@@ -209,7 +209,7 @@ class VectorQuantizedVAE(Autoencoder[VectorQuantizedVAEConfig]):
     """
 
     # Indices must not depend on the number format of the networks.
-    _keep_in_fp32_modules = ["quantizer"]  # noqa: RUF012
+    _keep_in_fp32_modules: list[str] | None = ["quantizer"]  # type: ignore[assignment]  # noqa: RUF012
 
     @register_to_config
     def __init__(

@@ -261,7 +261,7 @@ class InfinityVAE(Autoencoder[InfinityVAEConfig]):
 
     # Bits are signs of what the encoder says, so its numbers stay exact whatever the decoder runs in; VAREdit
     # reads them as they are.
-    _keep_in_fp32_modules = ["encoder"]  # noqa: RUF012
+    _keep_in_fp32_modules: list[str] | None = ["encoder"]  # type: ignore[assignment]  # noqa: RUF012
 
     @register_to_config
     def __init__(

@@ -174,7 +174,7 @@ class InfinityStarVAE(Autoencoder[InfinityStarVAEConfig]):
     """
 
     # Bits are signs of what the encoder says, so its numbers stay exact whatever the decoder runs in.
-    _keep_in_fp32_modules = ["encoder", "proj_down", "latent_scale"]  # noqa: RUF012
+    _keep_in_fp32_modules: list[str] | None = ["encoder", "proj_down", "latent_scale"]  # type: ignore[assignment]  # noqa: RUF012
 
     @register_to_config
     def __init__(

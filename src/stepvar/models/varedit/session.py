@@ -81,7 +81,7 @@ class VAREditSession(InfinitySession):
         cache = KVCache(others, rows, config.heads, head_dim, self.dtype, self.device, plan.int8_cache)
         room = torch.empty(2, rows, config.heads, first, head_dim, dtype=self.dtype, device=self.device)
         final = self.schedule.final
-        self.first_layer = ScaleAlignedCache(*room, (final.height, final.width))
+        self.first_layer = ScaleAlignedCache(room[0], room[1], (final.height, final.width))
         cache.layers.insert(0, self.first_layer)
         # Beside the room for its averages, the source itself.
         kept = 2 * rows * self.source_tokens * config.width

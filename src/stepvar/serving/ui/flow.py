@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -67,13 +67,13 @@ class Flow:
 
     async def draw(
         self, values: Mapping[str, Any], shares: Sequence[Any], visit: Visit
-    ) -> AsyncIterator[View]:
+    ) -> AsyncGenerator[View, None]:
         """Draws what the form says: dense, accelerated, then what is computed of both."""
         async with aclosing(self._guarded(self._draw(values, shares, visit))) as views:
             async for view in views:
                 yield view
 
-    async def redraw(self, name: Any, shares: Sequence[Any], visit: Visit) -> AsyncIterator[View]:
+    async def redraw(self, name: Any, shares: Sequence[Any], visit: Visit) -> AsyncGenerator[View, None]:
         """Draws the last picture with another plan; nothing where nothing was drawn yet."""
         if visit.last is None:
             return
@@ -94,7 +94,7 @@ class Flow:
         tokens = f"{summary.tokens:,} of {summary.dense_tokens:,} tokens"
         return f"{most}{tokens} run: {saved:.2f} x fewer operations than dense."
 
-    async def _guarded(self, views: AsyncIterator[View]) -> AsyncIterator[View]:
+    async def _guarded(self, views: AsyncGenerator[View, None]) -> AsyncGenerator[View, None]:
         """The views, and one sentence for whatever goes wrong."""
         try:
             async for view in views:
@@ -109,7 +109,7 @@ class Flow:
 
     async def _draw(
         self, values: Mapping[str, Any], shares: Sequence[Any], visit: Visit
-    ) -> AsyncIterator[View]:
+    ) -> AsyncGenerator[View, None]:
         ask = await asyncio.to_thread(read_form, values, shares, self.server, self.plans)
         if self.server.warm_up is not None:
             self.server.warm_up.cancelled.set()  # nobody waits for it
@@ -134,7 +134,9 @@ class Flow:
         async for view in self._accelerate(ask, dense, visit):
             yield view
 
-    async def _redraw(self, name: Any, shares: Sequence[Any], visit: Visit, last: Ask) -> AsyncIterator[View]:
+    async def _redraw(
+        self, name: Any, shares: Sequence[Any], visit: Visit, last: Ask
+    ) -> AsyncGenerator[View, None]:
         plan = await asyncio.to_thread(read_plan, name, shares, last.settings, self.server, self.plans)
         settings = replace(last.settings, pruning=plan)
         title = self.plans.title(name, [float(share or 0.0) / 100.0 for share in shares])
@@ -147,7 +149,7 @@ class Flow:
         async for view in self._accelerate(ask, self.dense.get(_dense_key(ask)), visit):
             yield view
 
-    async def _accelerate(self, ask: Ask, dense: Runs | None, visit: Visit) -> AsyncIterator[View]:
+    async def _accelerate(self, ask: Ask, dense: Runs | None, visit: Visit) -> AsyncGenerator[View, None]:
         """Draws the accelerated picture, and shows it beside the dense one where there is one."""
         pruned: Runs | None = None
         async for view in self._grow(ask, ask.settings, "pruned"):
@@ -179,7 +181,7 @@ class Flow:
         yield {"times": await asyncio.to_thread(self._times, ask, dense, pruned)}
         yield {"status": fragments.status(f"Done, seed {ask.seed}.")}
 
-    async def _grow(self, ask: Ask, settings: DrawSettings, part: str) -> AsyncIterator[View | Runs]:
+    async def _grow(self, ask: Ask, settings: DrawSettings, part: str) -> AsyncGenerator[View | Runs, None]:
         """Draws one picture: the card while it grows, then finished, then its runs."""
         title = _TITLES[part]
         schedule = self.server.drawer.schedule(settings)
@@ -207,7 +209,7 @@ class Flow:
                     grid = str(schedule[done])
                     yield {part: fragments.growing_card(title, place, done + 1, len(schedule), grid)}
 
-    async def _measure(self, ask: Ask, settings: Mapping[str, DrawSettings]) -> AsyncIterator[View]:
+    async def _measure(self, ask: Ask, settings: Mapping[str, DrawSettings]) -> AsyncGenerator[View, None]:
         """Runs everything in turn, as often as was asked for; the last view has the reports."""
         reports: dict[str, list[Any]] = {name: [] for name in settings}
         for turn in range(ask.rounds):
