@@ -225,6 +225,9 @@ class VideoPainter:
     components: dict = {}  # noqa: RUF012
     transformer = SimpleNamespace(compute_dtype="torch.float32")
 
+    def require_prompts_alone(self, purpose):
+        """It needs nothing else."""
+
     def resolve_pruning(self, pruning):
         return pruning
 

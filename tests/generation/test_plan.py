@@ -11,6 +11,7 @@ from stepvar.models.infinity.sizes import SizeTable
 from stepvar.models.infinitystar.sizes import VideoSizes
 from stepvar.models.request import check_plan
 from stepvar.pruning.fastvar import FastVAR
+from stepvar.pruning.int8_cache import Int8Cache
 from stepvar.pruning.presets import resolve_pruning
 from stepvar.pruning.scalekv import ScaleKV
 from stepvar.pruning.skipvar import SkipVAR
@@ -179,6 +180,8 @@ def test_presets_are_the_published_ones():
         "unguided": StepVAR(unguided=-2),
         "skipvar": SkipVAR(0.84),
         "scalekv": ScaleKV(share=0.06),
+        "int8-cache": Int8Cache(),
+        "fastervar": PRESETS["fastervar"].method,
         "best": PRESETS["best"].method,
         "faithful": PRESETS["faithful"].method,
     }

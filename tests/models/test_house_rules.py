@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stepvar.checkpoints import publishing
 from stepvar.checkpoints.errors import CheckpointError
-from tiny_pipelines import MAKERS
+from tiny_pipelines import MAKERS, needed
 
 NAMES = [name for name in MAKERS if name != "causal switti"]
 TEXT_MODELS = [name for name in NAMES if name != "var"]
@@ -28,9 +28,8 @@ def fresh(name: str) -> Any:
 
 def draw(pipeline: Any, name: str, subject: Any = None, **options: Any) -> Any:
     """The output of one picture, or of a video of one frame."""
-    length = {"seconds": 0} if pipeline.draws_videos else {}
     subject = MAKERS[name][1][0] if subject is None else subject
-    return pipeline(subject, **{"seed": 3, **length, **options})
+    return pipeline(subject, **{"seed": 3, **needed(pipeline), **options})
 
 
 def latent_of(pipeline: Any, name: str, **options: Any) -> Tensor:

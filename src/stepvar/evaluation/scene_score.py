@@ -223,7 +223,7 @@ def _picture_round_trip(tokenizer: Any, pictures: Sequence[Pixels], schedule: An
 
     grids = [(scale.height, scale.width) for scale in schedule]
     with torch.inference_mode():
-        decoded = tokenizer.decode(tokenizer.encode(_signed(pictures, tokenizer.device), grids).latent)
+        decoded = tokenizer.decode_pixels(tokenizer.encode(_signed(pictures, tokenizer.device), grids).latent)
     return [np.asarray(image) for image in to_output(decoded, "pil")]
 
 

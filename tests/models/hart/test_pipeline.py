@@ -146,7 +146,10 @@ def test_paper_and_fastvar_prune_the_same_tokens(pipeline):
         ({"prompt": "a ring", "guidance_scale": [1.0, 2.0]}, "2 entries"),
         ({"prompt": "a ring", "top_p": 2.0}, "top_p is 2"),
         ({"prompt": "a ring", "negative_prompt": ["a", "b"]}, "one negative prompt"),
-        ({"prompt": "a ring", "pruning": "turbo"}, "known are none, paper, prune, skip, fastvar, unguided"),
+        (
+            {"prompt": "a ring", "pruning": "turbo"},
+            "known are none, paper, prune, skip, fastvar, fastervar, unguided",
+        ),
         ({"prompt": "a ring", "num_images_per_prompt": 0}, "1 or more"),
         ({"prompt": "a ring", "seed": [1, 2]}, "1 images need 1 seeds"),
     ],

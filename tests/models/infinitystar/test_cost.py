@@ -110,7 +110,10 @@ def test_a_plan_for_ten_seconds_prunes_both_clips():
 
 @pytest.mark.parametrize(
     ("resolution", "expected"),
-    [("480p", ["dense", "skip", "prune", "paper"]), ("720p", ["dense", "skip", "720p-1.4x", "720p-2x"])],
+    [
+        ("480p", ["dense", "skip", "prune", "paper"]),
+        ("720p", ["dense", "skip", "720p-1.4x", "720p-2x", "720p-fastervar"]),
+    ],
 )
 def test_what_is_measured_is_called_what_it_is(resolution, expected):
     methods = usual_methods(published_pipeline(resolution))
