@@ -49,10 +49,11 @@ class Int8LayerCache:
         seen = slice(self.first, start)
         earlier = (self.codes[:, rows, :, seen] * self.factors[:, rows, :, seen]).to(new.dtype)
         keys, values = torch.cat([earlier, new], dim=3)
-        factors = new.float().abs().amax(dim=-1, keepdim=True).div_(LARGEST)
+        exact = new.float()
+        factors = exact.abs().amax(dim=-1, keepdim=True).div_(LARGEST)
         self.factors[:, rows, :, start:stop] = factors
         # A token of zeros has a factor of zero: any integer stands for it.
-        codes = (new.float() / factors.clamp_min(torch.finfo(torch.float32).tiny)).round_()
+        codes = (exact / factors.clamp_min(torch.finfo(torch.float32).tiny)).round_()
         self.codes[:, rows, :, start:stop] = codes.to(torch.int8)
         self.length = stop
         return attention(query, keys, values, scale)
