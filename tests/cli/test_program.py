@@ -24,8 +24,8 @@ def test_help_is_quick(program):
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     for name in ("generate", "compare", "summary", "bench", "evaluate", "convert", "conformance"):
         assert name in shown.stdout
-    # Processor time, so that a busy machine does not fail it.
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+    # Processor time, so that a busy machine does not fail it; four times what it takes on a slow core.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0
 
 
 def test_nothing_heavy_is_imported_before_a_command_runs(program):

@@ -72,7 +72,7 @@ def test_reconstructions_of_a_perfect_tokenizer():
             assert grids == [(1, 1), (24, 24)]
             return SimpleNamespace(latent=images)
 
-        def decode(self, latent):
+        def decode_pixels(self, latent):
             return latent
 
     from stepvar.generation.schedule import ScaleSchedule
