@@ -29,7 +29,7 @@ COARSE_SHARE = 0.5
 LATE_SCALES = 4
 """Last scales, at which any touch frees a token, and at which tokens far from the mask need not run."""
 
-MARGIN = 2
+MARGIN = 1
 """Known tokens around the free ones that run with them, in token sides."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -58,7 +58,7 @@ class UnsupportedArgumentError(TypeError, ValueError):
     """An argument that a pipeline does not take; the message says what to use instead."""
 
 
-def refuse_unknown(pipeline: str, given: Mapping[str, Any], known: Mapping[str, inspect.Parameter]) -> None:
+def refuse_unknown(pipeline: str, given: Mapping[str, Any], known: Collection[str]) -> None:
     """Refuses arguments that a call does not take.
 
     Raises:

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from stepvar.editing.masks import LATE_SCALES, MARGIN
+from stepvar.editing.pictures import Box
 from stepvar.generation.attention import attention_kernel
 from stepvar.generation.cascade import generate_in_cascade
 from stepvar.generation.guidance import Guidance
@@ -428,7 +429,7 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
         *subject: Any,
         image: Picture | Sequence[Picture],
         mask: Picture | Sequence[Picture] | None = None,
-        box: Sequence[int] | Sequence[Sequence[int]] | None = None,
+        box: Box | Sequence[Box] | None = None,
         outpaint: Sequence[int] | None = None,
         strength: float | None = None,
         pruning: Pruning = REGION,
@@ -449,7 +450,8 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
             subject: The prompt, or class, of the whole edited picture; one, or one a picture.
             image: A picture or its file, or several; each is turned upright and read as 8-bit sRGB.
             mask: White may change; of the picture's size or shape; one, or one a picture.
-            box: Instead of a mask: left, top, width and height in pixels; one, or one a picture.
+            box: Instead of a mask: left, top, width and height; one, or one a picture. Whole numbers are
+                pixels, others shares of the picture's sides.
             outpaint: Pixels of new border to draw at the left, top, right and bottom.
             strength: Of K scales the last round(strength x K) are drawn, at least one, and the others are the
                 picture's own. Without a mask, for a variation of the whole picture; with one, 1 by default.
