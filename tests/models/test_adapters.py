@@ -164,6 +164,23 @@ def test_an_attention_backend_that_cannot_be_used_is_refused(backend, words):
         make_infinity_pipeline().transformer.set_attention_backend(backend)
 
 
+@each_model
+def test_every_block_of_every_model_is_compiled(name, monkeypatch):
+    pipeline, ran = MAKERS[name][0](), set()
+
+    def stand_in(method, **options):
+        def compiled(block, *args, **kwargs):
+            ran.add((id(block), options["mode"]))
+            return method(block, *args, **kwargs)
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", stand_in)
+    pipeline.compile(mode="reduce-overhead")
+    assert torch.equal(draw(pipeline, name), plain(name))
+    assert ran == {(id(block), "reduce-overhead") for block in pipeline.transformer.blocks}
+
+
 @pytest.mark.parametrize("name", ["infinity", "var", "hart"])
 def test_compilation_takes_in_the_blocks_that_run(name):
     pipeline, compiled = MAKERS[name][0](), set()
@@ -179,11 +196,19 @@ def test_compilation_takes_in_the_blocks_that_run(name):
         pipeline.transformer.set_attention_backend("_native_math")
 
 
-def test_the_wrapper_of_torch_compile_is_refused():
-    pipeline = make_infinity_pipeline()
-    pipeline.transformer = torch.compile(pipeline.transformer)
+@each_model
+def test_what_would_replace_a_forward_that_the_loop_never_calls_is_refused(name):
+    pipeline = MAKERS[name][0]()
+    model = pipeline.transformer
+    pipeline.transformer = torch.compile(model)
     with pytest.raises(ValueError, match="compile_repeated_blocks"):
-        pipeline("a red star")
+        draw(pipeline, name)
+    pipeline.transformer = model
+    model.forward = lambda *_, **__: None
+    with pytest.raises(ValueError, match="forward has been replaced"):
+        draw(pipeline, name)
+    del model.forward
+    assert torch.equal(draw(pipeline, name), plain(name))
 
 
 @each_model

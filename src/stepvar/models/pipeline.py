@@ -26,11 +26,12 @@ from stepvar.generation.sampling import CodebookChoice
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.generation.tokens import Choice
 from stepvar.media.pictures import Picture
-from stepvar.models.arguments import refuse_unknown
+from stepvar.models.arguments import known_arguments
 from stepvar.models.common.attention_backends import backend_title
-from stepvar.models.common.base import refuse_compiled_wrapper
+from stepvar.models.common.base import refuse_unused_forward
 from stepvar.models.edit_request import REGION, Edit, EditSettings, check_edit, edit_arguments
 from stepvar.models.editing import EditOutput, run_edit, summarise_edit
+from stepvar.models.encoded_prompts import EncodedPrompts, PooledPrompts, padded_prompts
 from stepvar.models.output import (
     CALLBACK_TENSORS,
     ImageOutput,
@@ -42,7 +43,7 @@ from stepvar.models.output import (
     to_output,
 )
 from stepvar.models.parts import TextPipeline, Transformer, VisualDecoder
-from stepvar.models.request import Request, check_guidance, check_plan
+from stepvar.models.request import Request, as_negatives, as_prompts, check_guidance, check_plan
 from stepvar.models.spec import ModelSpec
 from stepvar.pruning.presets import Preset, Pruning, resolve_pruning
 
@@ -82,7 +83,7 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
     _callback_tensor_inputs: ClassVar[list[str]] = list(CALLBACK_TENSORS)
     _interrupt = False
     _num_timesteps = 0
-    _guided = False
+    _last_guidance: Guidance | None = None
     draws_videos = False
     needs_picture = False
     draws_previews = True
@@ -119,6 +120,58 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
     def encode(self, prompts: Sequence[str]) -> Any:
         """Features of texts, one a text."""
         raise NotImplementedError
+
+    def encode_prompt(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        do_classifier_free_guidance: bool = True,
+        num_images_per_prompt: int = 1,
+        device: torch.device | str | None = None,
+        **described: Any,
+    ) -> EncodedPrompts | PooledPrompts:
+        """Encodes prompts for a later call, as in diffusers.
+
+        Args:
+            prompt: One, or several.
+            negative_prompt: One for all, or one a prompt. Without one a call takes what its model has for it.
+            do_classifier_free_guidance: Whether negative prompts are wanted.
+            num_images_per_prompt: How often each prompt is repeated; or leave that to the call.
+            device: Where the result goes; by default where a call runs.
+            described: What else the text says; `seconds` of a video.
+
+        Returns:
+            Arguments of a call as a tuple with names: `pipe(**encoded._asdict())`.
+
+        Raises:
+            ValueError: When a prompt is missing or empty, or the model reads no texts.
+        """
+        prompts = as_prompts(prompt)
+        negatives = as_negatives(negative_prompt, len(prompts)) if do_classifier_free_guidance else None
+        self.text_parts()
+        with self.drawing():
+            positive = self.encode(self.described(prompts, **described))
+            negative = None if negatives is None else self.encode(negatives)
+            place = torch.device(device) if device is not None else self._execution_device
+            encoded = self.pack_encoded(positive, negative, num_images_per_prompt)
+        self.maybe_free_model_hooks()
+        fields = (None if field is None else field.to(place) for field in encoded)
+        return type(encoded)(*fields)  # type: ignore[arg-type]  # which fields are None stays
+
+    def described(self, prompts: Sequence[str]) -> Sequence[str]:
+        """Prompts as the text encoder reads them."""
+        return prompts
+
+    def pack_encoded(self, positive: Any, negative: Any, repeats: int) -> EncodedPrompts | PooledPrompts:
+        """What `encode` gave, as arguments of a call.
+
+        Args:
+            positive, negative: Of prompts and negative prompts; None without any.
+            repeats: How often each is wanted.
+        """
+        padded = None if negative is None else padded_prompts(negative)
+        return EncodedPrompts.of(padded_prompts(positive), padded, repeats)
 
     def scale_costs(
         self, request: Asked, plan: GenerationPlan, rows: Sequence[int], images: int, text_tokens: int
@@ -218,8 +271,8 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
         """Runs the loop over scales, in a cascade where one was asked for."""
         cascade = request.cascade
         draft: Session | None = None if cascade is None else cascade.drafter.prefill(request)
-        refuse_compiled_wrapper(self.transformer)
-        self._num_timesteps, self._guided = len(request.schedule), request.guidance.active
+        refuse_unused_forward(self.transformer)
+        self._num_timesteps, self._last_guidance = len(request.schedule), request.guidance
         _backend, kernel = self.transformer.attention_in_force()
         with (
             request.timer.stage("scales"),
@@ -279,7 +332,23 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
     @property
     def do_classifier_free_guidance(self) -> bool:
         """Whether the last call was guided."""
-        return self._guided
+        return self._last_guidance is not None and self._last_guidance.active
+
+    @property
+    def guidance_scale(self) -> float | None:
+        """The strongest guidance of the last call, at any scale; before the first call, its default."""
+        default: float | None = self.config["guidance_scale"]
+        return default if self._last_guidance is None else max(self._last_guidance.weights)
+
+    @guidance_scale.setter
+    def guidance_scale(self, value: Any) -> None:
+        raise ValueError(
+            "Guidance is planned before a call and cannot be set on a pipeline: pass guidance_scale, one "
+            "number or one a scale (1 is off)."
+        )
+
+    _guidance_scale = guidance_scale
+    """The name under which callbacks of diffusers set it."""
 
     @property
     def interrupt(self) -> bool:
@@ -388,9 +457,9 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
         if call.get(self._subject) is None and call.get("prompt_embeds") is None:
             call = {name: value for name, value in call.items() if name not in _PER_PICTURE}
             call[self._subject] = self.example_prompt
-        if "image" in call and "image" not in inspect.signature(self.check).parameters:
+        if call.get("image") is not None and "image" not in inspect.signature(self.check).parameters:
             return self._edit_summary(pruning, text_tokens, call)
-        refuse_unknown(type(self).__name__, call, inspect.signature(self.check).parameters)
+        call = known_arguments(type(self).__name__, call, inspect.signature(self.check).parameters)
         request = self.check(pruning=pruning, **call)
         count = request.inputs.images if images is None else images
         return self.summarise(request, count, text_tokens or self.usual_text_tokens)
@@ -482,7 +551,7 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
     def _check_edit(
         self, subject: Sequence[Any], image: Any, settings: EditSettings, call: dict[str, Any]
     ) -> Edit:
-        refuse_unknown(type(self).__name__, call, inspect.signature(self.check).parameters)
+        call = known_arguments(type(self).__name__, call, inspect.signature(self.check).parameters)
         return check_edit(self, subject, image, settings, call)
 
     def _edit_summary(self, pruning: Pruning, text_tokens: int | None, call: dict[str, Any]) -> Summary:

@@ -188,7 +188,8 @@ def as_negatives(negative: str | Sequence[str] | None, prompts: int) -> list[str
     if len(negatives) == 1:
         negatives *= prompts
     if len(negatives) != prompts:
-        raise ValueError(f"{prompts} prompts need one negative prompt, or {prompts}; got {len(negatives)}.")
+        needed = "One prompt needs one" if prompts == 1 else f"{prompts} prompts need one, or {prompts},"
+        raise ValueError(f"{needed} negative prompt; got {len(negatives)}.")
     return negatives
 
 
@@ -283,6 +284,13 @@ def check_temperatures(values: Sequence[float], name: str = "temperature") -> No
                 f"{name} is {value:g}; it must be positive, {SMALLEST_TEMPERATURE:g} or more "
                 "(top_k=1 takes the best)."
             )
+
+
+def check_pixels(height: int | None, width: int | None) -> None:
+    """Raises ValueError when a side is given that is no whole number."""
+    for name, value in (("height", height), ("width", width)):
+        if value is not None and (not isinstance(value, Real) or value != int(value)):
+            raise ValueError(f"{name} is {value!r}: give a whole number of pixels.")
 
 
 def check_aspect_ratio(ratio: float) -> float:

@@ -32,6 +32,7 @@ from stepvar.models.request import (
     Request,
     check_aspect_ratio,
     check_filters,
+    check_pixels,
     check_temperatures,
     numbers_per_scale,
 )
@@ -203,6 +204,7 @@ class InfinityBasePipeline(NextScalePipeline[AskedBits], Generic[AskedBits]):
         """
         table = self.transformer.size_table
         trained = self.transformer.config.budgets
+        check_pixels(height, width)
         if height is not None or width is not None:
             if aspect_ratio is not None or pixel_budget is not None:
                 raise ValueError("Give height and width, or aspect_ratio and pixel_budget, not both.")

@@ -18,7 +18,7 @@ from stepvar.generation.progress import Observer
 from stepvar.generation.report import PrefixCost, ScaleCost, Summary
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.media.pictures import Picture
-from stepvar.models.arguments import refuse_unknown, with_arguments_of
+from stepvar.models.arguments import known_arguments, with_arguments_of
 from stepvar.models.common.prompt_embeds import PromptEmbeds
 from stepvar.models.edit_request import EditSettings
 from stepvar.models.editing import EditOutput
@@ -230,7 +230,7 @@ class VAREditPipeline(InfinityBasePipeline[EditRequest]):
         """
         settings = EditSettings(mask, box, pruning=pruning, feather=feather, composited=composited, fit=fit)
         known = {*inspect.signature(self.check).parameters, *EditSettings.__dataclass_fields__}
-        refuse_unknown(type(self).__name__, call, known)
+        call = known_arguments(type(self).__name__, call, known)
         with self.drawing():
             return run_instruction(self, check_instruction(self, subject, settings, {"image": image, **call}))
 
