@@ -281,3 +281,18 @@ def test_quanto_int8(name):
     quanto.quantize(pipeline.transformer, weights=quanto.qint8)
     quanto.freeze(pipeline.transformer)
     assert torch.isfinite(draw(pipeline, name)).all()
+
+
+@each_model
+def test_weights_are_quantised_while_they_are_loaded(name, tmp_path):
+    quantization = pytest.importorskip("torchao.quantization")
+    from diffusers import PipelineQuantizationConfig, TorchAoConfig
+
+    pipeline = MAKERS[name][0]()
+    pipeline.save_pretrained(tmp_path)
+    config = TorchAoConfig(quantization.Int8WeightOnlyConfig())
+    mapping = PipelineQuantizationConfig(quant_mapping={"transformer": config})
+    loaded = type(pipeline).from_pretrained(tmp_path, quantization_config=mapping)
+    loaded.set_progress_bar_config(disable=True)
+    assert any(type(layer.weight.data) is not Tensor for layer in linear_layers(loaded.transformer).values())
+    assert torch.isfinite(draw(loaded, name)).all()
