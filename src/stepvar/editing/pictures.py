@@ -113,7 +113,8 @@ def _read_mask(mask: Picture, canvas: Canvas) -> Mask:
 
 
 def _box_mask(box: Box, size: tuple[int, int]) -> Mask:
-    if len(box) != 4 or not all(isinstance(entry, (int, float, np.number)) for entry in box):
+    numbers = isinstance(box, Sequence) and all(isinstance(entry, (int, float, np.number)) for entry in box)
+    if not numbers or len(box) != 4:
         raise ValueError(f"box is {box!r}; give left, top, width and height.")
     if not all(isinstance(entry, (int, np.integer)) for entry in box):
         box = _box_of_shares(box, size)
@@ -154,7 +155,11 @@ def _refuse_empty_or_full(mask: Mask, name: str) -> None:
 
 def _enlarged(canvas: Canvas, outpaint: Sequence[int]) -> Canvas:
     """The canvas with a border that mirrors it, which may change."""
-    if len(outpaint) != 4 or not all(isinstance(entry, (int, np.integer)) for entry in outpaint):
+    if (
+        not isinstance(outpaint, Sequence)
+        or len(outpaint) != 4
+        or not all(isinstance(entry, (int, np.integer)) for entry in outpaint)
+    ):
         raise ValueError(f"outpaint is {outpaint!r}; give left, top, right and bottom in whole pixels.")
     left, top, right, bottom = (int(entry) for entry in outpaint)
     if min(left, top, right, bottom) < 0 or max(left, top, right, bottom) == 0:
@@ -278,8 +283,9 @@ def weights_of(mask: Mask, feather: int) -> NDArray[np.float32]:
         return mask.astype(np.float32)
     from scipy import ndimage
 
-    distance = ndimage.distance_transform_edt(np.pad(mask, feather + 1, mode="edge"))
-    distance = distance[feather + 1 : -feather - 1, feather + 1 : -feather - 1]
+    around = min(feather, max(mask.shape)) + 1
+    distance = ndimage.distance_transform_edt(np.pad(mask, around, mode="edge"))
+    distance = distance[around:-around, around:-around]
     return np.clip(distance / (feather + 1), 0.0, 1.0).astype(np.float32)
 
 

@@ -21,12 +21,13 @@ from stepvar.editing.masks import (
     late,
 )
 from stepvar.editing.pictures import Canvas, Window, describe_fit, fit_window, fitted, open_canvas
+from stepvar.generation.fields import require_fields
 from stepvar.generation.pruner import PruningMethod
 from stepvar.models.request import Request
+from stepvar.pruning.presets import Pruning
 
 if TYPE_CHECKING:
     from stepvar.models.pipeline import NextScalePipeline
-    from stepvar.pruning.presets import Pruning
 
 REGION = "region"
 """What `pruning` calls a run of the mask's region alone at late scales, all of its tokens kept."""
@@ -52,7 +53,8 @@ class EditSettings:
     fit: str = "crop"
 
     def require_valid(self) -> None:
-        """Raises ValueError when a number is out of range."""
+        """Raises ValueError when a field is out of range, or of another kind."""
+        require_fields(self)
         RegionRule(self.margin, self.late_scales)
         if self.feather is not None and self.feather < 0:
             raise ValueError(f"feather is {self.feather}; it is a width in pixels, 0 or more.")

@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from stepvar.generation.fields import require_fields
 from stepvar.generation.schedule import Grid
 from stepvar.generation.tokens import gather_tokens
 from stepvar.pruning.guided import BANDWIDTH, RADIUS, guided_gains
@@ -33,6 +34,9 @@ from stepvar.pruning.interpolation import (
     scatter_tokens,
 )
 from stepvar.pruning.rules import Registry
+
+_LARGEST_RADIUS = 64
+"""Tokens: its square is the number of neighbours that are looked at, for every token."""
 
 
 @dataclass(frozen=True)
@@ -221,8 +225,9 @@ class Guided(GainRecovery):
     bandwidth: float = BANDWIDTH
 
     def __post_init__(self) -> None:
-        if self.radius < 1:
-            raise ValueError(f"radius is {self.radius}; it must be 1 or more tokens.")
+        require_fields(self)
+        if not 1 <= self.radius <= _LARGEST_RADIUS:
+            raise ValueError(f"radius is {self.radius}; it must be 1 to {_LARGEST_RADIUS} tokens.")
         if not self.bandwidth > 0.0:
             raise ValueError(f"bandwidth is {self.bandwidth:g}; it must be above 0.")
 

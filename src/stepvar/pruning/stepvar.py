@@ -38,6 +38,9 @@ DENSE_SHARE = 3 / 32
 
 VALUES = ("own", "copied", "expected")
 
+_LARGEST_KERNEL, _MOST_ITERATIONS = 255, 1_000
+"""Tokens, larger than any map's side; and steps, of which the published plan has 5."""
+
 ANCHOR_STRIDE = 3
 """Of the anchors that a recovery copies, where no stride is given (StepVAR's baseline)."""
 
@@ -115,10 +118,14 @@ class StepVAR(LateScalePruning):
                 raise ValueError(f"Unknown {kind} {name!r}; known are {', '.join(known)}.")
         if not 0.0 <= self.structure_weight <= 1.0:
             raise ValueError(f"structure_weight is {self.structure_weight:g}; it must lie in 0..1.")
-        if self.kernel < 3 or self.kernel % 2 == 0:
-            raise ValueError(f"kernel is {self.kernel}; it must be an odd number of tokens, 3 or more.")
-        if self.iterations < 1:
-            raise ValueError(f"iterations is {self.iterations}; the power iteration needs at least one.")
+        if not 3 <= self.kernel <= _LARGEST_KERNEL or self.kernel % 2 == 0:
+            raise ValueError(
+                f"kernel is {self.kernel}; it must be an odd number of tokens, 3 to {_LARGEST_KERNEL}."
+            )
+        if not 1 <= self.iterations <= _MOST_ITERATIONS:
+            raise ValueError(
+                f"iterations is {self.iterations}; the power iteration needs 1 to {_MOST_ITERATIONS}."
+            )
         if self.frame_distance < 1:
             raise ValueError(f"frame_distance is {self.frame_distance}; it must be 1 or more token sides.")
         if self.anchor_stride is not None and self.anchor_stride < 2:

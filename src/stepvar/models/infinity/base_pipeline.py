@@ -145,6 +145,8 @@ class InfinityBasePipeline(NextScalePipeline[AskedBits], Generic[AskedBits]):
         guidance = self.guidance(guidance_scale, guidance_layers, len(schedule))
         method = self.check_pruning(pruning, schedule, guidance)
         if cascade is not None:
+            if not isinstance(cascade, Cascade):
+                raise ValueError(f"cascade is of type {type(cascade).__name__}; give a Cascade.")
             cascade.check(self, schedule, guidance, method)
             if options.callback is not None:
                 raise ValueError(
