@@ -44,7 +44,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is float or hint is int:
         if isinstance(value, bool) or not isinstance(value, Integral if hint is int else Real):
             return False
-        return abs(value) <= _LARGEST if hint is int else math.isfinite(value)
+        return abs(int(value)) <= _LARGEST if hint is int else _is_finite(value)
     if origin is tuple and parts[1:] == (...,):
         entries = isinstance(value, (Sequence, Set)) and not isinstance(value, (str, bytes))
         return entries and all(_fits(entry, parts[0]) for entry in value)
@@ -54,6 +54,13 @@ def _fits(value: Any, hint: Any) -> bool:
     # Rules are functions, classes or names, and are checked where they are looked up.
     checked = hint in _NAMES or getattr(hint, "_is_runtime_protocol", False)
     return not checked or isinstance(value, hint)
+
+
+def _is_finite(value: Real) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False
 
 
 def _named(hint: Any) -> str:
