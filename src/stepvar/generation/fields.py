@@ -41,10 +41,11 @@ def _fits(value: Any, hint: Any) -> bool:
     origin, parts = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return any(_fits(value, part) for part in parts)
-    if hint is float or hint is int:
-        if isinstance(value, bool) or not isinstance(value, Integral if hint is int else Real):
-            return False
-        return abs(int(value)) <= _LARGEST if hint is int else _is_finite(value)
+    if hint is int:
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        return whole and abs(int(value)) <= _LARGEST
+    if hint is float:
+        return isinstance(value, Real) and not isinstance(value, bool) and _is_finite(value)
     if origin is tuple and parts[1:] == (...,):
         entries = isinstance(value, (Sequence, Set)) and not isinstance(value, (str, bytes))
         return entries and all(_fits(entry, parts[0]) for entry in value)
