@@ -63,10 +63,6 @@ class LayerCache:
         return self.keys.shape[2]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        return attention(query, *self.extend(key, value), scale)
-
-    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Takes in a scale's keys and values [R, H, N, c]; returns all that it sees, [R, H, M, c]."""
         start, rows = self.length, self.rows
         stop = start + key.shape[2]
         if stop > self.capacity:
@@ -75,7 +71,7 @@ class LayerCache:
         self.values[rows, :, start:stop].copy_(value)
         self.length = stop
         seen = slice(self.first, stop)
-        return self.keys[rows, :, seen], self.values[rows, :, seen]
+        return attention(query, self.keys[rows, :, seen], self.values[rows, :, seen], scale)
 
 
 @dataclass(frozen=True)
@@ -194,20 +190,13 @@ class WindowLayerCache:
 
 
 class IsolatedMemory:
-    """Stores keys and values in a cache, and attends to these alone: for a prefix or a condition.
+    """Stores keys and values in a cache, and attends to these alone: for a prefix or a condition."""
 
-    Args:
-        layer: Where they are stored.
-        repeats: Rows of the cache that each row that runs stands for, one after the other.
-    """
-
-    def __init__(self, layer: LayerCache | WindowLayerCache | Int8LayerCache, repeats: int = 1) -> None:
+    def __init__(self, layer: WindowLayerCache) -> None:
         self.layer = layer
-        self.repeats = repeats
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        stored = (part.repeat_interleave(self.repeats, 0) for part in (key, value))
-        self.layer.extend(*(stored if self.repeats > 1 else (key, value)))
+        self.layer.extend(key, value)
         return attention(query, key, value, scale)
 
 
