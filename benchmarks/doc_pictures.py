@@ -1,10 +1,12 @@
-"""The pictures of the model card: what the embedded models draw at default settings, not chosen.
+"""The pictures of the documentation: what the embedded models draw at default settings, not chosen.
 
     python benchmarks/doc_pictures.py docs/images
+    python benchmarks/doc_pictures.py docs/images --only edits edit
 
-writes grid.png (the first sixteen prompts of `stepvar evaluate scenes`, with their seeds 0, 1, ...) and
-videos.png (first, middle and last frame of the first eight of `--model embedded-video`). The README's picture
-is drawn by `make demo`.
+writes grid.png (the first sixteen prompts of `stepvar evaluate scenes`, with their seeds 0, 1, ...),
+videos.png (first, middle and last frame of the first eight of `--model embedded-video`), edits.jpg (the first
+ten edits of `stepvar evaluate edits`, before, box and after, whose list it prints) and edit.png (the README's
+edit). The README's first picture is drawn by `make demo`.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from pathlib import Path
 from PIL import Image
 
 import stepvar
+from stepvar.editing.sheets import edit_sheet
+from stepvar.evaluation.edit_score import SHOWN, evaluate_edits
 from stepvar.evaluation.scene_score import MOVING, STILL
 
 GAP = 8
@@ -50,13 +54,41 @@ def videos() -> Image.Image:
     return sheet([strips[start : start + 2] for start in range(0, 8, 2)], GAP)
 
 
+def edits() -> Image.Image:
+    """Ten edits, one a row; prints what each asks for."""
+    scores = evaluate_edits(stepvar.load_embedded(), SHOWN, round_trip=False)
+    for number, edit in enumerate(scores.edits, start=1):
+        print(f"{number}. {edit.kind}: {edit.text}")
+    return edit_sheet(scores.rows)
+
+
+def edit() -> Image.Image:
+    """The edit of the README."""
+    pipeline = stepvar.load_embedded()
+    before = pipeline("a red circle and a blue star on sand", seed=3).images[0]
+    prompt, box = "a red circle and a striped green square on sand", (0.5, 0.125, 0.5, 0.75)
+    result = pipeline.edit(prompt, image=before, box=box, seed=1)
+    return edit_sheet([(before, result.masks[0], result.images[0])])
+
+
+PICTURES = {
+    "grid": ("grid.png", pictures),
+    "videos": ("videos.png", videos),
+    "edits": ("edits.jpg", edits),
+    "edit": ("edit.png", edit),
+}
+"""File and function of each."""
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Draws the pictures of the model card.")
-    parser.add_argument("folder", type=Path, help="Where grid.png and videos.png go.")
-    folder = parser.parse_args().folder
-    for name, draw in (("grid.png", pictures), ("videos.png", videos)):
-        draw().save(folder / name, optimize=True)
-        print(folder / name)
+    parser = argparse.ArgumentParser(description="Draws the pictures of the documentation.")
+    parser.add_argument("folder", type=Path, help="Where they go.")
+    parser.add_argument("--only", nargs="+", choices=PICTURES, default=list(PICTURES))
+    settings = parser.parse_args()
+    for chosen in settings.only:
+        name, draw = PICTURES[chosen]
+        draw().save(settings.folder / name, optimize=True)
+        print(settings.folder / name)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,10 @@ Without --model the embedded model is trained, which knows the words of its scen
 embedding is trained with the adapter, and saved beside it (learned_embeds.safetensors).
 
     python examples/heart_pictures.py hearts/
-    python examples/finetune_lora.py hearts/ -o heart-lora/ --word heart --like star --minutes 10
+    python examples/finetune_lora.py hearts/ -o heart-lora/ --word heart --like star --scales 8 --minutes 10
+
+--scales trains the first scales alone in most steps: what is where, and the outlines of things, is decided
+there, and the other scales have most of the tokens.
 
     pipe.load_textual_inversion("heart-lora/")
     pipe.load_lora_weights("heart-lora/")
@@ -45,7 +48,7 @@ from torch import Tensor, nn
 import stepvar
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.models.common.t5 import token_ids
-from stepvar.models.common.training import bit_losses
+from stepvar.models.common.training import bit_losses, take_tokens
 from stepvar.models.infinity.pipeline import InfinityPipeline
 from stepvar.models.infinity.training import teacher_forced_logits
 
@@ -61,11 +64,15 @@ class Settings:
 
     Attributes:
         steps: Steps of the optimizer.
-        batch: Pictures of a step of all scales, a device.
-        rate: Learning rate.
-        rank: Of the adapter.
-        coarse: Share of the steps that train all scales but the last three, on four times the pictures: these
-            scales say what is where, and have a seventh of the tokens.
+        batch: Pictures of a step, a device.
+        rate: Learning rate; it rises in the first steps and falls evenly to a tenth.
+        word_rate: That of a new word's embedding, as a multiple.
+        rank: Of the adapter. A small model needs one that is not far from its width.
+        scales: How many scales most steps train, the coarse ones; None for all.
+        fine: Share of the steps that train the others too, on a part of their tokens.
+        fine_tokens: That part.
+        word_share: Share of the pictures of a step whose caption has the new word; the others are there so
+            that what the model knows stays.
         flips: Most of the bits of a picture that enter its sum flipped, so that later scales learn to repair.
         dropped: Share of the captions replaced by the unconditional text, which guidance needs.
         minutes: The training ends after so many, if not by its steps.
@@ -75,8 +82,12 @@ class Settings:
     steps: int = 500
     batch: int = 4
     rate: float = 1e-3
+    word_rate: float = 5.0
     rank: int = 16
-    coarse: float = 0.0
+    scales: int | None = None
+    fine: float = 0.1
+    fine_tokens: float = 0.25
+    word_share: float = 0.75
     flips: float = 0.3
     dropped: float = 0.1
     minutes: float = float("inf")
@@ -107,8 +118,14 @@ class BitLoss(nn.Module):
         # Outside the modules of this one: the parts that are not trained.
         self.frozen = {"vae": pipeline.vae, "tokenizer": pipeline.tokenizer}
 
-    def forward(self, examples: Sequence[Example], scales: int) -> Tensor:
-        """Pictures and their captions -> the loss of the first so many scales, in nats."""
+    def forward(self, examples: Sequence[Example], scales: int, whole: int) -> Tensor:
+        """Pictures and their captions -> the loss of the first so many scales, in nats.
+
+        Args:
+            examples: The pictures.
+            scales: How many scales are run.
+            whole: How many of them with all tokens; of the others a part is drawn.
+        """
         vae, device = self.frozen["vae"], self.transformer.device
         grids = [(scale.height, scale.width) for scale in self.schedule]
         flips = torch.rand(len(examples), device=device) * self.settings.flips
@@ -116,9 +133,21 @@ class BitLoss(nn.Module):
         code = vae.quantize(features, grids, flips)
         texts = self.encode([example.caption for example in examples])
         inputs = [functional.pixel_unshuffle(latent, self.patch) for latent in code.teacher_inputs]
-        logits = teacher_forced_logits(self.transformer, texts, inputs[: scales - 1], self.schedule)
+        kept = [self.some_tokens(len(examples), scale, index < whole) for index, scale in enumerate(grids)]
+        logits = teacher_forced_logits(
+            self.transformer, texts, inputs[: scales - 1], self.schedule, kept[:scales]
+        )
         bits = [vae.tokens_from_latent_bits(scale).flatten(1, 2) for scale in code.bits]
-        return bit_losses(logits, bits[:scales]).mean()
+        labels = [take_tokens(*pair) for pair in zip(bits[:scales], kept[:scales], strict=True)]
+        return bit_losses(logits, labels).mean()
+
+    def some_tokens(self, pictures: int, grid: tuple[int, int], every: bool) -> Tensor | None:
+        """Random tokens [B, K] of a scale; None for all."""
+        count = grid[0] * grid[1]
+        if every:
+            return None
+        order = torch.rand(pictures, count, device=self.transformer.device).argsort(dim=1)
+        return order[:, : max(round(self.settings.fine_tokens * count), 1)]
 
     def encode(self, captions: Sequence[str]) -> list[Tensor]:
         """Text features [T_i, E] of captions, some of them replaced; gradients reach the text encoder."""
@@ -179,9 +208,35 @@ def encode_pictures(pipeline: InfinityPipeline, pictures: Sequence[tuple[Tensor,
 
 def endlessly(examples: Sequence[Example]) -> Iterator[Example]:
     """The pictures in random order, each once before any comes again."""
-    while True:
+    while examples:
         for index in torch.randperm(len(examples)).tolist():
             yield examples[index]
+
+
+def batches(examples: Sequence[Example], word: str | None, settings: Settings) -> Iterator[list[Example]]:
+    """The pictures of every step; of those with a new word as many as `settings.word_share` says.
+
+    Raises:
+        ValueError: When no caption has the word.
+    """
+    new = [example for example in examples if word is not None and word in example.caption.split()]
+    if word is not None and not new:
+        raise ValueError(f"No caption has the word {word!r}: add pictures of it.")
+    known = [example for example in examples if word is None or word not in example.caption.split()]
+    share = round(settings.batch * settings.word_share * bool(new)) if known else settings.batch
+    queues = (endlessly(new), share), (endlessly(known), settings.batch - share)
+    while True:
+        yield [example for queue, count in queues for example in islice(queue, count)]
+
+
+def rate_at(progress: float, step: int) -> float:
+    """The learning rate of a step as a share of its highest.
+
+    Args:
+        progress: Share of the training that is over.
+        step: Counts the steps; the first ten are slower.
+    """
+    return min((step + 1) / 10, 1.0) * (1.0 - 0.9 * min(progress, 1.0))
 
 
 def train(
@@ -214,7 +269,7 @@ def train(
     for part in (pipeline.transformer, pipeline.vae, pipeline.text_encoder):
         part.requires_grad_(False)
     table = [add_word(pipeline, *word)] if word else []
-    examples = encode_pictures(pipeline, pictures)
+    queue = batches(encode_pictures(pipeline, pictures), word[0] if word else None, settings)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.rank,
@@ -222,16 +277,21 @@ def train(
     )
     pipeline.transformer.add_adapter(config)
     trained = [weight for weight in pipeline.transformer.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW([*trained, *table], lr=settings.rate, weight_decay=0.0)
+    groups = [{"params": trained, "scale": 1.0}, {"params": table, "scale": settings.word_rate}]
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.0)
     loss_of, optimizer = accelerator.prepare(BitLoss(pipeline, schedule, settings), optimizer)
     losses: list[float] = []
-    queue = endlessly(examples)
+    # The same in all processes, so that none waits for another one's larger step.
+    turns = torch.Generator().manual_seed(settings.seed)
+    whole = min(settings.scales or len(schedule), len(schedule))
     for step in range(settings.steps):
-        if time.monotonic() - start > 60.0 * settings.minutes:
+        progress = max(step / settings.steps, (time.monotonic() - start) / (60.0 * settings.minutes))
+        if progress >= 1.0:
             break
-        coarse = len(schedule) > 3 and float(torch.rand(())) < settings.coarse
-        batch = list(islice(queue, settings.batch * (4 if coarse else 1)))
-        loss = loss_of(batch, len(schedule) - 3 if coarse else len(schedule))
+        for group in optimizer.param_groups:
+            group["lr"] = settings.rate * group["scale"] * rate_at(progress, step)
+        fine = float(torch.rand((), generator=turns)) < settings.fine
+        loss = loss_of(next(queue), len(schedule) if fine else whole, whole)
         accelerator.backward(loss)
         optimizer.step()
         optimizer.zero_grad()
@@ -258,13 +318,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=Settings.batch)
     parser.add_argument("--rate", type=float, default=Settings.rate)
     parser.add_argument("--rank", type=int, default=Settings.rank)
-    parser.add_argument("--coarse", type=float, default=Settings.coarse)
+    parser.add_argument("--scales", type=int, help="how many scales most steps train; all by default")
+    parser.add_argument("--fine", type=float, default=Settings.fine, help="share of steps for all scales")
     parser.add_argument("--minutes", type=float, default=Settings.minutes)
     parser.add_argument("--word", help="a new word of the captions")
     parser.add_argument("--like", help="a known word, as which the new one begins")
     parser.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"), default="no")
     parser.add_argument("--prompt", help="draws before.png and after.png into the output folder")
     options = parser.parse_args()
+    if options.scales is not None and options.scales < 1:
+        parser.error("--scales counts scales from the first on: give 1 or more.")
     if bool(options.word) != bool(options.like):
         parser.error("--word and --like belong together: a new word begins as a known one.")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -273,8 +336,9 @@ def main() -> None:
         options.steps,
         options.batch,
         options.rate,
-        options.rank,
-        options.coarse,
+        rank=options.rank,
+        scales=options.scales,
+        fine=options.fine,
         minutes=options.minutes,
     )
     options.output.mkdir(parents=True, exist_ok=True)

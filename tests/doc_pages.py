@@ -30,6 +30,7 @@ SHARED = ("stepvar.models.infinity.pipeline", "stepvar.models.infinitystar.pipel
 """Modules that most pages import."""
 
 _BLOCK = re.compile(r"^```(\w*)[ \t]*(\S*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_INLINE = re.compile(r"`((?:stepvar [a-z-]+|python \S+\.py)(?:\s[^`]*)?)`")
 _NOT_HERE = re.compile(r"#\s*(needs|takes)\b")
 
 
@@ -64,6 +65,22 @@ def stepvar_arguments(line: str) -> list[str] | None:
     if not words or words[0] != "stepvar":
         return None
     return [word for word in words[1:] if word != "&"]
+
+
+def inline_commands(page: Path) -> list[str]:
+    """Commands in the running text: `stepvar bench --pruning prune`, `python benchmarks/dense.py`."""
+    text = _BLOCK.sub("", page.read_text("utf-8"))
+    return [found.replace("\n", " ") for found in _INLINE.findall(text)]
+
+
+def script_of(line: str) -> tuple[Path, list[str]] | None:
+    """The script of ours that a line runs, and its options; None for other lines."""
+    words = shlex.split(line, comments=True)
+    names = [word for word in words if re.fullmatch(r"(examples|benchmarks|tests)/[\w/]+\.py", word)]
+    if not names or not {"python", "python3", "accelerate", "torchrun"} & set(words):
+        return None
+    after = words[words.index(names[0]) + 1 :]
+    return ROOT / names[0], [word.partition("=")[0] for word in after if re.match(r"--?[a-z]", word)]
 
 
 def run_page(page: Path) -> int:

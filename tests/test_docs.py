@@ -10,7 +10,7 @@ import sys
 import pytest
 import typer
 
-from doc_pages import PAGES, ROOT, WAYS, blocks, stepvar_arguments
+from doc_pages import PAGES, ROOT, WAYS, blocks, inline_commands, script_of, stepvar_arguments
 from stepvar.cli.app import app
 
 _LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
@@ -33,6 +33,34 @@ def test_commands_have_the_options_they_are_given(page):
             arguments = stepvar_arguments(line)
             if arguments:
                 parse(arguments, line)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_commands_in_the_text_have_the_options_they_are_given(page):
+    for line in inline_commands(page):
+        arguments = stepvar_arguments(line)
+        options = [word.partition("=")[0] for word in arguments or () if word.startswith("--")]
+        command, known = command_of(arguments or [])
+        assert set(options) <= known, f"{line}: {command} has no {set(options) - known}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_scripts_on_pages_have_the_options_they_are_given(page):
+    in_blocks = [line for block in blocks(page) if block.language != "python" for line in block.commands()]
+    for line in (*in_blocks, *inline_commands(page)):
+        script, options = script_of(line) or (None, [])
+        if script is not None:
+            source = script.read_text("utf-8")
+            assert [name for name in options if f'"{name}"' not in source] == [], line
+
+
+def command_of(words):
+    """The command that words begin with, and all its options."""
+    command, rest = typer.main.get_command(app), list(words)
+    while getattr(command, "commands", None) and rest and rest[0] in command.commands:
+        command = command.commands[rest.pop(0)]
+    found = (name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts))
+    return command.name, {*found, "--help", "--version"}
 
 
 def parse(arguments, line):

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from stepvar.checkpoints.errors import CheckpointError
+from stepvar.checkpoints.layouts import copy_finite
 from stepvar.checkpoints.weights import Checkpoint, read_tensors, weight_files
 from stepvar.models.common.architectures import name_architecture
 
@@ -216,3 +217,40 @@ def test_a_name_that_a_header_has_twice_is_refused(tmp_path):
         Checkpoint.open(tmp_path / "twice.safetensors")
     save_file({'"data_offsets"': torch.zeros(1)}, tmp_path / "odd.safetensors", {"data_offsets": "x"})
     assert len(Checkpoint.open(tmp_path / "odd.safetensors").layout) == 1
+
+
+FORMATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_one_value_in_a_million_that_is_not_finite_is_found(dtype):
+    weights = torch.zeros(1_200, 1_000, dtype=dtype)
+    for place in (0, 262_143, 262_144, -1):  # the ends of what is looked at together
+        for value in (float("nan"), float("inf"), -float("inf")):
+            weights.view(-1)[place] = value
+            for target, copy in ((None, True), (None, False), (torch.float32, True), (torch.float16, True)):
+                with pytest.raises(CheckpointError, match=r"weight w is (NaN|infinite) in places"):
+                    copy_finite(weights, target, "w", copy)
+        weights.view(-1)[place] = 0.0
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_copies_are_equal_and_large_numbers_are_finite(dtype):
+    # The sum overflows in all formats, and no term does.
+    weights = torch.full((1_200, 1_000), torch.finfo(dtype).max, dtype=dtype)
+    copied = copy_finite(weights, None, "w")
+    assert torch.equal(copied, weights) and copied.data_ptr() != weights.data_ptr()
+    assert copied.data_ptr() % 64 == 0 and copied.untyped_storage().nbytes() == weights.nbytes
+    assert copy_finite(weights, None, "w", copy=False) is weights
+
+
+def test_numbers_beyond_another_format_are_named():
+    with pytest.raises(CheckpointError, match="weight w is infinite"):
+        copy_finite(torch.full((4,), 1e30), torch.float16, "w")
+
+
+def test_quantised_weights_are_named_and_whole_numbers_copied():
+    with pytest.raises(CheckpointError, match="w is float8_e4m3fn, a number format that cannot be used"):
+        copy_finite(torch.zeros(4, dtype=torch.float8_e4m3fn), None, "w")
+    for dtype in (torch.int64, torch.int8, torch.bool):
+        assert torch.equal(copy_finite(torch.ones(4, dtype=dtype), None, "w"), torch.ones(4, dtype=dtype))

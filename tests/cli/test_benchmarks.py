@@ -85,7 +85,7 @@ def test_shards_make_the_same_run(run, model_folder, geneval):
     first = draw(run, model_folder, geneval, "-o", "parts", "--shard", "1/2")
     assert first.code == 0 and (first.json["drawn"], first.json["missing"]) == (4, 2)
     unfinished = run("evaluate", "fidelity", "parts", "--dense", "whole")
-    assert unfinished.code == 2 and "some shards are not finished" in unfinished.stderr
+    assert unfinished.code == 2 and "its run is not finished" in unfinished.stderr
     second = draw(run, model_folder, geneval, "-o", "parts", "--shard", "2/2")
     assert second.code == 0 and (second.json["drawn"], second.json["missing"]) == (2, 0)
     assert pictures("parts/images") == pictures("whole/images")

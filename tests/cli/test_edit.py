@@ -37,9 +37,11 @@ def test_only_the_box_changes_and_the_settings_are_inside(run, model_folder, pic
     assert not np.array_equal(before, after)
     settings = json.loads(Image.open("photo-edited-3.png").text["stepvar"])
     assert settings["prompt"] == PROMPT and settings["pruning"] == "region" and settings["seed"] == 3
-    assert settings["edit"]["mask_share"] == [0.0625] and settings["edit"]["margin"] == 2
+    assert settings["edit"]["mask_share"] == [0.0625] and settings["edit"]["margin"] == 1
     assert pixels("sheet.png").shape == (PIXELS, 3 * PIXELS + 16, 3)
-    assert run(*arguments, "-o", "again.png").code == 0
+    shares = [BOX if argument == BOX else argument for argument in arguments]
+    shares[shares.index(BOX)] = "0,0,0.25,0.25"
+    assert run(*shares, "-o", "again.png").code == 0
     assert np.array_equal(pixels("again.png"), after)
 
 
@@ -80,6 +82,7 @@ def test_the_summary_says_what_would_run(run, model_folder, picture, tmp_path):
         (("--box", "0,0,64,64"), "covers the whole picture"),
         (("--box", "0,0,65,1"), "does not lie in the picture"),
         (("--box", "0,0,8"), "give 4 whole numbers such as 0,0,128,128"),
+        (("--box", "0,0,0.5,x"), "or shares of the picture's sides"),
         (("--outpaint", "0,0,0,0"), "a border of 1 pixel or more"),
         (("--mask", "none.png"), "There is no picture 'none.png'"),
         (("--mask", "empty.png"), "The mask is empty"),
@@ -123,7 +126,44 @@ def test_edits_are_scored(run, model_folder):
     assert 0.25 < document["box_share"] < 0.5 and document["psnr_outside"] > 0
     shown = run(*start, "--pruning", "none")
     assert (
-        shown.code == 0 and "of the visual tokenizer alone" in shown.stdout and "plan: none" in shown.stdout
+        shown.code == 0 and "the visual tokenizer alone has" in shown.stdout and "plan none" in shown.stdout
     )
     refused = run("evaluate", "edits", "--model", model_folder, "--share", 1.5)
     assert refused.code == 2 and "between 0 and 1" in refused.stderr
+
+
+def test_a_stopped_score_of_edits_goes_on(run, model_folder, tmp_path):
+    start = (
+        "evaluate",
+        "edits",
+        "--model",
+        model_folder,
+        "--beside",
+        "none,prune",
+        "-o",
+        "edits.jsonl",
+        "--json",
+    )
+    assert run(*start, "-n", 2).code == 0
+    file = tmp_path / "edits.jsonl"
+    written = file.read_text()
+    file.write_text(written[:-20])
+    whole = run(*start, "-n", 3).json
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["number"] for line in lines[1:]] == [0, 1, 2]
+    assert lines[1] == json.loads(written.splitlines()[1]), "what was whole is not drawn again"
+    assert whole["reference"] == "none" and list(whole["plans"]) == ["region", "none", "prune"]
+    dense = whole["plans"]["none"]
+    assert dense["difference"]["value"] == 0 and dense["faster"] == 1.0
+    assert whole["plans"]["region"]["difference"]["n"] == 3
+    assert run(*start, "-n", 3).json == whole, "all of it is read"
+    shown = run(*start[:-1], "-n", 3)
+    assert shown.code == 0 and "against none, edit by edit" in shown.stdout and "x faster" in shown.stdout
+    for change, words in (
+        (("--seed", 1), "its seed differ"),
+        (("--beside", "none,none"), "names 'none' twice"),
+        (("--beside", "bset"), "Unknown pruning preset 'bset'"),
+        (("-o", "edits.json"), ".jsonl"),
+    ):
+        refused = run(*start, "-n", 3, *change)
+        assert refused.code == 2 and words in refused.stderr, refused.stderr

@@ -42,6 +42,27 @@ def test_generate_edits_a_picture(run, folder, source, tmp_path):
     assert Image.open(tmp_path / "cropped.png").size == (50, 50)
 
 
+def test_edit_takes_the_instruction(run, folder, source, tmp_path):
+    base = ("edit", source, PROMPT, "--model", folder, "--seed", 3)
+    assert run("generate", PROMPT, "--model", folder, "--image", source, "--seed", 3, "-o", "a.png").code == 0
+    result = run(*base, "-o", "b.png", "--sheet", "sheet.png")
+    assert result.code == 0, result.stderr
+    called, edited = Image.open("a.png"), Image.open("b.png")
+    assert edited.tobytes() == called.tobytes()
+    masked = run(*base, "--box", "0.5,0,0.5,1", "-o", "c.png", "--pruning", "prune")
+    assert masked.code == 0, masked.stderr
+    assert (
+        Image.open("c.png").crop((0, 0, 45, 50)).tobytes()
+        == Image.open(source).crop((0, 0, 45, 50)).tobytes()
+    )
+    told = run(*base, "--box", "0.5,0,0.5,1", "--summary", "--json")
+    assert told.code == 0 and told.json["prefix"]["tokens"] == 64
+    for option, value in (("--strength", 0.5), ("--outpaint", "8,0,0,0"), ("--margin", 1)):
+        refused = run(*base, option, value)
+        assert refused.code == 2 and "means nothing to VAREditPipeline" in refused.stderr
+        assert refused.stderr.count("\n") == 1
+
+
 def test_summary_counts_the_source(run, folder):
     told = run("summary", "--model", folder, "--json").json
     assert told["prefix"]["name"] == "source" and told["prefix"]["tokens"] == 64

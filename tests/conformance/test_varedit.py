@@ -17,9 +17,10 @@ pytestmark = pytest.mark.golden
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "varedit"
 EDIT = "edit_006M_1x1"
+LARGE = "edit_1M_3x4_patchify"
 
 
-@pytest.mark.parametrize("name", [EDIT, "picture_transform"])
+@pytest.mark.parametrize("name", [EDIT, pytest.param(LARGE, marks=pytest.mark.slow), "picture_transform"])
 def test_cases_pass_with_every_tensor_compared(name):
     report = run_case(GOLDEN / name)
     stored = load_file(GOLDEN / name / "tensors.safetensors")

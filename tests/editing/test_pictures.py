@@ -40,6 +40,9 @@ def test_a_mask_of_the_same_shape_is_resized_with_a_note(tmp_path):
 def test_a_box_is_a_mask():
     canvas = open_canvas(noise(80, 60), box=(10, 20, 30, 40))
     assert canvas.mask[20:60, 10:40].all() and canvas.mask.sum() == 1200
+    shares = open_canvas(noise(80, 60), box=(0.125, 1 / 3, 0.375, 2 / 3))
+    assert np.array_equal(shares.mask, canvas.mask)
+    assert open_canvas(noise(80, 60), box=(0, 0, 1.0, 0.5)).mask.mean() == 0.5
 
 
 @pytest.mark.parametrize(
@@ -51,8 +54,14 @@ def test_a_box_is_a_mask():
         ({"box": (0, 0, 80, 60)}, "The box covers the whole picture"),
         ({"box": (70, 0, 20, 20)}, "does not lie in the picture"),
         ({"box": (0, 0, 0, 20)}, "does not lie in the picture"),
-        ({"box": (0, 0, 20)}, "left, top, width and height in whole pixels"),
-        ({"box": (0, 0, 1.5, 20)}, "left, top, width and height in whole pixels"),
+        ({"box": (0, 0, 20)}, "give left, top, width and height"),
+        ({"box": (0, 0, "9", 20)}, "give left, top, width and height"),
+        ({"box": (0, 0, 1.5, 20)}, "or shares of the picture's sides such as 0.25"),
+        ({"box": (0.5, 0.5, 0.6, 0.5)}, "does not lie in the picture"),
+        ({"box": (0.5, 0.5, -0.1, 0.5)}, "does not lie in the picture"),
+        ({"box": (0.0, 0.0, 1e-9, 0.5)}, "does not lie in the picture"),
+        ({"box": (0.0, 0.0, float("nan"), 0.5)}, "does not lie in the picture"),
+        ({"box": (0.0, 0.0, 1.0, 1.0)}, "The box covers the whole picture"),
         ({"box": (0, 0, 9, 9), "mask": Image.new("L", (80, 60))}, "mask and box were both given"),
         ({"outpaint": (0, 0, 0, 0)}, "a border of 1 pixel or more"),
         ({"outpaint": (-5, 0, 9, 0)}, "nowhere less than 0"),

@@ -15,7 +15,7 @@ from stepvar.evaluation.benchmark_task import Task
 from stepvar.evaluation.benchmarks import BENCHMARKS
 from stepvar.evaluation.manifest import read_manifest, read_valid
 from stepvar.evaluation.run_folder import Shard, check_run_folder
-from stepvar.evaluation.scoring import compare_runs
+from stepvar.evaluation.scoring import compare_runs, frechet_of_folders, official_score
 from stepvar.files import Staging, is_staging
 
 PROMPTS = ("a red star", "two blue rings on sand", "a green circle")
@@ -63,6 +63,29 @@ def test_a_dozen_kills_lose_nothing(pipeline, task, finished, tmp_path):
     status = run.generate()
     assert status.missing == 0 and status.found + status.generated == 6
     assert contents(folder) == finished
+
+
+def test_a_run_that_was_stopped_is_not_scored(pipeline, task, finished, tmp_path):
+    """Pictures that were never drawn stand in no list, so the whole list is not there before the end."""
+    folder = tmp_path / "run"
+
+    def stop(files: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        BenchmarkRun(pipeline, task, folder).generate(advance=stop)
+    assert 0 < len(list(folder.rglob("*.png"))) < 6
+    scorers = (
+        read_manifest,
+        lambda place: compare_runs(place, place),
+        lambda place: official_score(place, "true"),
+        lambda place: frechet_of_folders(place, place, lambda batch: batch.mean(axis=(1, 2))[:, :1]),
+    )
+    for score in scorers:
+        with pytest.raises(ValueError, match="its run is not finished"):
+            score(folder)
+    assert BenchmarkRun(pipeline, task, folder).generate().found > 0
+    assert len(read_manifest(folder)) == 6 and contents(folder) == finished
 
 
 @pytest.mark.parametrize(

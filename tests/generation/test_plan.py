@@ -132,7 +132,7 @@ def test_what_cannot_run_is_refused_in_words(method, words):
     [
         ({"ratios": {-1: 1.5}}, r"ratio of scale -1 is 1.5; it must lie in 0..1"),
         ({"ratios": {-1: -0.1}}, r"ratio of scale -1 is -0.1"),
-        ({"ratios": {-1: float("nan")}}, r"ratio of scale -1 is nan"),
+        ({"ratios": {-1: float("nan")}}, r"ratios of StepVAR is \{-1: nan\}; give a mapping"),
         ({"score": "beauty"}, r"Unknown score 'beauty'; known are structure\+texture, structure"),
         ({"normalisation": "max"}, r"Unknown normalisation 'max'; known are minmax, rank, deviation"),
         ({"structure_weight": 1.1}, r"structure_weight is 1.1"),

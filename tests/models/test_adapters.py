@@ -164,6 +164,23 @@ def test_an_attention_backend_that_cannot_be_used_is_refused(backend, words):
         make_infinity_pipeline().transformer.set_attention_backend(backend)
 
 
+@each_model
+def test_every_block_of_every_model_is_compiled(name, monkeypatch):
+    pipeline, ran = MAKERS[name][0](), set()
+
+    def stand_in(method, **options):
+        def compiled(block, *args, **kwargs):
+            ran.add((id(block), options["mode"]))
+            return method(block, *args, **kwargs)
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", stand_in)
+    pipeline.compile(mode="reduce-overhead")
+    assert torch.equal(draw(pipeline, name), plain(name))
+    assert ran == {(id(block), "reduce-overhead") for block in pipeline.transformer.blocks}
+
+
 @pytest.mark.parametrize("name", ["infinity", "var", "hart"])
 def test_compilation_takes_in_the_blocks_that_run(name):
     pipeline, compiled = MAKERS[name][0](), set()
@@ -179,11 +196,19 @@ def test_compilation_takes_in_the_blocks_that_run(name):
         pipeline.transformer.set_attention_backend("_native_math")
 
 
-def test_the_wrapper_of_torch_compile_is_refused():
-    pipeline = make_infinity_pipeline()
-    pipeline.transformer = torch.compile(pipeline.transformer)
+@each_model
+def test_what_would_replace_a_forward_that_the_loop_never_calls_is_refused(name):
+    pipeline = MAKERS[name][0]()
+    model = pipeline.transformer
+    pipeline.transformer = torch.compile(model)
     with pytest.raises(ValueError, match="compile_repeated_blocks"):
-        pipeline("a red star")
+        draw(pipeline, name)
+    pipeline.transformer = model
+    model.forward = lambda *_, **__: None
+    with pytest.raises(ValueError, match="forward has been replaced"):
+        draw(pipeline, name)
+    del model.forward
+    assert torch.equal(draw(pipeline, name), plain(name))
 
 
 @each_model
@@ -256,3 +281,18 @@ def test_quanto_int8(name):
     quanto.quantize(pipeline.transformer, weights=quanto.qint8)
     quanto.freeze(pipeline.transformer)
     assert torch.isfinite(draw(pipeline, name)).all()
+
+
+@each_model
+def test_weights_are_quantised_while_they_are_loaded(name, tmp_path):
+    quantization = pytest.importorskip("torchao.quantization")
+    from diffusers import PipelineQuantizationConfig, TorchAoConfig
+
+    pipeline = MAKERS[name][0]()
+    pipeline.save_pretrained(tmp_path)
+    config = TorchAoConfig(quantization.Int8WeightOnlyConfig())
+    mapping = PipelineQuantizationConfig(quant_mapping={"transformer": config})
+    loaded = type(pipeline).from_pretrained(tmp_path, quantization_config=mapping)
+    loaded.set_progress_bar_config(disable=True)
+    assert any(type(layer.weight.data) is not Tensor for layer in linear_layers(loaded.transformer).values())
+    assert torch.isfinite(draw(loaded, name)).all()

@@ -180,6 +180,10 @@ def test_an_edit_takes_the_forms_of_a_call():
         ({"image": []}, "empty list"),
         ({"image": 7}, "give a PIL picture or the path of one"),
         ({"image": [noise("infinity")] * 3}, "1 prompts need one picture, or 1; got 3"),
+        (
+            {"image": [noise("infinity"), noise("infinity").resize((70, 64))], "output_type": "np"},
+            "The pictures differ in size",
+        ),
         ({"feather": -1}, "a width in pixels, 0 or more"),
         ({"margin": -1}, "both are 0 or more"),
         ({"height": 65, "width": 65}, "No scale schedule draws 65x65 pixels"),

@@ -150,9 +150,38 @@ def test_a_device_map_places_parts_or_is_refused_without_blaming_the_folder(name
     placed = type(pipeline).from_pretrained(tmp_path, device_map="cpu")
     placed.set_progress_bar_config(disable=True)
     assert torch.equal(latent_of(placed, name), latent_of(pipeline, name))
-    with pytest.raises(ValueError, match="cannot be loaded with device_map") as caught:
-        type(pipeline).from_pretrained(tmp_path, device_map="nowhere")
-    assert not isinstance(caught.value, CheckpointError)
+    assert placed.hf_device_map == "cpu"
+    for place, words in (
+        ("nowhere", "device_map is 'nowhere'; this machine knows"),
+        ({"transformer": "cpu"}, "this machine knows"),
+        ("balanced", "shares the parts among GPUs"),
+    ):
+        if place == "balanced" and torch.cuda.is_available():
+            continue
+        with pytest.raises(ValueError, match=words) as caught:
+            type(pipeline).from_pretrained(tmp_path, device_map=place)
+        assert not isinstance(caught.value, CheckpointError)
+
+
+@each_model
+def test_loading_refuses_what_would_do_nothing_and_blames_the_argument(name, tmp_path):
+    pipeline = fresh(name)
+    pipeline.save_pretrained(tmp_path)
+    for words, options in (
+        ("dtype names 'unet'; known are", {"torch_dtype": {"unet": torch.bfloat16}}),
+        ("pass a torch.dtype", {"dtype": {"transformer": "auto"}}),
+        ("max_memory says how device_map", {"max_memory": {0: "1GB"}}),
+        ("cannot be without its vae", {"vae": None}),
+        ("cannot be without its transformer", {"transformer": None}),
+        ("has no argument scheduler", {"scheduler": None}),
+    ):
+        with pytest.raises(ValueError, match=words) as caught:
+            type(pipeline).from_pretrained(tmp_path, **options)
+        assert not isinstance(caught.value, CheckpointError)
+    mixed = {"transformer": torch.bfloat16, "default": torch.float32}
+    again = type(pipeline).from_pretrained(tmp_path, torch_dtype=mixed)
+    assert (again.transformer.dtype, again.vae.dtype) == (torch.bfloat16, torch.float32)
+    assert torch.isfinite(latent_of(again, name)).all()
 
 
 @each_model

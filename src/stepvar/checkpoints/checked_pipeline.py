@@ -15,6 +15,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 
 from stepvar.checkpoints.components import ComponentSpec
+from stepvar.checkpoints.devices import present_accelerators
 from stepvar.checkpoints.errors import CheckpointError, first_line
 from stepvar.checkpoints.hub import HubOptions, PathLike, local_folder
 from stepvar.checkpoints.lock import LOADING
@@ -115,15 +116,20 @@ class CheckedPipeline(DiffusionPipeline):
         asked = {name: kwargs.pop(name, None) for name in _HUB_OPTIONS}
         hub = HubOptions(**{name: value for name, value in asked.items() if value is not None})
         dtype = _dtype(kwargs.pop("dtype", None), kwargs.pop("torch_dtype", None))
+        _require_parts(dtype, cls.spec.components)
         path = local_folder(pretrained_model_name_or_path, hub)
         opened = PipelineFolder.open(path, hub.variant)
         _require_pipeline(cls, opened)
+        _check_placing(kwargs)
         special = {name: kwargs.pop(name) for name in _BY_DIFFUSERS if kwargs.get(name) is not None}
         for name in kwargs.keys() & {*_WITHOUT_MEANING, *_BY_DIFFUSERS}:
             del kwargs[name]
         defaults = _constructor(cls)
         opened.require_known({*cls.spec.components, *defaults})
         given = {name: kwargs.pop(name) for name in cls.spec.components if name in kwargs}
+        for name, part in given.items():
+            if part is None and not cls.spec.components[name].optional:
+                raise ValueError(f"{cls.__name__} cannot be without its {name}: leave {name}=None out.")
         settings = {name: kwargs.pop(name) for name in defaults if name in kwargs}
         if kwargs:
             raise ValueError(
@@ -250,11 +256,41 @@ def _dtype(dtype: Any, torch_dtype: Any) -> Dtypes:
     if isinstance(chosen, torch.dtype):
         return chosen
     if isinstance(chosen, Mapping):
-        formats = {name: _dtype(value, None) for name, value in chosen.items()}
-        return {name: value for name, value in formats.items() if isinstance(value, torch.dtype)}
+        formats = {name: _dtype(value, None) for name, value in chosen.items() if value not in (None, "auto")}
+        if len(formats) == len(chosen):
+            return {name: value for name, value in formats.items() if isinstance(value, torch.dtype)}
     raise ValueError(
         f"dtype is {chosen!r}; pass a torch.dtype, a dictionary of them by component, or 'auto'."
     )
+
+
+def _require_parts(dtype: Dtypes, components: Mapping[str, ComponentSpec]) -> None:
+    """Refuses number formats of parts that are not there."""
+    unknown = (
+        [] if not isinstance(dtype, Mapping) else [x for x in dtype if x not in (*components, "default")]
+    )
+    if unknown:
+        raise ValueError(f"dtype names {unknown[0]!r}; known are {', '.join(components)} and default.")
+
+
+def _check_placing(kwargs: Mapping[str, Any]) -> None:
+    """Refuses device maps that diffusers has not, or that would place nothing here."""
+    place = kwargs.get("device_map")
+    if place is None:
+        alone = [name for name in ("max_memory", "offload_folder") if kwargs.get(name) is not None]
+        if alone:
+            raise ValueError(f"{alone[0]} says how device_map='balanced' shares: pass both, or none.")
+        return
+    devices = [*present_accelerators(), "cpu"]
+    if place == "balanced" and devices == ["cpu"]:
+        raise ValueError(
+            "device_map='balanced' shares the parts among GPUs, and there is none here: leave it out."
+        )
+    if place not in ("balanced", *devices):
+        known = " and ".join(map(repr, devices))
+        raise ValueError(
+            f"device_map is {place!r}; this machine knows {known}, and 'balanced' where there are GPUs."
+        )
 
 
 def _require_pipeline(kind: type[CheckedPipeline], opened: PipelineFolder) -> None:

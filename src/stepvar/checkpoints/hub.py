@@ -47,6 +47,21 @@ def is_repository(name: PathLike) -> bool:
     return not Path(name).expanduser().exists() and bool(_REPOSITORY.fullmatch(os.fspath(name)))
 
 
+def refuse_missing_path(source: object) -> None:
+    """Refuses a path where nothing is, before the hub is asked for it.
+
+    Raises:
+        ValueError: Naming it; what cannot be a path, or may be a repository, is left alone.
+    """
+    if not isinstance(source, (str, os.PathLike)):
+        return
+    name = os.fspath(source)
+    if not Path(name).expanduser().exists() and not _REPOSITORY.fullmatch(name):
+        raise ValueError(
+            f"There is no '{name}': give a folder, a safetensors file or a repository (owner/name)."
+        )
+
+
 def fetch_repository(name: str, options: HubOptions, patterns: Sequence[str] | None = None) -> Path:
     """The folder of a repository's files, fetched where they are not in the cache.
 

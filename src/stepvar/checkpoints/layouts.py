@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as registration
@@ -34,8 +36,15 @@ _LARGEST_ENTRY = 1 << 16
 """Largest number in such a list: sides of grids, multipliers, channels."""
 
 _MODULES_PER_TENSOR = 20
-_CHUNK = 1 << 19
-"""Elements that are copied and looked at together: they stay in the processor's cache in between."""
+_CHUNK = 1 << 18
+"""Elements for each thread that are copied and looked at together: they stay in the processor's caches in
+between. Fewer would be nearer, but every chunk costs microseconds of calls."""
+
+_LARGE_PAGES = 1 << 22
+"""Bytes from which numpy asks the system for large pages, where Linux grants them on request."""
+
+_ALIGNMENT = 64
+"""Bytes, as torch aligns its own memory."""
 
 _MAPPED: ContextVar[list[Checkpoint] | None] = ContextVar("mapped", default=None)
 
@@ -260,8 +269,8 @@ def fill(
 def copy_finite(tensor: Tensor, dtype: torch.dtype | None, name: str, copy: bool = True) -> Tensor:
     """A tensor in another number format, as a copy or as it is, whose values were all looked at.
 
-    A sum is finite exactly when its terms are, but for an overflow, and an order faster than asking each of
-    them (`benchmarks/finite_scan.py` measures it).
+    A sum is not finite where a term is not, or where it overflows, and then every value is asked: that is an
+    order faster than asking always (`benchmarks/finite_scan.py` measures it).
 
     Args:
         tensor: On the CPU, of any shape.
@@ -270,17 +279,35 @@ def copy_finite(tensor: Tensor, dtype: torch.dtype | None, name: str, copy: bool
         copy: Whether to copy where the number format stays.
 
     Raises:
-        CheckpointError: When a value is NaN or infinite.
+        CheckpointError: When a value is NaN or infinite, or its number format cannot be computed with.
     """
+    if tensor.is_floating_point() and tensor.dtype not in _NUMBER_FORMATS:
+        raise CheckpointError(
+            f"The weight {name} is {str(tensor.dtype).removeprefix('torch.')}, a number format that cannot "
+            "be used; give the file in float16, bfloat16 or float32."
+        )
     dtype = dtype or tensor.dtype
     copy = copy or dtype != tensor.dtype
-    result = torch.empty(tensor.shape, dtype=dtype, device="cpu") if copy else tensor
-    source, flat = tensor.reshape(-1), result.reshape(-1)
-    for start in range(0, flat.numel(), _CHUNK):
-        chunk = flat[start : start + _CHUNK]
+    result = new_memory(tensor.shape, dtype) if copy else tensor
+    size = _CHUNK * torch.get_num_threads()
+    for chunk, source in zip(result.reshape(-1).split(size), tensor.reshape(-1).split(size), strict=True):
         if copy:
-            chunk.copy_(source[start : start + _CHUNK])
-        if not torch.isfinite(chunk.sum()) and not torch.isfinite(chunk).all():
+            chunk.copy_(source)
+        if not math.isfinite(chunk.sum()) and not torch.isfinite(chunk).all():
             bad = "NaN" if torch.isnan(chunk).any() else "infinite"
             raise CheckpointError(f"The weight {name} is {bad} in places; fetch the file again.")
     return result
+
+
+def new_memory(shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """A tensor of undefined values, in large pages where there are such.
+
+    The system fills new memory page by page when it is first written, which takes longer than the copy of
+    the weights does: one page of 2 MiB costs little more than one of the 512 of 4 KiB that it stands for.
+    """
+    size = shape.numel() * dtype.itemsize
+    if size < _LARGE_PAGES:
+        return torch.empty(shape, dtype=dtype, device="cpu")
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return torch.from_numpy(memory[start : start + size]).view(dtype).view(shape)

@@ -26,7 +26,7 @@ from stepvar.cli.options import (
     SizeOptions,
 )
 from stepvar.cli.outputs import Destination, check_sheet, encode_sheet, write_outputs
-from stepvar.cli.values import parse_integers
+from stepvar.cli.values import parse_box, parse_integers
 from stepvar.media.names import slug
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 Source = Annotated[Path, typer.Argument(metavar="IMAGE", help="The picture to edit.")]
 Prompt = Annotated[
-    str, typer.Argument(help="What the whole edited picture shows; a class for a model of classes.")
+    str, typer.Argument(help="What the whole edited picture shows, or a class; for VAREdit what to change.")
 ]
 Batch = Annotated[int, typer.Option(min=1, max=4096, help="Pictures drawn at a time: more take more memory.")]
 Sheet = Annotated[
@@ -58,8 +58,11 @@ class EditOptions(CallOptions):
     ] = None
     box: Annotated[
         str | None,
-        typer.Option(metavar="X,Y,W,H", help="Instead of a mask: left, top, width and height in pixels."),
-        Parsed(_parse_four),
+        typer.Option(
+            metavar="X,Y,W,H",
+            help="Instead of a mask: left, top, width and height in pixels, or shares: 0.25,0.25,0.5,0.5.",
+        ),
+        Parsed(parse_box),
     ] = None
     outpaint: Annotated[
         str | None,
@@ -75,7 +78,7 @@ class EditOptions(CallOptions):
     ] = None
     margin: Annotated[
         int | None,
-        typer.Option(help="Known tokens around the mask that late scales run too. Default: 2."),
+        typer.Option(help="Known tokens around the mask that late scales run too. Default: 1."),
     ] = None
     feather: Annotated[
         int | None,
@@ -120,10 +123,11 @@ def edit(
     output: Output = None,
     json: Json = False,
 ) -> None:
-    """Draw a picture anew inside of a mask, in a new border, or in a variation.
+    """Draw a picture anew inside of a mask, in a new border, or in a variation; or as an instruction says.
 
     Pixels outside of the mask stay the picture's. Late scales run only near the mask (--pruning region, the
-    default), a plan such as --pruning best prunes what is left, and --pruning none runs everything.
+    default), a plan such as --pruning best prunes what is left, and --pruning none runs everything. VAREdit
+    takes an instruction, "make it night", and needs no mask.
     """
     require_prompts([prompt])
     call = {**size.arguments(), **sampling.arguments(), **together.arguments()}
@@ -141,6 +145,9 @@ def edit(
         _check_input(settings)
         pipeline = open_pipeline(model)
         check_options(pipeline, call)
+        if pipeline.needs_picture and plan.title == "none":
+            # It draws whole pictures: no region is there to run.
+            settings["pruning"] = None
         pipeline.check_prompts([prompt], sampling.texts([]))
         if summary:
             _show(pipeline, {**call, **settings, pipeline._subject: prompt}, number, json)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,7 +20,7 @@ from stepvar.cli.options import (
     SamplingOptions,
     SizeOptions,
 )
-from stepvar.cli.outputs import check_sheet, encode_sheet, write_outputs
+from stepvar.cli.outputs import Destination, check_sheet, encode_sheet, write_outputs
 
 if TYPE_CHECKING:
     from stepvar.evaluation.edit_score import EditScores
@@ -33,7 +33,24 @@ Batch = Annotated[int, typer.Option(min=1, max=4096, help="Pictures generated at
 Edits = Annotated[int, typer.Option("-n", "--number", min=1, max=1_000_000, help="Edits.")]
 Share = Annotated[float, typer.Option(help="Of the picture that each box covers, between 0 and 1.")]
 Margin = Annotated[
-    int | None, typer.Option(help="Known tokens around the box that late scales run too. Default: 2.")
+    int | None, typer.Option(help="Known tokens around the box that late scales run too. Default: 1.")
+]
+Beside = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PLAN,...",
+        help="Also score the same edits in turn under these presets, or none (every token): gives paired "
+        "differences and times.",
+    ),
+]
+Log = Annotated[
+    Path | None,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="Write every finished edit to this .jsonl file; the same command goes on with it.",
+    ),
 ]
 Sheet = Annotated[
     Path | None,
@@ -143,6 +160,8 @@ def edits(
     seed: FixedSeed = 0,
     share: Share = 0.25,
     margin: Margin = None,
+    beside: Beside = None,
+    output: Log = None,
     sheet: Sheet = None,
     json: Json = False,
 ) -> None:
@@ -151,47 +170,84 @@ def edits(
     Objects are replaced, get another colour or texture, are removed or added inside of a box; what the box
     shows then is checked in the pixels alone, and how well the rest was preserved is measured.
     """
-    settings = {**sampling.arguments(), "pruning": plan.method("region")}
+    settings = {**sampling.arguments(), **({} if margin is None else {"margin": margin})}
+    title = "region" if plan.title == "none" and plan.pruning is None else plan.title
+    plans = {title: plan.method("region"), **_named_plans(beside, title)}
+    if output is not None:
+        if output.suffix.lower() != ".jsonl" or output.is_dir():
+            raise InputError(f"'{output}' is no .jsonl file: name a new one, or one to go on with.")
+        Destination.parse(output, (".jsonl",)).check_names(1)
     if seed < 0:
         raise InputError(f"The seed {seed} is out of range: use 0 or more.")
     if sheet is not None:
         check_sheet(sheet)
     with quiet_libraries():
         pipeline = open_pipeline(model)
-        check_options(pipeline, settings)
-        from stepvar.evaluation.edit_score import evaluate_edits
+        check_options(pipeline, sampling.arguments())
+        for name, pruning in plans.items():
+            if name != "region":
+                pipeline.resolve_pruning(pruning)
+        from stepvar.evaluation.edit_score import SHOWN, evaluate_edits
 
-        extra = {} if margin is None else {"margin": margin}
         with display.progress_bar("editing", float(number), estimate=True) as move:
             advance = None if move is None else lambda done: move(float(done), "")
-            scores = evaluate_edits(pipeline, number, seed, {**settings, **extra}, share, advance=advance)
+            shown = 0 if sheet is None else SHOWN
+            scores = evaluate_edits(
+                pipeline, number, seed, plans, settings, share, log=output, advance=advance, show=shown
+            )
     if sheet is not None:
         write_outputs({sheet: encode_sheet(scores.rows, sheet.suffix)})
-    title = "region" if plan.title == "none" and plan.pruning is None else plan.title
     if json:
         display.print_json({**scores.as_json(), "seed": seed, "pruning": title})
     else:
-        typer.echo(_describe_edits(scores, title))
+        typer.echo(_describe_edits(scores))
 
 
-def _describe_edits(scores: EditScores, plan: str) -> str:
-    document = scores.as_json()
-    low, high = document["interval"]
-    rows: list[display.Row] = [(name, _percent(score)) for name, score in document["kinds"].items()]
-    rows += [(), ("overall", _percent(document["overall"]))]
-    aspects = [(name, _percent(score)) for name, score in document["aspects"].items()]
-    return "\n".join(
-        [
-            display.format_table(("kind of edit", "right"), rows),
-            f"plan: {plan}; boxes of {document['box_share']:.0%} of the picture",
-            f"95 % interval {_percent(low)} to {_percent(high)}, {document['n']} edits, median "
-            f"{display.format_seconds(document['seconds_per_edit'])} an edit",
-            f"PSNR outside of the box before compositing {document['psnr_outside']:.1f} dB; of the visual "
-            f"tokenizer alone {document['psnr_tokenizer']:.1f} dB",
-            "",
-            display.format_table(("in the box", "right"), aspects),
+def _named_plans(text: str | None, taken: str) -> dict[str, Any]:
+    """Plans by name, in the order of a comma list.
+
+    Raises:
+        InputError: When one is there twice, or none is named.
+    """
+    if text is None:
+        return {}
+    names = [name.strip() for name in text.split(",")]
+    for place, name in enumerate(names):
+        if not name or name in (taken, *names[:place]):
+            raise InputError(
+                f"--beside {text!r} names {name!r} twice, or nothing: write presets such as none,best, "
+                f"others than {taken}."
+            )
+    return {name: None if name == "none" else name for name in names}
+
+
+def _describe_edits(scores: EditScores) -> str:
+    documents = {plan: scores.plan_as_json(plan) for plan in scores.plans}
+    first = next(iter(documents.values()))
+    lines = []
+    for title, key in (("kind of edit", "kinds"), ("in the box", "aspects")):
+        rows: list[display.Row] = [
+            (name, *(_percent(document[key][name]) for document in documents.values())) for name in first[key]
         ]
+        if key == "kinds":
+            rows += [(), ("all right", *(_percent(document["overall"]) for document in documents.values()))]
+        lines += [display.format_table((title, *documents), rows), ""]
+    for plan, document in documents.items():
+        low, high = document["interval"]
+        lines.append(
+            f"plan {plan}: 95 % interval {_percent(low)} to {_percent(high)}; outside of the box before "
+            f"compositing {document['psnr_outside']:.1f} dB; median "
+            f"{display.format_seconds(document['seconds_per_edit'])} an edit"
+        )
+        if plan != scores.reference:
+            points = scores.difference(plan).scaled(100.0).format(1)
+            faster = f"{scores.faster(plan):.2f} x faster"
+            lines.append(f"  against {scores.reference}, edit by edit: {points} points, {faster}")
+    lines.append(
+        f"{first['n']} edits, boxes of {first['box_share']:.0%} of the picture; the visual tokenizer alone "
+        f"has {first['psnr_tokenizer']:.1f} dB outside of them"
     )
+    return "\n".join(lines)
 
 
 def _percent(share: float | None) -> str:

@@ -109,17 +109,15 @@ class ModelOptions:
         Raises:
             InputError: When there is no such device here.
         """
-        import torch
+        from stepvar.checkpoints.devices import count_devices
 
-        cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        device = ("cuda" if cuda else "cpu") if self.device == "auto" else self.device
+        device = ("cuda" if count_devices("cuda") else "cpu") if self.device == "auto" else self.device
         if not re.fullmatch(r"cpu|mps|(cuda|xpu)(:\d{1,3})?", device):
             raise InputError(
                 f"Unknown --device {self.device!r}; known are cpu, cuda, cuda:1 and so on, xpu, mps, auto."
             )
         kind, _, number = device.partition(":")
-        xpu = torch.xpu.device_count() if hasattr(torch, "xpu") and torch.xpu.is_available() else 0
-        present = {"cpu": 1, "cuda": cuda, "xpu": xpu, "mps": int(torch.backends.mps.is_available())}[kind]
+        present = count_devices(kind)
         if int(number or 0) >= present:
             found = f"{present} {kind.upper()} device{'s'[: present != 1]}"
             raise InputError(f"--device {device} is not there, this machine has {found}; use --device cpu.")
@@ -148,9 +146,9 @@ class PlanOptions:
     pruning: Annotated[
         str | None,
         typer.Option(
-            metavar="PRESET|FILE",
+            metavar="PRESET",
             help="best (fastest at about equal quality), faithful (nearest to dense), paper, prune, skip, "
-            "another one that 'stepvar presets' lists, none, or a plan of 'stepvar calibrate', a .json file.",
+            "another one that 'stepvar presets' lists, or none.",
         ),
     ] = None
     method_name: Annotated[

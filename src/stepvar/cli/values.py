@@ -68,6 +68,20 @@ def parse_integers(text: str, option: str, count: int) -> list[int]:
     return [value for value in values if value is not None]
 
 
+def parse_box(text: str, option: str) -> list[int] | list[float]:
+    """Reads four numbers: whole ones for pixels, such as "0,0,128,128", or shares, such as "0,0,0.5,0.5"."""
+    pixels = [_integer(entry) for entry in _entries(text)]
+    if len(pixels) == 4 and None not in pixels:
+        return [value for value in pixels if value is not None]
+    shares = [_number(entry) for entry in _entries(text)]
+    if len(shares) != 4 or None in shares:
+        raise InputError(
+            f"{option} {text!r} is not understood: give 4 whole numbers such as 0,0,128,128, or shares of "
+            "the picture's sides such as 0.25,0.25,0.5,0.5."
+        )
+    return [value for value in shares if value is not None]
+
+
 def parse_text(text: str, option: str) -> str:
     """Reads a text that must say something."""
     if not text.strip():

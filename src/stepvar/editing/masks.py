@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch.nn.functional as functional
 from torch import Tensor
 
+from stepvar.generation.fields import require_fields
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.pruning.interpolation import anchor_positions
 
@@ -29,7 +30,7 @@ COARSE_SHARE = 0.5
 LATE_SCALES = 4
 """Last scales, at which any touch frees a token, and at which tokens far from the mask need not run."""
 
-MARGIN = 2
+MARGIN = 1
 """Known tokens around the free ones that run with them, in token sides."""
 
 
@@ -71,6 +72,7 @@ def grown(free: Tensor, scale: Scale, margin: int) -> Tensor:
     """Tokens [B, N] that lie within `margin` rows and columns of a free one, itself included."""
     if margin == 0:
         return free
+    margin = min(margin, max(scale.height, scale.width))
     maps = free.float().unflatten(1, (1, scale.height, scale.width))
     return functional.max_pool2d(maps, 2 * margin + 1, stride=1, padding=margin).flatten(1) > 0
 
@@ -91,6 +93,7 @@ class RegionRule:
     late_scales: int = LATE_SCALES
 
     def __post_init__(self) -> None:
+        require_fields(self)
         if self.margin < 0 or self.late_scales < 0:
             raise ValueError(
                 f"margin is {self.margin} and late_scales is {self.late_scales}; both are 0 or more."

@@ -15,8 +15,8 @@ from torch import Tensor
 from stepvar.media.pictures import Picture, read_picture
 from stepvar.media.sources import check_size
 
-Box = Sequence[int]
-"""Left, top, width and height in pixels."""
+Box = Sequence[int] | Sequence[float]
+"""Left, top, width and height: whole numbers are pixels, others shares of the picture's width and height."""
 
 Mask = NDArray[np.bool_]
 
@@ -78,7 +78,7 @@ def open_canvas(
     Args:
         image: A file or a PIL picture, read as `media.pictures.read_picture` does.
         mask: Of the picture's size, or of its shape: white may change.
-        box: Instead of a mask, a rectangle that may change.
+        box: Instead of a mask, a rectangle that may change, in pixels or in shares of the sides.
         outpaint: Pixels of new border at the left, top, right and bottom, which may change too.
 
     Raises:
@@ -113,8 +113,11 @@ def _read_mask(mask: Picture, canvas: Canvas) -> Mask:
 
 
 def _box_mask(box: Box, size: tuple[int, int]) -> Mask:
-    if len(box) != 4 or not all(isinstance(entry, (int, np.integer)) for entry in box):
-        raise ValueError(f"box is {box!r}; give left, top, width and height in whole pixels.")
+    numbers = isinstance(box, Sequence) and all(isinstance(entry, (int, float, np.number)) for entry in box)
+    if not numbers or len(box) != 4:
+        raise ValueError(f"box is {box!r}; give left, top, width and height.")
+    if not all(isinstance(entry, (int, np.integer)) for entry in box):
+        box = _box_of_shares(box, size)
     left, top, width, height = (int(entry) for entry in box)
     inside = width > 0 and height > 0 and left >= 0 and top >= 0
     if not inside or left + width > size[0] or top + height > size[1]:
@@ -125,6 +128,19 @@ def _box_mask(box: Box, size: tuple[int, int]) -> Mask:
     mask = np.zeros(size[::-1], dtype=np.bool_)
     mask[top : top + height, left : left + width] = True
     return mask
+
+
+def _box_of_shares(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """A box in whole pixels, each edge at the nearest one."""
+    left, top, width, height = (float(entry) for entry in box)
+    edges = (left, top, left + width, top + height)
+    if not (all(0.0 <= edge <= 1.0 + 1e-6 for edge in edges) and width > 0.0 and height > 0.0):
+        raise ValueError(
+            f"The box {left:g},{top:g},{width:g},{height:g} (left, top, width, height) does not lie in the "
+            "picture: give whole pixels, or shares of the picture's sides such as 0.25,0.25,0.5,0.5."
+        )
+    first, upper, last, lower = (round(edge * side) for edge, side in zip(edges, (*size, *size), strict=True))
+    return first, upper, last - first, lower - upper
 
 
 def _refuse_empty_or_full(mask: Mask, name: str) -> None:
@@ -139,7 +155,11 @@ def _refuse_empty_or_full(mask: Mask, name: str) -> None:
 
 def _enlarged(canvas: Canvas, outpaint: Sequence[int]) -> Canvas:
     """The canvas with a border that mirrors it, which may change."""
-    if len(outpaint) != 4 or not all(isinstance(entry, (int, np.integer)) for entry in outpaint):
+    if (
+        not isinstance(outpaint, Sequence)
+        or len(outpaint) != 4
+        or not all(isinstance(entry, (int, np.integer)) for entry in outpaint)
+    ):
         raise ValueError(f"outpaint is {outpaint!r}; give left, top, right and bottom in whole pixels.")
     left, top, right, bottom = (int(entry) for entry in outpaint)
     if min(left, top, right, bottom) < 0 or max(left, top, right, bottom) == 0:
@@ -263,8 +283,9 @@ def weights_of(mask: Mask, feather: int) -> NDArray[np.float32]:
         return mask.astype(np.float32)
     from scipy import ndimage
 
-    distance = ndimage.distance_transform_edt(np.pad(mask, feather + 1, mode="edge"))
-    distance = distance[feather + 1 : -feather - 1, feather + 1 : -feather - 1]
+    around = min(feather, max(mask.shape)) + 1
+    distance = ndimage.distance_transform_edt(np.pad(mask, around, mode="edge"))
+    distance = distance[around:-around, around:-around]
     return np.clip(distance / (feather + 1), 0.0, 1.0).astype(np.float32)
 
 

@@ -8,8 +8,9 @@ picture, which nothing but another tokenizer can exceed.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,14 +19,22 @@ from PIL import Image
 
 from stepvar.editing.pictures import composite, fit_window, open_canvas
 from stepvar.editing.sheets import Row
-from stepvar.metrics.statistics import mean_interval
+from stepvar.evaluation.provenance import fingerprint
+from stepvar.evaluation.record_log import RecordLog
+from stepvar.metrics.statistics import Interval, mean_interval, paired_interval
+from stepvar.models.edit_request import REGION
+from stepvar.models.output import as_json_value
 from stepvar.scenes import render
 from stepvar.scenes.edits import KINDS, EditVerdict, SceneEdit, check_edit, sample_edits
 
 if TYPE_CHECKING:
     from stepvar.models.pipeline import NextScalePipeline
+    from stepvar.pruning.presets import Pruning
 
 ASPECTS = ("count", "shape", "colour", "texture")
+
+DENSE = "none"
+"""What the plan that runs every token is called."""
 
 Advance = Callable[[int], None]
 """Called with the number of edits that were just judged."""
@@ -37,79 +46,140 @@ SHOWN = 10
 
 
 @dataclass(frozen=True)
+class Measured:
+    """One edit under one plan.
+
+    Attributes:
+        verdict: What the box shows.
+        outside: PSNR outside of the box in decibels, before compositing.
+        seconds: Of the edit, reading and compositing included.
+    """
+
+    verdict: EditVerdict
+    outside: float
+    seconds: float
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Measured:
+        return cls(EditVerdict(**document["verdict"]), document["outside"], document["seconds"])
+
+    def as_json(self) -> dict[str, Any]:
+        return {"verdict": asdict(self.verdict), "outside": self.outside, "seconds": self.seconds}
+
+
+@dataclass(frozen=True)
 class EditScores:
-    """Verdicts on edits.
+    """Verdicts on the same edits under one plan or several.
 
     Attributes:
         edits: What was asked for.
-        verdicts: What was found.
-        outside: PSNR outside of each box in decibels, before compositing.
-        tokenizer: The same of the tokenizer's round trip; empty where it was not measured.
-        seconds: Of each edit, reading and compositing included.
-        rows: Before, mask and after of the first `SHOWN` edits.
+        plans: By name of the plan, one entry an edit; the first plan is the one that was asked for.
+        tokenizer: PSNR outside of each box of the tokenizer's round trip; empty where it was not measured.
+        rows: Before, mask and after of the first `SHOWN` edits, drawn by the first plan.
     """
 
     edits: Sequence[SceneEdit]
-    verdicts: Sequence[EditVerdict]
-    outside: Sequence[float]
+    plans: Mapping[str, Sequence[Measured]]
     tokenizer: Sequence[float]
-    seconds: Sequence[float]
     rows: Sequence[Row] = ()
 
     @property
-    def overall(self) -> float:
-        """Share of the edits that succeeded."""
-        return float(np.mean([verdict.passed for verdict in self.verdicts]))
+    def reference(self) -> str:
+        """The plan that others are compared with: the dense one, or else the first."""
+        return DENSE if DENSE in self.plans else next(iter(self.plans))
 
-    def as_json(self) -> dict[str, Any]:
+    @property
+    def box_share(self) -> float:
+        """Of the picture, mean of all boxes."""
+        return float(np.mean([edit.box[2] * edit.box[3] / edit.source.canvas**2 for edit in self.edits]))
+
+    def passed(self, plan: str) -> list[float]:
+        """1 for every edit that succeeded, else 0."""
+        return [float(each.verdict.passed) for each in self.plans[plan]]
+
+    def difference(self, plan: str) -> Interval:
+        """Share that succeeded, less that of the reference on the same edits and seeds."""
+        return paired_interval(self.passed(plan), self.passed(self.reference))
+
+    def faster(self, plan: str) -> float:
+        """Median over all edits of how many times less time it took than the reference."""
+        pairs = zip(self.plans[self.reference], self.plans[plan], strict=True)
+        return float(np.median([other.seconds / own.seconds for other, own in pairs]))
+
+    def plan_as_json(self, plan: str) -> dict[str, Any]:
+        """Scores of one plan."""
+        measured = self.plans[plan]
         kinds = {
             kind: [
-                verdict.passed
-                for edit, verdict in zip(self.edits, self.verdicts, strict=True)
+                each.verdict.passed
+                for edit, each in zip(self.edits, measured, strict=True)
                 if edit.kind == kind
             ]
             for kind in KINDS
         }
-        interval = mean_interval([float(verdict.passed) for verdict in self.verdicts])
+        interval = mean_interval(self.passed(plan))
+        outside = mean_interval([each.outside for each in measured])
         return {
-            "overall": self.overall,
+            "overall": interval.value,
             "interval": [interval.low, interval.high],
             "n": len(self.edits),
             "kinds": {kind: float(np.mean(passed)) for kind, passed in kinds.items() if passed},
             "aspects": {
-                aspect: float(np.mean([getattr(verdict, aspect) for verdict in self.verdicts]))
+                aspect: float(np.mean([getattr(each.verdict, aspect) for each in measured]))
                 for aspect in ASPECTS
             },
-            "psnr_outside": float(np.mean(self.outside)),
+            "psnr_outside": outside.value,
+            "psnr_outside_interval": [outside.low, outside.high],
             "psnr_tokenizer": float(np.mean(self.tokenizer)) if self.tokenizer else None,
-            "box_share": float(np.mean([edit.box[2] * edit.box[3] for edit in self.edits]))
-            / self.edits[0].source.canvas ** 2,
-            "seconds_per_edit": float(np.median(self.seconds)),
+            "box_share": self.box_share,
+            "seconds_per_edit": float(np.median([each.seconds for each in measured])),
         }
+
+    def as_json(self) -> dict[str, Any]:
+        """Scores of the first plan, and of all against the reference where there are several."""
+        document = self.plan_as_json(next(iter(self.plans)))
+        if len(self.plans) > 1:
+            document["reference"] = self.reference
+            document["plans"] = {
+                plan: {
+                    **self.plan_as_json(plan),
+                    "difference": self.difference(plan).as_json(),
+                    "faster": self.faster(plan),
+                }
+                for plan in self.plans
+            }
+        return document
 
 
 def evaluate_edits(
     pipeline: NextScalePipeline,
     count: int,
     seed: int = 0,
+    plans: Mapping[str, Pruning] | None = None,
     settings: dict[str, Any] | None = None,
     share: float = 0.25,
     round_trip: bool = True,
+    log: Path | None = None,
     advance: Advance | None = None,
+    show: int = SHOWN,
 ) -> EditScores:
-    """Edits random scenes one by one, and checks the results.
+    """Edits random scenes one by one, under every plan in turn, and checks the results.
 
     Args:
         pipeline: A model of pictures that knows the scenes' words.
         count: Edits.
         seed: Chooses the edits; the pictures' seeds count on from it.
-        settings: Further arguments of `edit`, `pruning` for example.
+        plans: What to pass as `pruning`, by name; by default the region alone.
+        settings: Further arguments of `edit`.
         share: Of the picture that each box covers.
         round_trip: Whether to measure the tokenizer alone too.
+        log: A file that holds every finished edit: a stopped evaluation goes on with it.
         advance: Called with the progress.
+        show: Pictures of so many edits are kept.
 
     Raises:
-        ValueError: When the pictures are not square, or the model cannot edit.
+        ValueError: When the pictures are not square, the model cannot edit, or the file is another
+            evaluation's.
     """
     if count < 1:
         raise ValueError(f"{count} edits cannot be evaluated; ask for at least one.")
@@ -118,30 +188,91 @@ def evaluate_edits(
     height, width = pipeline.pixels(pipeline.schedule())
     if height != width:
         raise ValueError(f"Scenes are square; {width}x{height} pixels are not: choose a square size.")
+    plans, settings = plans or {REGION: REGION}, settings or {}
     edits = sample_edits(count, seed, width, share)
-    verdicts: list[EditVerdict] = []
-    outsides: list[float] = []
-    tokenizer: list[float] = []
-    seconds: list[float] = []
+    done = _open_log(log, pipeline, seed, plans, settings, share)
     rows: list[Row] = []
     for number, edit in enumerate(edits):
         source = render(edit.source, width, number)
-        started = time.perf_counter()
-        drawn, result = draw_edit(pipeline, source, edit, seed + number, settings or {})
-        spent = time.perf_counter() - started
-        outside = np.ones((height, width), dtype=np.bool_)
-        outside[_rows(edit), _columns(edit)] = False
-        verdicts.append(check_edit(result, edit))
-        outsides.append(_psnr(drawn, source, outside))
-        if round_trip:
-            tokenizer.append(_psnr(_round_trip(pipeline, source), source, outside))
-        seconds.append(spent)
-        if number < SHOWN:
-            mask = Image.fromarray(np.where(outside, 0, 255).astype(np.uint8))
-            rows.append((Image.fromarray(source), mask, Image.fromarray(result)))
+        pictures: dict[str, Pixels] = {}
+        if number not in done.records:
+            record, pictures = _measure(pipeline, source, edit, seed + number, plans, settings)
+            if round_trip:
+                record["tokenizer"] = _psnr(_round_trip(pipeline, source), source, _outside(edit))
+            done.add(number, record)
+        if number < show:
+            first, pruning = next(iter(plans.items()))
+            if first not in pictures:
+                _, pictures[first] = draw_edit(
+                    pipeline, source, edit, seed + number, {**settings, "pruning": pruning}
+                )
+            mask = Image.fromarray(np.where(_outside(edit), 0, 255).astype(np.uint8))
+            rows.append((Image.fromarray(source), mask, Image.fromarray(pictures[first])))
         if advance is not None:
             advance(1)
-    return EditScores(edits, verdicts, outsides, tokenizer, seconds, rows)
+    records = [done.records[number] for number in range(count)]
+    measured = {plan: [Measured.from_json(record["plans"][plan]) for record in records] for plan in plans}
+    return EditScores(edits, measured, [record["tokenizer"] for record in records if round_trip], rows)
+
+
+class _Unlogged:
+    """Stands in for a file of records."""
+
+    def __init__(self) -> None:
+        self.records: dict[int, dict[str, Any]] = {}
+
+    def add(self, number: int, record: dict[str, Any]) -> None:
+        self.records[number] = record
+
+
+def _open_log(
+    log: Path | None,
+    pipeline: NextScalePipeline,
+    seed: int,
+    plans: Mapping[str, Pruning],
+    settings: dict[str, Any],
+    share: float,
+) -> RecordLog | _Unlogged:
+    if log is None:
+        return _Unlogged()
+    depends_on = {
+        "measurement": "edits of scenes",
+        "model": fingerprint(pipeline),
+        "plans": {name: as_json_value(plan) for name, plan in plans.items()},
+        "settings": as_json_value(settings),
+        "seed": seed,
+        "share": share,
+    }
+    return RecordLog(log, depends_on)
+
+
+def _measure(
+    pipeline: NextScalePipeline,
+    source: Pixels,
+    edit: SceneEdit,
+    seed: int,
+    plans: Mapping[str, Pruning],
+    settings: dict[str, Any],
+) -> tuple[dict[str, Any], dict[str, Pixels]]:
+    """One edit under every plan: a record, and the results."""
+    measured: dict[str, Any] = {}
+    pictures: dict[str, Pixels] = {}
+    for name, pruning in plans.items():
+        started = time.perf_counter()
+        drawn, result = draw_edit(pipeline, source, edit, seed, {**settings, "pruning": pruning})
+        spent = time.perf_counter() - started
+        outside = _psnr(drawn, source, _outside(edit))
+        measured[name] = Measured(check_edit(result, edit), outside, spent).as_json()
+        pictures[name] = result
+    return {"kind": edit.kind, "text": edit.text, "plans": measured}, pictures
+
+
+def _outside(edit: SceneEdit) -> NDArray[np.bool_]:
+    """Pixels outside of the box, bool [H, W]."""
+    left, top, width, height = edit.box
+    places = np.ones((edit.source.canvas,) * 2, dtype=np.bool_)
+    places[top : top + height, left : left + width] = False
+    return places
 
 
 def draw_edit(
@@ -154,14 +285,6 @@ def draw_edit(
     canvas = open_canvas(picture, box=edit.box)
     window = fit_window(canvas, drawn.size)
     return np.asarray(drawn), np.asarray(composite(canvas, window, drawn))
-
-
-def _rows(edit: SceneEdit) -> slice:
-    return slice(edit.box[1], edit.box[1] + edit.box[3])
-
-
-def _columns(edit: SceneEdit) -> slice:
-    return slice(edit.box[0], edit.box[0] + edit.box[2])
 
 
 def _psnr(picture: Pixels, reference: Pixels, places: NDArray[np.bool_]) -> float:

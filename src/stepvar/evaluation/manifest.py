@@ -10,7 +10,7 @@ from typing import Any
 
 from stepvar.evaluation.text_files import parse_object, read_text
 
-MANIFEST = "manifest.jsonl"
+MANIFEST, MANIFESTS = "manifest.jsonl", "manifest*.jsonl"
 
 Entry = dict[str, Any]
 """A line: "file", "prompt", "seed", size and so on; "sha256" is that of the picture's file."""
@@ -33,8 +33,8 @@ def read_manifest(folder: Path) -> list[Entry]:
     """
     file = folder / MANIFEST
     if not file.is_file():
-        shards = list(folder.glob("manifest-*.jsonl"))
-        state = "some shards are not finished" if shards else "no run of 'stepvar evaluate' is there"
+        begun = any(folder.glob(MANIFESTS))
+        state = "its run is not finished" if begun else "no run of 'stepvar evaluate' is there"
         raise ValueError(f"'{folder}' has no {MANIFEST}: {state}.")
     lines = [line for line in read_text(file, "manifest").split("\n") if line.strip()]
     entries: dict[str, Entry] = {}

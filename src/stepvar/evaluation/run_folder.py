@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from stepvar.evaluation.manifest import MANIFEST, Entry, format_entries, read_valid
+from stepvar.evaluation.manifest import MANIFEST, MANIFESTS, Entry, format_entries, read_valid
 from stepvar.evaluation.text_files import parse_object, read_text
 from stepvar.files import is_staging, sweep, write_atomically
 
 SETTINGS, IMAGES = "settings.json", "images"
-MANIFESTS = "manifest*.jsonl"
 
 Work = TypeVar("Work")
 
@@ -45,8 +44,11 @@ class Shard:
 
     @property
     def manifest(self) -> str:
-        """Name of the file in which this process lists its pictures."""
-        return MANIFEST if self.count == 1 else f"manifest-{self.index}-of-{self.count}.jsonl"
+        """Name of the file in which this process lists its pictures.
+
+        Never `manifest.jsonl`: where that is, the run is complete.
+        """
+        return f"manifest-{self.index}-of-{self.count}.jsonl"
 
 
 def check_run_folder(path: Path) -> None:
@@ -171,4 +173,6 @@ class RunFolder:
         missing = [name for name in wanted if name not in entries]
         if not missing:
             write_atomically(self.path / MANIFEST, format_entries(entries[name] for name in wanted))
+            # All that a process without others had listed stands there now.
+            (self.path / Shard().manifest).unlink(missing_ok=True)
         return len(missing)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stepvar.evaluation.manifest import MANIFEST, read_manifest
+from stepvar.evaluation.manifest import MANIFEST, MANIFESTS, read_manifest
 from stepvar.evaluation.pairs import Pixels, load_picture, measure_pairs
 from stepvar.evaluation.run_folder import IMAGES
 from stepvar.files import write_atomically
@@ -91,11 +91,14 @@ def frechet_of_folders(
         advance: Called for every batch.
 
     Raises:
-        ValueError: When one holds fewer pictures than the extractor has features.
+        ValueError: When one holds fewer pictures than the extractor has features, or is a run that is not
+            complete.
     """
     found = []
     for place in (folder, reference):
-        pictures = list_pictures(place / IMAGES if (place / MANIFEST).is_file() else place)
+        if is_run := any(place.glob(MANIFESTS)):
+            read_manifest(place)
+        pictures = list_pictures(place / IMAGES if is_run else place)
         width = extractor(load_picture(pictures[0])[None]).shape[1]
         require_enough(len(pictures), width, f"'{place}'")
         found.append(pictures)

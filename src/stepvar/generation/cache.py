@@ -63,6 +63,10 @@ class LayerCache:
         return self.keys.shape[2]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        return attention(query, *self.extend(key, value), scale)
+
+    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes in a scale's keys and values [R, H, N, c]; returns all that it sees, [R, H, M, c]."""
         start, rows = self.length, self.rows
         stop = start + key.shape[2]
         if stop > self.capacity:
@@ -71,7 +75,7 @@ class LayerCache:
         self.values[rows, :, start:stop].copy_(value)
         self.length = stop
         seen = slice(self.first, stop)
-        return attention(query, self.keys[rows, :, seen], self.values[rows, :, seen], scale)
+        return self.keys[rows, :, seen], self.values[rows, :, seen]
 
 
 @dataclass(frozen=True)
@@ -190,13 +194,20 @@ class WindowLayerCache:
 
 
 class IsolatedMemory:
-    """Stores keys and values in a cache, and attends to these alone: for a prefix or a condition."""
+    """Stores keys and values in a cache, and attends to these alone: for a prefix or a condition.
 
-    def __init__(self, layer: WindowLayerCache) -> None:
+    Args:
+        layer: Where they are stored.
+        repeats: Rows of the cache that each row that runs stands for, one after the other.
+    """
+
+    def __init__(self, layer: LayerCache | WindowLayerCache | Int8LayerCache, repeats: int = 1) -> None:
         self.layer = layer
+        self.repeats = repeats
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        self.layer.extend(key, value)
+        stored = (part.repeat_interleave(self.repeats, 0) for part in (key, value))
+        self.layer.extend(*(stored if self.repeats > 1 else (key, value)))
         return attention(query, key, value, scale)
 
 

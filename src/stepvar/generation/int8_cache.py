@@ -41,6 +41,10 @@ class Int8LayerCache:
         return self.codes.numel() + SCALE_BYTES * self.factors.numel()
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        return attention(query, *self.extend(key, value), scale)
+
+    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes in a scale's keys and values [R, H, N, c]; returns all that it sees, [R, H, M, c]."""
         start, rows = self.length, self.rows
         stop = start + key.shape[2]
         if stop > self.capacity:
@@ -56,4 +60,4 @@ class Int8LayerCache:
         codes = (exact / factors.clamp_min(torch.finfo(torch.float32).tiny)).round_()
         self.codes[:, rows, :, start:stop] = codes.to(torch.int8)
         self.length = stop
-        return attention(query, keys, values, scale)
+        return keys, values

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from stepvar.generation.cache import Cache
+from stepvar.generation.fields import require_fields
 from stepvar.generation.frozen import FrozenMapping
 from stepvar.generation.guidance import CONDITIONAL, COPIES
 from stepvar.generation.plan import GenerationPlan, ScalePlan, find_scale, resolve_plan
@@ -174,6 +175,7 @@ class LateScalePruning:
     remaining: str = CONDITIONAL
 
     def __post_init__(self) -> None:
+        require_fields(self)
         # Copies: what the caller does to theirs later must not change a frozen configuration.
         object.__setattr__(self, "ratios", FrozenMapping(self.ratios))
         object.__setattr__(self, "skip", tuple(self.skip))

@@ -57,7 +57,7 @@ def put_choice(choice: Choice, index: Tensor, values: Choice) -> Choice:
 
 def row_count(rows: slice) -> int:
     """How many rows a slice with both ends takes."""
-    return int(rows.stop - rows.start)
+    return len(range(rows.start, rows.stop, rows.step or 1))
 
 
 def merge_choice(places: Tensor, choice: Choice, other: Choice) -> Choice:

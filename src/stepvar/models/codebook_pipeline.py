@@ -16,7 +16,7 @@ from stepvar.models.common.vector_quantizer import VectorQuantizer
 from stepvar.models.common.vq_vae import VectorQuantizedVAE
 from stepvar.models.parts import Transformer
 from stepvar.models.pipeline import NextScalePipeline
-from stepvar.models.request import PerScale, Request, numbers_per_scale
+from stepvar.models.request import PerScale, Request, check_pixels, numbers_per_scale
 
 _GUIDANCE_OFF = "_guidance_off"
 """Entry of a saved configuration: the guidance_scale that is off. Folders without it count from 0."""
@@ -104,6 +104,7 @@ class CodebookPipeline(NextScalePipeline[AskedCodes], Generic[AskedCodes]):
         """
         schedule = self.transformer.schedule
         own = self.pixels(schedule)
+        check_pixels(height, width)
         height, width = own[0] if height is None else height, own[1] if width is None else width
         if (height, width) != own:
             raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,12 +21,13 @@ from stepvar.editing.masks import (
     late,
 )
 from stepvar.editing.pictures import Canvas, Window, describe_fit, fit_window, fitted, open_canvas
+from stepvar.generation.fields import require_fields
 from stepvar.generation.pruner import PruningMethod
 from stepvar.models.request import Request
+from stepvar.pruning.presets import Pruning
 
 if TYPE_CHECKING:
     from stepvar.models.pipeline import NextScalePipeline
-    from stepvar.pruning.presets import Pruning
 
 REGION = "region"
 """What `pruning` calls a run of the mask's region alone at late scales, all of its tokens kept."""
@@ -51,7 +53,8 @@ class EditSettings:
     fit: str = "crop"
 
     def require_valid(self) -> None:
-        """Raises ValueError when a number is out of range."""
+        """Raises ValueError when a field is out of range, or of another kind."""
+        require_fields(self)
         RegionRule(self.margin, self.late_scales)
         if self.feather is not None and self.feather < 0:
             raise ValueError(f"feather is {self.feather}; it is a width in pixels, 0 or more.")
@@ -93,10 +96,19 @@ class Edit:
     coverage: Tensor
     keep: int
 
-    def groups(self) -> list[list[int]]:
+    @cached_property
+    def free(self) -> tuple[Tensor, ...]:
+        """Tokens that are drawn, per scale, bool [B, N]."""
+        return free_tokens(self.coverage, self.request.schedule, self.keep, self.settings.late_scales)
+
+    def free_of(self, pictures: Sequence[int]) -> tuple[Tensor, ...]:
+        """The same of some pictures."""
+        return tuple(mask[list(pictures)] for mask in self.free)
+
+    @cached_property
+    def grouped(self) -> list[list[int]]:
         """Pictures that run together: those with as many tokens in their regions, scale by scale."""
-        settings, schedule = self.settings, self.request.schedule
-        free = free_tokens(self.coverage, schedule, self.keep, settings.late_scales)
+        settings, schedule, free = self.settings, self.request.schedule, self.free
         found: dict[tuple[int, ...], list[int]] = {}
         scales = [scale for scale in schedule if late(scale, schedule, settings.late_scales)]
         counts = [counts_of(free[scale.index], scale, settings.margin) for scale in scales]
@@ -111,8 +123,7 @@ class Edit:
     def method(self, pictures: Sequence[int]) -> PruningMethod:
         """The pruning method with the known tokens of some pictures, ready to plan."""
         settings, schedule = self.settings, self.request.schedule
-        coverage = self.coverage[list(pictures)]
-        free = free_tokens(coverage, schedule, self.keep, settings.late_scales)
+        free = self.free_of(pictures)
         stride = getattr(self.request.method, "anchor_stride", None)
         known = KnownTokens(free, settings.rule.regions(free, schedule, stride))
         return around(self.request.method, known)
@@ -134,8 +145,8 @@ def check_edit(
     settings.require_valid()
     if call.get("cascade") is not None:
         raise ValueError("An edit is drawn by one model: leave cascade out.")
-    call = _with_subject(pipeline, subject, call)
-    canvases = _open_all(image, settings)
+    call = with_subject(pipeline, subject, call)
+    canvases = open_canvases(image, settings)
     width, height = canvases[0].size
     sizes = dict(pipeline.edit_size(width, height)) if call.get("height") is call.get("width") is None else {}
     subjects = call.get(pipeline._subject)
@@ -149,17 +160,13 @@ def check_edit(
         raise ValueError(f"{entries} prompts need one picture, or {entries}; got {len(canvases)}.")
     canvases = canvases * entries if len(canvases) == 1 else canvases
     canvases = [canvas for canvas in canvases for _ in range(repeats)]
+    require_one_size(canvases, settings, request.options.output_type)
     keep = _kept(settings, canvases, request)
     return _fit(pipeline, request, canvases, settings, keep)
 
 
 def require_encoder(pipeline: NextScalePipeline) -> None:
     """Raises ValueError when a model has nothing that turns pictures into tokens."""
-    if pipeline.needs_picture:
-        raise ValueError(
-            f"{type(pipeline).__name__} edits whole pictures as a prompt says, not by a mask: call it with "
-            "image=, or 'stepvar generate PROMPT --image FILE'; for a mask use Infinity, VAR, HART or Switti."
-        )
     if not pipeline.edits_pictures:
         raise ValueError(
             f"{type(pipeline).__name__} edits no pictures by a mask: use Infinity, VAR, HART or Switti."
@@ -171,9 +178,7 @@ def require_encoder(pipeline: NextScalePipeline) -> None:
         )
 
 
-def _with_subject(
-    pipeline: NextScalePipeline, subject: Sequence[Any], call: dict[str, Any]
-) -> dict[str, Any]:
+def with_subject(pipeline: NextScalePipeline, subject: Sequence[Any], call: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a call with what the picture shall show among them."""
     name = pipeline._subject
     if len(subject) > 1 or (subject and name in call):
@@ -184,7 +189,7 @@ def _with_subject(
     return call
 
 
-def _open_all(image: Any, settings: EditSettings) -> list[Canvas]:
+def open_canvases(image: Any, settings: EditSettings) -> list[Canvas]:
     """The pictures with their masks, boxes and borders."""
     if image is None:
         raise ValueError("No image was given: an edit needs the picture to start from.")
@@ -205,6 +210,15 @@ def _open_all(image: Any, settings: EditSettings) -> list[Canvas]:
         open_canvas(entry(images, number), entry(masks, number), entry(boxes, number), settings.outpaint)
         for number in range(count)
     ]
+
+
+def require_one_size(canvases: Sequence[Canvas], settings: EditSettings, kind: str) -> None:
+    """Raises ValueError when composited pictures of several sizes would have to become one array."""
+    if settings.composited and kind in ("np", "pt") and len({canvas.size for canvas in canvases}) > 1:
+        raise ValueError(
+            f"The pictures differ in size, so their edits are no one array: leave output_type {kind!r} out, "
+            "or give composited=False."
+        )
 
 
 def _is_list_of_boxes(box: Any) -> bool:
@@ -251,7 +265,7 @@ def _fit(
         pixels.append(seen)
         coverage.append(free)
     edit = Edit(settings, request, canvases, windows, torch.stack(pixels), torch.stack(coverage), keep)
-    for group in edit.groups():
+    for group in edit.grouped:
         edit.method(group).plan(request.schedule, pipeline.depth)
     return edit
 

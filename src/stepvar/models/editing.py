@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from stepvar.editing.known_tokens import KnownTokens, SourceFeatures
-from stepvar.editing.masks import free_tokens, latent_places
-from stepvar.editing.pictures import composite
+from stepvar.editing.masks import latent_places
+from stepvar.editing.pictures import Canvas, composite
 from stepvar.generation.report import Report, Summary
 from stepvar.models.edit_request import REGION, Edit
 from stepvar.models.output import ImageOutput, as_json_value, require_finite_pixels, to_output
@@ -50,7 +50,7 @@ def run_edit(pipeline: NextScalePipeline, edit: Edit) -> EditOutput:
     """Draws a checked edit."""
     latents: dict[int, Tensor] = {}
     reports: list[Report] = []
-    for pictures in edit.groups():
+    for pictures in edit.grouped:
         request = replace(edit.request, inputs=_selected(edit.request.inputs, pictures))
         drawn, report = _draw_group(pipeline, edit, request, pictures)
         latents |= dict(zip(pictures, drawn, strict=True))
@@ -59,18 +59,19 @@ def run_edit(pipeline: NextScalePipeline, edit: Edit) -> EditOutput:
     with edit.request.timer.stage("decode"):
         images = _pictures(pipeline, edit, codes)
     report = _joined(reports, edit)
-    output = EditOutput(
-        images=images,
-        report=report,
-        before=[canvas.picture for canvas in edit.canvases],
-        masks=[
-            None if canvas.mask is None else Image.fromarray(canvas.mask.astype(np.uint8) * 255)
-            for canvas in edit.canvases
-        ],
-        notes=[list(canvas.notes) for canvas in edit.canvases],
-    )
+    output = edit_output(images, report, edit.canvases)
     pipeline.maybe_free_model_hooks()
     return edit.request.options.packed(output)
+
+
+def edit_output(images: Any, report: Report, canvases: Sequence[Canvas]) -> EditOutput:
+    """The result of an edit, with what each picture was made from."""
+    masks = [
+        None if canvas.mask is None else Image.fromarray(canvas.mask.astype(np.uint8) * 255)
+        for canvas in canvases
+    ]
+    before, notes = [canvas.picture for canvas in canvases], [list(canvas.notes) for canvas in canvases]
+    return EditOutput(images=images, report=report, before=before, masks=masks, notes=notes)
 
 
 def _draw_group(
@@ -87,7 +88,7 @@ def _draw_group(
             [vae.encode_features(edit.pixels[picture][None].to(device)) for picture in pictures]
         )
     source = SourceFeatures(features, pipeline.known_values)
-    free = free_tokens(edit.coverage[list(pictures)], request.schedule, edit.keep, edit.settings.late_scales)
+    free = edit.free_of(pictures)
     request = replace(request, method=_with_source(edit.method(pictures), source))
     session = pipeline.prefill(request)
     result = pipeline.run_scales(session, sampler, request)
@@ -134,6 +135,11 @@ def _pictures(pipeline: NextScalePipeline, edit: Edit, codes: Tensor) -> Any:
         composite(canvas, window, picture, edit.settings.feather)
         for canvas, window, picture in zip(edit.canvases, edit.windows, drawn, strict=True)
     ]
+    return as_kind(pictures, kind)
+
+
+def as_kind(pictures: list[Image.Image], kind: str) -> Any:
+    """Pictures in the form asked for: "pil", "np" or "pt"; those of one array have one size."""
     if kind == "pil":
         return pictures
     array: NDArray[np.float32] = np.stack([np.asarray(each, np.float32) / 255.0 for each in pictures])
@@ -180,7 +186,7 @@ def summarise_edit(pipeline: NextScalePipeline, edit: Edit, text_tokens: int) ->
     region, and the costs are those of all.
     """
     parts: list[Summary] = []
-    for pictures in edit.groups():
+    for pictures in edit.grouped:
         request = replace(edit.request, method=edit.method(pictures))
         parts.append(pipeline.summarise(request, len(pictures), text_tokens))
     largest = max(parts, key=lambda part: part.tokens)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from diffusers.loaders.lora_base import LoraBaseMixin
 from torch import Tensor
+
+from stepvar.checkpoints.hub import refuse_missing_path
 
 WEIGHT_NAME = "pytorch_lora_weights.safetensors"
 PREFIX = "transformer"
@@ -43,6 +46,7 @@ class LoraPipeline(LoraBaseMixin):
             ValueError: When there is no weight of the transformer in it.
         """
         source = pretrained_model_name_or_path_or_dict
+        refuse_missing_path(source)
         if isinstance(source, Mapping):
             source = dict(source)
         # Nothing but safetensors: other files could run code.
@@ -82,8 +86,71 @@ class LoraPipeline(LoraBaseMixin):
             safe_serialization=True,
         )
 
+    @property
+    def _adapters(self) -> list[str]:
+        """Names of the adapters of the transformer."""
+        return list(getattr(self.transformer, "peft_config", {}))
+
+    def _require_adapters(self, names: str | Sequence[str] = ()) -> None:
+        """Raises ValueError when there is no adapter, or none of a name."""
+        asked, loaded = [names] if isinstance(names, str) else list(names), self._adapters
+        if not loaded:
+            raise ValueError("No adapter is loaded: call load_lora_weights() first.")
+        if unknown := [name for name in asked if name not in loaded]:
+            raise ValueError(f"There is no adapter {unknown[0]!r}; loaded are {', '.join(loaded)}.")
+
+    def set_adapters(
+        self,
+        adapter_names: str | list[str],
+        adapter_weights: float | dict[str, Any] | list[float] | list[dict[str, Any]] | None = None,
+    ) -> None:
+        """Activates adapters with weights; see diffusers.
+
+        Raises:
+            ValueError: When there is no such adapter, or weights are given to another part.
+        """
+        self._require_adapters(adapter_names)
+        several = adapter_weights if isinstance(adapter_weights, list) else [adapter_weights]
+        for weights in several:
+            other = set(weights) - {PREFIX} if isinstance(weights, dict) else set()
+            if other:
+                raise ValueError(f"adapter_weights has {min(other)!r}; adapters are of the {PREFIX} alone.")
+        super().set_adapters(adapter_names, adapter_weights)
+
+    def enable_lora(self) -> None:
+        """Turns the active adapters on again.
+
+        Raises:
+            ValueError: When there is none.
+        """
+        self._require_adapters()
+        super().enable_lora()
+
+    def delete_adapters(self, adapter_names: str | list[str]) -> None:
+        """Removes adapters.
+
+        Raises:
+            ValueError: When there is no such adapter.
+        """
+        self._require_adapters(adapter_names)
+        super().delete_adapters(adapter_names)
+
+    def set_lora_device(self, adapter_names: list[str], device: torch.device | str | int) -> None:
+        """Moves adapters to a device.
+
+        Raises:
+            ValueError: When there is no such adapter.
+        """
+        self._require_adapters(adapter_names)
+        super().set_lora_device(adapter_names, device)
+
     def fuse_lora(self, components: list[str] | None = None, **kwargs: Any) -> None:  # type: ignore[override]
-        """Adds the active adapters to the weights; see diffusers."""
+        """Adds the active adapters to the weights; see diffusers.
+
+        Raises:
+            ValueError: When there is none.
+        """
+        self._require_adapters(kwargs.get("adapter_names") or ())
         super().fuse_lora(components=components or [PREFIX], **kwargs)
 
     def unfuse_lora(self, components: list[str] | None = None, **kwargs: Any) -> None:

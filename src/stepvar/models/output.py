@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
+from diffusers.video_processor import VideoProcessor
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -79,11 +80,18 @@ class CallOptions:
     batch_invariant: bool = False
 
     def __post_init__(self) -> None:
+        for name, called in (("callback_on_step_end", self.callback), ("observer", self.observer)):
+            if called is not None and not callable(called):
+                raise ValueError(f"{name} is of type {type(called).__name__}: give a function.")
+        # Callbacks of diffusers' own say what they need.
+        object.__setattr__(
+            self, "callback_tensors", getattr(self.callback, "tensor_inputs", self.callback_tensors)
+        )
         for name in self.callback_tensors:
             if name not in CALLBACK_TENSORS:
                 raise ValueError(
                     f"callback_on_step_end_tensor_inputs has {name!r}; known are "
-                    f"{', '.join(CALLBACK_TENSORS)}."
+                    f"{', '.join(CALLBACK_TENSORS)}; changing guidance is guidance_scale=[...], one a scale."
                 )
         if self.output_type not in OUTPUT_TYPES:
             raise ValueError(
@@ -213,6 +221,10 @@ class PictureProcessor(VaeImageProcessor):
     def numpy_to_pil(images: NDArray[np.float32]) -> list[Image.Image]:
         """An array [B, H, W, 3] in 0..1 as pictures."""
         return [Image.fromarray(picture) for picture in (images * 255).astype(np.uint8)]
+
+
+class FrameProcessor(PictureProcessor, VideoProcessor):
+    """The same of videos, with `postprocess_video`."""
 
 
 def as_json_value(value: Any) -> Any:

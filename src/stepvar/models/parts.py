@@ -10,6 +10,7 @@ from diffusers.loaders.textual_inversion import TextualInversionLoaderMixin
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from stepvar.checkpoints.hub import refuse_missing_path
 from stepvar.generation.attention import Kernel
 from stepvar.models.common.t5 import refuse_no_words, refuse_unknown_words
 from stepvar.models.placement import PlacedPipeline
@@ -116,8 +117,20 @@ class TextPipeline(PlacedPipeline, TextualInversionLoaderMixin):
         """
         if "tokenizer" not in kwargs:
             self.text_parts()
+        for source in args[:1]:
+            refuse_missing_path(source)
         # Nothing but safetensors: other files could run code.
         super().load_textual_inversion(*args, **{"use_safetensors": True, **kwargs})
+
+    def unload_textual_inversion(self, *args: Any, **kwargs: Any) -> None:
+        """Removes words that `load_textual_inversion` added, as in diffusers.
+
+        Raises:
+            ValueError: When there is no text encoder.
+        """
+        if kwargs.get("tokenizer") is None:
+            self.text_parts()
+        super().unload_textual_inversion(*args, **kwargs)
 
     def text_parts(self, suffix: str = "") -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
         """Tokenizer and text encoder; a suffix names the second ones of a model that has two.

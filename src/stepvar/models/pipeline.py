@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from os import PathLike
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -13,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from stepvar.editing.masks import LATE_SCALES, MARGIN
+from stepvar.editing.pictures import Box
 from stepvar.generation.attention import attention_kernel
 from stepvar.generation.cascade import generate_in_cascade
 from stepvar.generation.guidance import Guidance
@@ -26,11 +26,12 @@ from stepvar.generation.sampling import CodebookChoice
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.generation.tokens import Choice
 from stepvar.media.pictures import Picture
-from stepvar.models.arguments import refuse_unknown
+from stepvar.models.arguments import known_arguments
 from stepvar.models.common.attention_backends import backend_title
-from stepvar.models.common.base import refuse_compiled_wrapper
+from stepvar.models.common.base import refuse_unused_forward
 from stepvar.models.edit_request import REGION, Edit, EditSettings, check_edit, edit_arguments
 from stepvar.models.editing import EditOutput, run_edit, summarise_edit
+from stepvar.models.encoded_prompts import EncodedPrompts, PooledPrompts, padded_prompts
 from stepvar.models.output import (
     CALLBACK_TENSORS,
     ImageOutput,
@@ -42,10 +43,9 @@ from stepvar.models.output import (
     to_output,
 )
 from stepvar.models.parts import TextPipeline, Transformer, VisualDecoder
-from stepvar.models.plan_files import is_plan_file, load_plan
-from stepvar.models.request import Request, check_guidance, check_plan
+from stepvar.models.request import Request, as_negatives, as_prompts, check_guidance, check_plan
 from stepvar.models.spec import ModelSpec
-from stepvar.pruning.presets import ChangedPreset, Preset, Pruning, changed, resolve_pruning
+from stepvar.pruning.presets import Preset, Pruning, resolve_pruning
 
 _DEFAULTS = "_call_defaults"
 """Where a transformer's configuration keeps the defaults of the first pipeline that it was part of."""
@@ -83,7 +83,7 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
     _callback_tensor_inputs: ClassVar[list[str]] = list(CALLBACK_TENSORS)
     _interrupt = False
     _num_timesteps = 0
-    _guided = False
+    _last_guidance: Guidance | None = None
     draws_videos = False
     needs_picture = False
     draws_previews = True
@@ -120,6 +120,58 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
     def encode(self, prompts: Sequence[str]) -> Any:
         """Features of texts, one a text."""
         raise NotImplementedError
+
+    def encode_prompt(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        do_classifier_free_guidance: bool = True,
+        num_images_per_prompt: int = 1,
+        device: torch.device | str | None = None,
+        **described: Any,
+    ) -> EncodedPrompts | PooledPrompts:
+        """Encodes prompts for a later call, as in diffusers.
+
+        Args:
+            prompt: One, or several.
+            negative_prompt: One for all, or one a prompt. Without one a call takes what its model has for it.
+            do_classifier_free_guidance: Whether negative prompts are wanted.
+            num_images_per_prompt: How often each prompt is repeated; or leave that to the call.
+            device: Where the result goes; by default where a call runs.
+            described: What else the text says; `seconds` of a video.
+
+        Returns:
+            Arguments of a call as a tuple with names: `pipe(**encoded._asdict())`.
+
+        Raises:
+            ValueError: When a prompt is missing or empty, or the model reads no texts.
+        """
+        prompts = as_prompts(prompt)
+        negatives = as_negatives(negative_prompt, len(prompts)) if do_classifier_free_guidance else None
+        self.text_parts()
+        with self.drawing():
+            positive = self.encode(self.described(prompts, **described))
+            negative = None if negatives is None else self.encode(negatives)
+            place = torch.device(device) if device is not None else self._execution_device
+            encoded = self.pack_encoded(positive, negative, num_images_per_prompt)
+        self.maybe_free_model_hooks()
+        fields = (None if field is None else field.to(place) for field in encoded)
+        return type(encoded)(*fields)  # type: ignore[arg-type]  # which fields are None stays
+
+    def described(self, prompts: Sequence[str]) -> Sequence[str]:
+        """Prompts as the text encoder reads them."""
+        return prompts
+
+    def pack_encoded(self, positive: Any, negative: Any, repeats: int) -> EncodedPrompts | PooledPrompts:
+        """What `encode` gave, as arguments of a call.
+
+        Args:
+            positive, negative: Of prompts and negative prompts; None without any.
+            repeats: How often each is wanted.
+        """
+        padded = None if negative is None else padded_prompts(negative)
+        return EncodedPrompts.of(padded_prompts(positive), padded, repeats)
 
     def scale_costs(
         self, request: Asked, plan: GenerationPlan, rows: Sequence[int], images: int, text_tokens: int
@@ -219,8 +271,8 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
         """Runs the loop over scales, in a cascade where one was asked for."""
         cascade = request.cascade
         draft: Session | None = None if cascade is None else cascade.drafter.prefill(request)
-        refuse_compiled_wrapper(self.transformer)
-        self._num_timesteps, self._guided = len(request.schedule), request.guidance.active
+        refuse_unused_forward(self.transformer)
+        self._num_timesteps, self._last_guidance = len(request.schedule), request.guidance
         _backend, kernel = self.transformer.attention_in_force()
         with (
             request.timer.stage("scales"),
@@ -280,7 +332,23 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
     @property
     def do_classifier_free_guidance(self) -> bool:
         """Whether the last call was guided."""
-        return self._guided
+        return self._last_guidance is not None and self._last_guidance.active
+
+    @property
+    def guidance_scale(self) -> float | None:
+        """The strongest guidance of the last call, at any scale; before the first call, its default."""
+        default: float | None = self.config["guidance_scale"]
+        return default if self._last_guidance is None else max(self._last_guidance.weights)
+
+    @guidance_scale.setter
+    def guidance_scale(self, value: Any) -> None:
+        raise ValueError(
+            "Guidance is planned before a call and cannot be set on a pipeline: pass guidance_scale, one "
+            "number or one a scale (1 is off)."
+        )
+
+    _guidance_scale = guidance_scale
+    """The name under which callbacks of diffusers set it."""
 
     @property
     def interrupt(self) -> bool:
@@ -389,9 +457,9 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
         if call.get(self._subject) is None and call.get("prompt_embeds") is None:
             call = {name: value for name, value in call.items() if name not in _PER_PICTURE}
             call[self._subject] = self.example_prompt
-        if "image" in call and "image" not in inspect.signature(self.check).parameters:
+        if call.get("image") is not None and "image" not in inspect.signature(self.check).parameters:
             return self._edit_summary(pruning, text_tokens, call)
-        refuse_unknown(type(self).__name__, call, inspect.signature(self.check).parameters)
+        call = known_arguments(type(self).__name__, call, inspect.signature(self.check).parameters)
         request = self.check(pruning=pruning, **call)
         count = request.inputs.images if images is None else images
         return self.summarise(request, count, text_tokens or self.usual_text_tokens)
@@ -430,7 +498,7 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
         *subject: Any,
         image: Picture | Sequence[Picture],
         mask: Picture | Sequence[Picture] | None = None,
-        box: Sequence[int] | Sequence[Sequence[int]] | None = None,
+        box: Box | Sequence[Box] | None = None,
         outpaint: Sequence[int] | None = None,
         strength: float | None = None,
         pruning: Pruning = REGION,
@@ -451,7 +519,8 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
             subject: The prompt, or class, of the whole edited picture; one, or one a picture.
             image: A picture or its file, or several; each is turned upright and read as 8-bit sRGB.
             mask: White may change; of the picture's size or shape; one, or one a picture.
-            box: Instead of a mask: left, top, width and height in pixels; one, or one a picture.
+            box: Instead of a mask: left, top, width and height; one, or one a picture. Whole numbers are
+                pixels, others shares of the picture's sides.
             outpaint: Pixels of new border to draw at the left, top, right and bottom.
             strength: Of K scales the last round(strength x K) are drawn, at least one, and the others are the
                 picture's own. Without a mask, for a variation of the whole picture; with one, 1 by default.
@@ -482,7 +551,7 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
     def _check_edit(
         self, subject: Sequence[Any], image: Any, settings: EditSettings, call: dict[str, Any]
     ) -> Edit:
-        refuse_unknown(type(self).__name__, call, inspect.signature(self.check).parameters)
+        call = known_arguments(type(self).__name__, call, inspect.signature(self.check).parameters)
         return check_edit(self, subject, image, settings, call)
 
     def _edit_summary(self, pruning: Pruning, text_tokens: int | None, call: dict[str, Any]) -> Summary:
@@ -492,11 +561,7 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
         return summarise_edit(self, edit, text_tokens or self.usual_text_tokens)
 
     def resolve_pruning(self, pruning: Pruning) -> PruningMethod | None:
-        """See `stepvar.pruning.presets.resolve_pruning`; the path of a plan file is read."""
-        if isinstance(pruning, ChangedPreset) and is_plan_file(pruning.name):
-            return changed(load_plan(pruning.name), pruning.changes, f"plan '{pruning.name}'")
-        if isinstance(pruning, str | PathLike) and is_plan_file(pruning):
-            return load_plan(pruning)
+        """See `stepvar.pruning.presets.resolve_pruning`."""
         return resolve_pruning(pruning, self.presets)
 
     def check_pruning(
@@ -525,11 +590,6 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
             raise ValueError(
                 f"The method cuts keys and values that all later scales would see, and {type(self).__name__} "
                 "keeps none of this kind: use a method that prunes tokens."
-            )
-        if plan.fitted_to is not None and not plan.fitted_to.describes(self.components["transformer"]):
-            raise ValueError(
-                "The plan's recovery was fitted for other weights than this transformer's: run 'stepvar "
-                "calibrate --recovery calibrated' on this model, or take another recovery."
             )
         return method
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from stepvar.checkpoints.checked_pipeline import CheckedPipeline
+from stepvar.checkpoints.devices import count_devices, present_accelerators
+from stepvar.models.absent import ExplainedPipeline
 from stepvar.models.arguments import outside_of_training
 from stepvar.models.lora import LoraPipeline
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class PlacedPipeline(CheckedPipeline, LoraPipeline):
+class PlacedPipeline(ExplainedPipeline, LoraPipeline):
     """A diffusers pipeline whose transformer is run layer by layer, never by its `forward`.
 
     Attributes:
@@ -73,7 +74,14 @@ class PlacedPipeline(CheckedPipeline, LoraPipeline):
         return made if dtype is None else made.to(dtype=dtype)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """As in diffusers, but parts that a model keeps in float32 stay exact in every number format."""
+        """As in diffusers, but parts that a model keeps in float32 stay exact in every number format.
+
+        Raises:
+            ValueError: When a device is not there.
+        """
+        for place in (*args, kwargs.get("device")):
+            if isinstance(place, (str, torch.device)):
+                _require_present(torch.device(place))
         exact = [entry for part in self.components.values() for entry in _exact_tensors(part)]
         moved = super().to(*args, **kwargs)
         for owner, name, values in exact:
@@ -121,34 +129,27 @@ class PlacedPipeline(CheckedPipeline, LoraPipeline):
         """Decodes the pictures of a batch together again."""
         self.vae.disable_slicing()
 
-    def enable_attention_slicing(self, *args: Any, **kwargs: Any) -> None:
-        """Raises ValueError: attention is never sliced here."""
-        raise ValueError(
-            "Attention is not sliced: its kernels need no memory for scores; to save memory use "
-            "enable_vae_tiling() or enable_model_cpu_offload()."
-        )
-
-    def enable_xformers_memory_efficient_attention(self, *args: Any, **kwargs: Any) -> None:
-        """Raises ValueError: torch's own attention is used."""
-        raise ValueError(
-            "xFormers is not used: torch's scaled_dot_product_attention needs as little memory; leave it out."
-        )
-
-    def enable_freeu(self, *args: Any, **kwargs: Any) -> None:
-        """Raises ValueError: it is for U-Nets."""
-        raise ValueError("FreeU changes U-Nets, and this model has none: leave it out.")
-
-    def enable_sequential_cpu_offload(self, *args: Any, **kwargs: Any) -> None:
-        """Moves layer by layer to the device, where a model can run like that.
+    def enable_model_cpu_offload(self, *args: Any, **kwargs: Any) -> None:
+        """Keeps on the device only the part that is working, as in diffusers.
 
         Raises:
-            ValueError: When it cannot.
+            ValueError: When there is no device but the CPU.
+        """
+        _require_accelerator("enable_model_cpu_offload", args, kwargs)
+        super().enable_model_cpu_offload(*args, **kwargs)
+
+    def enable_sequential_cpu_offload(self, *args: Any, **kwargs: Any) -> None:
+        """Keeps on the device only the layer that is working, where a model can run like that.
+
+        Raises:
+            ValueError: When it cannot, or there is no device but the CPU.
         """
         if not self.streams_layers:
             raise ValueError(
                 f"{type(self).__name__} cannot move layer by layer: use enable_model_cpu_offload(), which "
                 "moves part by part."
             )
+        _require_accelerator("enable_sequential_cpu_offload", args, kwargs)
         super().enable_sequential_cpu_offload(*args, **kwargs)
 
     def load_to_device(self, part: object) -> None:
@@ -163,6 +164,23 @@ class PlacedPipeline(CheckedPipeline, LoraPipeline):
             if other.model is not part:
                 other.offload()
         hook.pre_forward(part)
+
+
+def _require_accelerator(call: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    device = kwargs.get("device", args[1] if len(args) > 1 else None)
+    if device is None and not present_accelerators():
+        raise ValueError(
+            f"{call}() moves parts between the CPU and a GPU, and there is no GPU: leave it out."
+        )
+
+
+def _require_present(device: torch.device) -> None:
+    present = count_devices(device.type)
+    if (device.index or 0) >= present:
+        found = f"{present} {device.type.upper()} device{'s'[: present != 1]}"
+        raise ValueError(
+            f"The device '{device}' is not there, this machine has {found}: use another, or 'cpu'."
+        )
 
 
 def _exact_tensors(part: Any) -> Iterator[tuple[nn.Module, str, Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 MAXIMUM_SEED = 2**63 - 1
+
+MOST_IMAGES = 2**20
+"""Pictures of a call: every one has a generator before anything is computed."""
 
 SMALLEST_TEMPERATURE = 1e-6
 """Logits divided by less could overflow float32 before guidance mixes them."""
@@ -65,8 +68,11 @@ class Inputs:
         Raises:
             ValueError: When the numbers of pictures and seeds do not fit.
         """
-        if not isinstance(repeats, Integral) or repeats < 1:
-            raise ValueError(f"num_images_per_prompt is {repeats}; it must be 1 or more.")
+        if not is_whole(repeats) or not 1 <= repeats * len(prompts) <= MOST_IMAGES:
+            raise ValueError(
+                f"num_images_per_prompt is {repeats}; it must be a whole number, 1 or more, and a call draws "
+                f"{MOST_IMAGES} pictures at most."
+            )
         generators, seeds = make_generators(len(prompts) * repeats, seed, generator)
         return cls(prompts, negatives, embeds, repeats, generators, seeds)
 
@@ -141,6 +147,8 @@ class Request:
     cascade: Cascade | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.options.batch_invariant, bool):
+            raise ValueError(f"batch_invariant is {self.options.batch_invariant!r}; give True or False.")
         own = {id(generator) for generator in self.inputs.generators}
         if self.options.batch_invariant and len(own) < self.inputs.images:
             raise ValueError(
@@ -162,7 +170,7 @@ def as_prompts(prompt: str | Sequence[str], name: str = "prompt") -> list[str]:
     Raises:
         ValueError: When there is none, or one is empty or no text.
     """
-    if not isinstance(prompt, Iterable) or isinstance(prompt, (bytes, bytearray)):
+    if not isinstance(prompt, Iterable) or isinstance(prompt, (bytes, bytearray, Mapping)):
         raise ValueError(f"{name} is of type {type(prompt).__name__}: give a text, or a list of texts.")
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
@@ -173,7 +181,23 @@ def as_prompts(prompt: str | Sequence[str], name: str = "prompt") -> list[str]:
             raise ValueError(f"{which} is of type {type(entry).__name__}: give a text.")
         if not entry.strip():
             raise ValueError(f"{which} is empty: describe the picture in words.")
+        if not is_unicode(entry):
+            raise ValueError(f"{which} holds half a character (a surrogate), which no tokenizer reads.")
     return prompts
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be encoded: one from JSON or a damaged file may hold lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number; True and False are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def as_negatives(negative: str | Sequence[str] | None, prompts: int) -> list[str] | None:
@@ -188,7 +212,8 @@ def as_negatives(negative: str | Sequence[str] | None, prompts: int) -> list[str
     if len(negatives) == 1:
         negatives *= prompts
     if len(negatives) != prompts:
-        raise ValueError(f"{prompts} prompts need one negative prompt, or {prompts}; got {len(negatives)}.")
+        needed = "One prompt needs one" if prompts == 1 else f"{prompts} prompts need one, or {prompts},"
+        raise ValueError(f"{needed} negative prompt; got {len(negatives)}.")
     return negatives
 
 
@@ -228,13 +253,13 @@ def _seeds(seed: Seeds, images: int) -> list[int]:
         # A generator of its own: the program's stays as it was.
         first = torch.Generator().seed() % 2**31
         return [first + index for index in range(images)]
-    if isinstance(seed, Integral):
+    if is_whole(seed) and isinstance(seed, Integral):
         return [int(seed) + index for index in range(images)]
-    if isinstance(seed, (str, bytes, torch.Tensor)) or not isinstance(seed, Iterable):
+    if isinstance(seed, (str, bytes, bool, torch.Tensor)) or not isinstance(seed, Iterable):
         raise ValueError(f"seed is of type {type(seed).__name__}: give a whole number, or one an image.")
     values = list(seed)
     for value in values:
-        if not isinstance(value, Integral):
+        if not is_whole(value):
             raise ValueError(f"The seed {value!r} is no whole number: give one, or one an image.")
     return [int(value) for value in values]
 
@@ -251,7 +276,8 @@ def numbers_per_scale(value: PerScale, scales: int, name: str) -> tuple[float, .
         ValueError: When there are too few, or one is no finite number.
     """
     values = [value] if isinstance(value, Real) else value
-    if isinstance(values, str) or not isinstance(values, Iterable):
+    # A tensor without a dimension has the method of an iterable and cannot be gone through.
+    if isinstance(values, (str, torch.Tensor)) or not isinstance(values, Iterable):
         raise ValueError(f"{name} is of type {type(value).__name__}: give a number, or one a scale.")
     checked = [require_number(entry, name) for entry in values]
     return per_scale(checked[0] if isinstance(value, Real) else checked, scales, name)
@@ -263,15 +289,20 @@ def require_number(value: Any, name: str) -> float:
     Raises:
         ValueError: When it is no finite number.
     """
-    if not isinstance(value, Real) or not math.isfinite(value):
-        shown = f"{value:g}" if isinstance(value, Real) else repr(value)
-        raise ValueError(f"{name} is {shown}; give a finite number.")
-    return float(value)
+    if isinstance(value, Real) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if math.isfinite(number):
+            return number
+        value = number
+    raise ValueError(f"{name} is {value!r}; give a finite number.")
 
 
 def check_filters(top_k: int, top_p: float) -> None:
     """Raises ValueError when the filters of sampling are out of range."""
-    if not isinstance(top_k, Integral) or top_k < 0 or not 0.0 <= require_number(top_p, "top_p") <= 1.0:
+    if not is_whole(top_k) or top_k < 0 or not 0.0 <= require_number(top_p, "top_p") <= 1.0:
         raise ValueError(f"top_k is {top_k} and top_p is {top_p:g}; use 0 or more, and 0 to 1.")
 
 
@@ -285,15 +316,23 @@ def check_temperatures(values: Sequence[float], name: str = "temperature") -> No
             )
 
 
+def check_pixels(height: int | None, width: int | None) -> None:
+    """Raises ValueError when a side is given that is no whole number."""
+    for name, value in (("height", height), ("width", width)):
+        if value is not None and (not isinstance(value, Real) or value != int(value)):
+            raise ValueError(f"{name} is {value!r}: give a whole number of pixels.")
+
+
 def check_aspect_ratio(ratio: float) -> float:
     """An aspect ratio.
 
     Raises:
         ValueError: When it is not positive and finite.
     """
-    if not 0 < ratio < math.inf:
-        raise ValueError(f"aspect_ratio is {ratio:g}; it is width / height and must be positive.")
-    return ratio
+    number = require_number(ratio, "aspect_ratio")
+    if number <= 0:
+        raise ValueError(f"aspect_ratio is {number:g}; it is width / height and must be positive.")
+    return number
 
 
 def check_plan(plan: GenerationPlan, method: PruningMethod | None) -> None:

@@ -118,7 +118,7 @@ class FasterVAR(LateScalePruning):
 
     def group_layers(self, depth: int) -> int:
         """Layers of a group."""
-        return depth // max(count for count in range(1, self.groups + 1) if depth % count == 0)
+        return depth // max(count for count in range(1, min(self.groups, depth) + 1) if depth % count == 0)
 
     def _in_groups(self, entry: ScalePlan, depth: int, named: Mapping[int, Sequence[float]]) -> ScalePlan:
         """A scale's plan with the rank of every group."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from stepvar.generation.fields import require_fields
 from stepvar.generation.plan import GenerationPlan
 from stepvar.generation.pruner import Pruner, PruningMethod, plan_generation, start_pruner
 from stepvar.generation.schedule import ScaleSchedule
@@ -25,6 +26,9 @@ class Int8Cache:
     """
 
     pruning: PruningMethod | None = None
+
+    def __post_init__(self) -> None:
+        require_fields(self)
 
     def plan(self, schedule: ScaleSchedule, depth: int) -> GenerationPlan:
         """The plan of `pruning`, with a cache of another format."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from os import PathLike
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -72,8 +71,8 @@ class ChangedPreset:
         return changed(find_preset(self.name, presets).method, self.changes, f"preset {self.name!r}")
 
 
-Pruning: TypeAlias = PruningMethod | Preset | ChangedPreset | str | PathLike[str] | None
-"""What `pruning=` accepts; see `resolve_pruning`. A path, or a text that ends with .json, is a plan file."""
+Pruning: TypeAlias = PruningMethod | Preset | ChangedPreset | str | None
+"""What `pruning=` accepts; see `resolve_pruning`."""
 
 
 def changed(method: PruningMethod, changes: Mapping[str, Any], title: str) -> PruningMethod:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from stepvar.generation.attention import attention
 from stepvar.generation.cache import Cache, LayerCache
+from stepvar.generation.fields import require_fields
 from stepvar.generation.frozen import FrozenMapping
 from stepvar.generation.plan import GenerationPlan, ScalePlan, find_scale
 from stepvar.generation.pruner import NestedPruner, Pruner, PruningMethod, plan_generation, start_pruner
@@ -93,6 +94,7 @@ class ScaleKV:
     pruning: PruningMethod | None = None
 
     def __post_init__(self) -> None:
+        require_fields(self)
         object.__setattr__(self, "budgets", FrozenMapping(self.budgets))
         object.__setattr__(self, "drafters", tuple(self.drafters))
         if not self.budgets and self.share is None:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
+from stepvar.generation.fields import require_fields
 from stepvar.generation.plan import GenerationPlan
 from stepvar.generation.pruner import (
     Limits,
@@ -134,6 +135,7 @@ class SkipVAR:
     pruning: PruningMethod | None = None
 
     def __post_init__(self) -> None:
+        require_fields(self)
         if self.target not in RULES:
             known = ", ".join(f"{target:g}" for target in RULES)
             raise ValueError(f"SkipVAR has no rule for a target of {self.target:g}; known are {known}.")

@@ -8,7 +8,7 @@ compared with: any score goes with any recovery.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -38,6 +38,9 @@ DENSE_SHARE = 3 / 32
 
 VALUES = ("own", "copied", "expected")
 
+_LARGEST_KERNEL, _MOST_ITERATIONS = 255, 1_000
+"""Tokens, larger than any map's side; and steps, of which the published plan has 5."""
+
 ANCHOR_STRIDE = 3
 """Of the anchors that a recovery copies, where no stride is given (StepVAR's baseline)."""
 
@@ -62,8 +65,7 @@ class StepVAR(LateScalePruning):
             "cache" takes the features of the last scale that ran in full, interpolated by area;
             "bilinear" averages the kept tokens next to it, and copies the nearest where there are none;
             "update" keeps its own features, and adds what the nearest kept token has gained;
-            "guided" adds what the kept tokens near it gained, most of those that it resembled before;
-            "calibrated" predicts them by maps that were fitted to the model, and so is an object.
+            "guided" adds what the kept tokens near it gained, most of those that it resembled before.
         anchor_stride: Distance of tokens on a uniform grid that are always kept, under any recovery;
             None for none, with "anchor" for 3.
         values: What pruned positions draw from the recovered features:
@@ -116,10 +118,14 @@ class StepVAR(LateScalePruning):
                 raise ValueError(f"Unknown {kind} {name!r}; known are {', '.join(known)}.")
         if not 0.0 <= self.structure_weight <= 1.0:
             raise ValueError(f"structure_weight is {self.structure_weight:g}; it must lie in 0..1.")
-        if self.kernel < 3 or self.kernel % 2 == 0:
-            raise ValueError(f"kernel is {self.kernel}; it must be an odd number of tokens, 3 or more.")
-        if self.iterations < 1:
-            raise ValueError(f"iterations is {self.iterations}; the power iteration needs at least one.")
+        if not 3 <= self.kernel <= _LARGEST_KERNEL or self.kernel % 2 == 0:
+            raise ValueError(
+                f"kernel is {self.kernel}; it must be an odd number of tokens, 3 to {_LARGEST_KERNEL}."
+            )
+        if not 1 <= self.iterations <= _MOST_ITERATIONS:
+            raise ValueError(
+                f"iterations is {self.iterations}; the power iteration needs 1 to {_MOST_ITERATIONS}."
+            )
         if self.frame_distance < 1:
             raise ValueError(f"frame_distance is {self.frame_distance}; it must be 1 or more token sides.")
         if self.anchor_stride is not None and self.anchor_stride < 2:
@@ -163,12 +169,9 @@ class StepVAR(LateScalePruning):
         shown = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         shown["score"] = SCORERS.name_of(self.score)
         shown["recovery"] = RECOVERIES.name_of(self.recovery)
-        own = getattr(self.recovery, "settings", None)
-        if callable(own):
-            shown["recovery"] = {"name": shown["recovery"], **own()}
-        elif is_dataclass(self.recovery):
-            values = {entry.name: getattr(self.recovery, entry.name) for entry in fields(self.recovery)}
-            shown["recovery"] = {"name": shown["recovery"], **values}
+        if is_dataclass(self.recovery):
+            own = {entry.name: getattr(self.recovery, entry.name) for entry in fields(self.recovery)}
+            shown["recovery"] = {"name": shown["recovery"], **own}
         return shown
 
     def make_scorer(self) -> BoundScorer:
@@ -187,11 +190,8 @@ class StepVAR(LateScalePruning):
                 f"dense_end may be 0 to {max(depth - first - 1, 0)}."
             )
         plan = in_stages(self.resolve(schedule, depth, first, depth - self.dense_end), self.stages)
-        recovery = make_recovery(self.recovery)
-        if (check := getattr(recovery, "check", None)) is not None:
-            check(plan)
         running = next((entry for entry in plan.scales if not entry.skipped), None)
-        needs_full_scale = needs(recovery, "full_scale")
+        needs_full_scale = needs(make_recovery(self.recovery), "full_scale")
         if needs_full_scale and running is not None and running.prunes:
             raise ValueError(
                 f"Scale {running.scale} cannot be pruned with "
@@ -207,7 +207,7 @@ class StepVAR(LateScalePruning):
                     f"{anchors} anchors {self.anchor_stride} tokens apart: lower its ratio, or raise "
                     "anchor_stride."
                 )
-        return replace(plan, fitted_to=getattr(recovery, "fitted_to", None))
+        return plan
 
     def start(self, plan: GenerationPlan, device: torch.device) -> Pruner:
         return StepVARPruner(self, plan, device)
@@ -258,9 +258,7 @@ class StepVARPruner(Pruner):
         super().__init__(plan)
         self.config = config
         self.scorer = config.make_scorer()
-        recovery = make_recovery(config.recovery)
-        placed = getattr(recovery, "on", None)
-        self.recovery = recovery if placed is None else placed(device)
+        self.recovery = make_recovery(config.recovery)
         # On the features' device, so that no score waits for a copy from the host.
         self.generator = seeded_generator(config.seed, device)
         self.latent: Tensor | None = None

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import weakref
 from pathlib import Path
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from living_tensors import Living
 from stepvar import InfinityStarPipeline
 from stepvar.evaluation.speed import usual_methods
 from stepvar.generation.loop import plan_generation
@@ -121,34 +120,6 @@ def test_what_is_measured_is_called_what_it_is(resolution, expected):
     assert all(preset == (None if name == "dense" else name) for name, preset in methods.items())
 
 
-class _Living(TorchDispatchMode):
-    """Counts the bytes of all tensors that live."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = self.peak = 0
-        self.known: set[int] = set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for tensor in torch.utils._pytree.tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                self._count(tensor.untyped_storage())
-        return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        name, size = storage._cdata, storage.nbytes()
-        if name not in self.known:
-            self.known.add(name)
-            self.bytes += size
-            self.peak = max(self.peak, self.bytes)
-            weakref.finalize(storage, self._forget, name, size)
-
-    def _forget(self, name: int, size: int) -> None:
-        self.known.remove(name)
-        self.bytes -= size
-
-
 @pytest.mark.parametrize(("chunk", "tile"), [(2, None), (1, None), (3, None), (2, 4), (1, 3)])
 @pytest.mark.parametrize(("seconds", "pace"), [(0, 4), (1, 3), (2, 4)])
 def test_the_decoder_holds_what_is_planned(chunk, tile, seconds, pace):
@@ -158,7 +129,7 @@ def test_the_decoder_holds_what_is_planned(chunk, tile, seconds, pace):
         tokenizer = InfinityStarVAE(channels=(24, 48, 96, 96, 96), with_encoder=False)
     pipeline.vae = tokenizer
     latent = torch.empty(1, 64, 1 + seconds * pace, 3, 5, device="meta")
-    with torch.no_grad(), _Living() as living:
+    with torch.no_grad(), Living() as living:
         stream = (
             tokenizer.decode_stream(latent, chunk)
             if tile is None

@@ -113,6 +113,44 @@ def test_a_converted_folder_draws_what_the_official_code_drew(converted):
     torch.testing.assert_close(output.images, stored["final.summed_codes"], rtol=0, atol=1e-4)
 
 
+@pytest.mark.golden
+@pytest.mark.slow
+def test_a_wide_picture_at_one_megapixel_is_what_the_official_code_drew():
+    """Patchify, a negative prompt, positions of the largest budget; the official run stops after 7 scales."""
+    from PIL import Image
+
+    from stepvar import StepVAR
+
+    case, weights = GOLDEN / "edit_1M_3x4_patchify", GOLDEN / "tiny_d14_patchify"
+    stored = load_file(case / "tensors.safetensors")
+    info = json.loads((case / "case.json").read_text())
+    call, repeat = info["call"], info["source"]["repeat"]
+    pipeline = stepvar.load(
+        weights / "transformer.safetensors",
+        vae=weights / "vae.safetensors",
+        kind="varedit",
+        resolution="1024",
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    pixels = stored[info["source"]["tensor"]].numpy().repeat(repeat, axis=0).repeat(repeat, axis=1)
+    output = pipeline(
+        prompt_embeds=stored["input.kv_compact"][None],
+        negative_prompt_embeds=stored["input.neg_kv_compact"][None],
+        image=Image.fromarray(pixels),
+        aspect_ratio=4 / 3,
+        guidance_scale=call["cfg_list"],
+        temperature=call["tau_list"],
+        top_k=1,
+        seed=0,
+        pruning=StepVAR(skip=tuple(range(call["trunk_scale"] - len(call["scale_schedule"]), 0))),
+        output_type="latent",
+    )
+    assert sorted(output.report.choices) == list(range(call["trunk_scale"]))
+    for scale, bits in output.report.choices.items():
+        expected = tokens_from_latent_bits(stored[f"s{scale:02}.bits"].squeeze(1).bool(), patchify=True)
+        assert torch.equal(bits, expected.flatten(1, 2)), scale
+
+
 def test_a_canvas_of_another_shape(converted, caplog):
     """The weights know one budget; a wide canvas takes the positions of its own template."""
     pipeline = stepvar.load(converted)

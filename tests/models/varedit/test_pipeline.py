@@ -9,9 +9,12 @@ from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from living_tensors import Living
 from stepvar import ScaleKV, StepVAR, VAREditPipeline
 from stepvar.generation.cascade import Cascade
 from stepvar.models.infinity.sizes import SizeTable
+from stepvar.models.infinity.vae import InfinityVAE
+from stepvar.models.varedit.costs import memory_plan
 from stepvar.models.varedit.published import check_schedule
 from stepvar.models.varedit.source_cache import ScaleAlignedCache
 from stepvar.pruning.scalekv import BudgetedLayer, _Step
@@ -100,9 +103,63 @@ def test_one_sentence_for_pictures_that_cannot_be(pipeline):
             pipeline(PROMPT, **options, observer=lambda report: pytest.fail("a scale ran"))
 
 
-def test_a_mask_is_for_other_models(pipeline):
-    with pytest.raises(ValueError, match="edits whole pictures as a prompt says, not by a mask"):
-        pipeline.edit(PROMPT, image=SOURCE, box=(0, 0, 8, 8))
+def test_edit_takes_an_instruction(pipeline):
+    """Without a mask it is the call; with one, only what the mask covers is taken over."""
+    called = pipeline([PROMPT] * 2, image=[WIDE, TALL], seed=3).images
+    plain = pipeline.edit(PROMPT, image=[WIDE, TALL], seed=3)
+    assert all(np.array_equal(*map(np.asarray, pair)) for pair in zip(plain.images, called, strict=True))
+    assert plain.masks == [None, None] and plain.before[0].size == WIDE.size
+    box = (0.5, 0.0, 0.5, 1.0)
+    masked = pipeline.edit(PROMPT, image=WIDE, box=box, seed=3, feather=0)
+    before, after, drawn = map(np.asarray, (WIDE, masked.images[0], called[0]))
+    assert np.array_equal(after[:, :45], before[:, :45]) and np.array_equal(after[:, 45:], drawn[:, 45:])
+    assert masked.report.settings["edit"] == {"feather": 0, "composited": True}
+    raw = pipeline.edit(PROMPT, image=WIDE, box=box, seed=3, composited=False)
+    assert np.array_equal(np.asarray(raw.images[0]), drawn)
+    array = pipeline.edit(PROMPT, image=WIDE, box=box, seed=3, feather=0, output_type="np").images
+    assert np.allclose(array[0] * 255, after)
+    middle = pipeline.edit(PROMPT, image=WIDE, box=(0.4, 0.0, 0.2, 1.0), seed=3, fit="crop").images[0]
+    assert middle.size == WIDE.size and not np.array_equal(np.asarray(middle), before)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"strength": 0.5}, "strength means nothing to VAREditPipeline"),
+        ({"outpaint": (8, 0, 0, 0)}, "outpaint means nothing to VAREditPipeline"),
+        ({"margin": 1}, "margin means nothing to VAREditPipeline"),
+        ({"pruning": "region"}, "Unknown pruning preset 'region'"),
+        ({"box": (0, 0, 8, 8), "fit": "crop"}, "The mask lies outside of what the model sees"),
+        ({"box": (0, 0, 90, 37)}, "covers the whole picture"),
+        ({"image": None}, "No image was given"),
+        ({"mask_image": WIDE}, "takes no mask_image"),
+        ({"image": [WIDE, TALL], "output_type": "pt", "box": (0, 0, 8, 8)}, "differ in size"),
+    ],
+)
+def test_what_is_nothing_to_an_instruction_is_refused(pipeline, given, words):
+    with pytest.raises(ValueError, match=words):
+        pipeline.edit(PROMPT, **{"image": WIDE, **given})
+
+
+def test_pictures_of_one_instruction_share_its_source_pass(pipeline):
+    """It runs for one row, and the pictures are those that single calls draw."""
+    prompts = [PROMPT, "a blue ring"]
+    counts: list[int] = []
+    watch = pipeline.transformer.blocks[0].feed_forward.register_forward_hook(
+        lambda module, inputs, output: counts.append(len(output))
+    )
+    several = latents(pipeline, prompts, image=[WIDE, TALL], num_images_per_prompt=3, seed=[1, 2, 3, 4, 5, 6])
+    watch.remove()
+    assert counts[:2] == [4, 12]
+    alone = latents(pipeline, "a blue ring", image=TALL, seed=5)
+    assert torch.equal(several[4:5], alone)
+    rounded = latents(
+        pipeline, PROMPT, image=WIDE, num_images_per_prompt=2, seed=[1, 2], pruning="int8-cache"
+    )
+    single = latents(pipeline, PROMPT, image=WIDE, seed=2, pruning="int8-cache")
+    assert torch.equal(rounded[1:], single)
+    one, three = pipeline.summary(), pipeline.summary(num_images_per_prompt=3, images=3)
+    assert three.prefix.flops == one.prefix.flops and three.prefix.cache_bytes == 3 * one.prefix.cache_bytes
 
 
 def test_only_sizes_with_the_positions_of_training_are_drawn(caplog):
@@ -194,3 +251,23 @@ def test_scalekv_leaves_the_source_alone(pipeline):
     )
     told = pipeline.summary(method)
     assert told.prefix == pipeline.summary().prefix
+
+
+@pytest.mark.parametrize("tiling", [False, True])
+def test_memory_is_what_the_parts_hold(pipeline, tiling):
+    """Weights and cache exactly; the tokenizer's tensors, followed one by one without content, nearly."""
+    told = pipeline.summary(PRUNED, guidance_scale=3.0)
+    weights = sum(
+        value.numel() * value.element_size() for value in pipeline.transformer.state_dict().values()
+    )
+    assert told.memory.weights["transformer"] == weights and told.memory.cache == told.cache_bytes
+    assert "Peak memory" in str(told) and told.memory.resident > weights + told.cache_bytes
+    with torch.device("meta"):
+        # The published one, narrower.
+        vae = InfinityVAE(16, 32, norm_groups=8, patchify=False)
+    vae.use_tiling = tiling
+    latent = torch.empty(1, 16, 64, 64, dtype=torch.float32, device="meta")
+    with torch.no_grad(), Living() as living:
+        vae.decode_part(latent)
+    planned = memory_plan({"transformer": pipeline.transformer, "vae": vae}, told, (1024, 1024), 1)
+    assert 0.9 * living.peak <= planned.working["vae"] <= 1.5 * living.peak

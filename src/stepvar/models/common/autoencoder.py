@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
+from diffusers.configuration_utils import FrozenDict
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
@@ -26,6 +27,17 @@ class DecoderOutput(BaseOutput):
     sample: Tensor
 
 
+class LatentConfig(FrozenDict):  # type: ignore[misc]  # diffusers has no annotations
+    """Configuration of a visual tokenizer: latents are neither scaled nor shifted between decoder and call.
+
+    Code that multiplies, divides or shifts by these numbers, as diffusers' pipelines do, so changes nothing.
+    They are no entries, and not saved.
+    """
+
+    scaling_factor = 1.0
+    shift_factor = 0.0
+
+
 class Autoencoder(ConfiguredModel[Config], Generic[Config]):
     """A visual tokenizer.
 
@@ -36,6 +48,11 @@ class Autoencoder(ConfiguredModel[Config], Generic[Config]):
 
     use_tiling = False
     use_slicing = False
+
+    def register_to_config(self, **kwargs: Any) -> None:
+        """Adds to the configuration."""
+        super().register_to_config(**kwargs)
+        self._internal_dict = LatentConfig(self._internal_dict)
 
     def enable_tiling(self) -> None:
         """Decodes part by part: pictures in strips of rows, videos in tiles."""

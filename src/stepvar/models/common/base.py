@@ -304,12 +304,19 @@ class ConfiguredModel(  # type: ignore[misc]  # two of diffusers' classes declar
         return cast(torch.dtype, self.dtype)
 
 
-def refuse_compiled_wrapper(model: object) -> None:
-    """Raises ValueError for a model in the wrapper of `torch.compile`, which the loop would never call."""
+def refuse_unused_forward(model: object) -> None:
+    """Raises ValueError for a model whose `forward` something replaced, which the loop would never call."""
     if type(model).__name__ == "OptimizedModule":
         raise ValueError(
             "The transformer is wrapped by torch.compile(), which compiles its forward, while the loop over "
             "scales calls its blocks: use pipe.transformer.compile_repeated_blocks() instead."
+        )
+    # Hooks of accelerate and diffusers act on the parts inside as well.
+    hooked = any(hasattr(model, name) for name in ("_hf_hook", "_diffusers_hook"))
+    if "forward" in getattr(model, "__dict__", {}) and not hooked:
+        raise ValueError(
+            "The transformer's forward has been replaced, by a cache of denoising steps for example, and the "
+            "loop over scales calls its blocks: load it anew; pruning= saves work here."
         )
 
 

@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from torch import nn
+
 from stepvar.generation.int8_cache import SCALE_BYTES
 from stepvar.generation.plan import GenerationPlan
 from stepvar.generation.report import ScaleCost
 from stepvar.generation.schedule import Scale
+
+
+def module_bytes(module: nn.Module) -> int:
+    """Of a module's weights and buffers."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 @dataclass(frozen=True)

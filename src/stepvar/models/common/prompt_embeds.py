@@ -42,6 +42,8 @@ def split_embeds(
     else:
         if mask is not None:
             raise ValueError(f"{mask_name} needs {name} as one tensor [B, T, E]: leave it out, or pad them.")
+        if not isinstance(embeds, Sequence):
+            raise ValueError(f"{name} is of type {type(embeds).__name__}; give one tensor, or one a prompt.")
         rows = list(embeds)
     for row in rows:
         if not isinstance(row, Tensor) or row.dim() != 2 or not row.is_floating_point():

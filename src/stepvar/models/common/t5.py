@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 
 _SHOWN_CHARACTERS = 200
+_SHOWN_WORDS, _SHOWN_LETTERS = 8, 40
 
 
 class UnknownWordError(ValueError):
@@ -38,10 +40,19 @@ class UnknownWordError(ValueError):
         known = list(known)
         self.suggestions = {word: closest_words(word, known) for word in words}
         described = [
-            f"{word!r} (close: {', '.join(close)})" if close else f"{word!r} (nothing close is known)"
-            for word, close in self.suggestions.items()
+            f"{_shortened(word)} (close: {', '.join(close)})"
+            if close
+            else f"{_shortened(word)} (nothing close is known)"
+            for word, close in islice(self.suggestions.items(), _SHOWN_WORDS)
         ]
+        if more := len(self.suggestions) - len(described):
+            described.append(f"and {more} more words")
         super().__init__(f"The text encoder does not know {', '.join(described)}.")
+
+
+def _shortened(word: str) -> str:
+    """A word as a message quotes it: a prompt may hold one of any length."""
+    return repr(word if len(word) <= _SHOWN_LETTERS else f"{word[:_SHOWN_LETTERS]}...")
 
 
 def closest_words(word: str, known: Iterable[str], count: int = 3) -> tuple[str, ...]:

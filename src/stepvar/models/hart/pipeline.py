@@ -16,6 +16,7 @@ from stepvar.generation.report import ScaleCost
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.models.arguments import with_arguments_of
 from stepvar.models.codebook_pipeline import CodebookPipeline, CodebookRequest
+from stepvar.models.encoded_prompts import EncodedPrompts
 from stepvar.models.hart import SPEC
 from stepvar.models.hart.checkpoints import check_pair
 from stepvar.models.hart.costs import scale_costs
@@ -227,6 +228,12 @@ class HARTPipeline(CodebookPipeline[HARTRequest]):
         tokenizer, text_encoder = self.text_parts()
         length = self.transformer.config.context_tokens
         return encode_prompts(tokenizer, text_encoder, prompts, length, self._execution_device)
+
+    def pack_encoded(
+        self, positive: ContextFeatures, negative: ContextFeatures | None, repeats: int
+    ) -> EncodedPrompts:
+        other = None if negative is None else (negative.features, negative.mask)
+        return EncodedPrompts.of((positive.features, positive.mask), other, repeats)
 
     def prefill(self, request: HARTRequest) -> HARTSession:
         device, inputs = self._execution_device, request.inputs

@@ -32,6 +32,7 @@ from stepvar.models.request import (
     Request,
     check_aspect_ratio,
     check_filters,
+    check_pixels,
     check_temperatures,
     numbers_per_scale,
 )
@@ -144,6 +145,8 @@ class InfinityBasePipeline(NextScalePipeline[AskedBits], Generic[AskedBits]):
         guidance = self.guidance(guidance_scale, guidance_layers, len(schedule))
         method = self.check_pruning(pruning, schedule, guidance)
         if cascade is not None:
+            if not isinstance(cascade, Cascade):
+                raise ValueError(f"cascade is of type {type(cascade).__name__}; give a Cascade.")
             cascade.check(self, schedule, guidance, method)
             if options.callback is not None:
                 raise ValueError(
@@ -203,6 +206,7 @@ class InfinityBasePipeline(NextScalePipeline[AskedBits], Generic[AskedBits]):
         """
         table = self.transformer.size_table
         trained = self.transformer.config.budgets
+        check_pixels(height, width)
         if height is not None or width is not None:
             if aspect_ratio is not None or pixel_budget is not None:
                 raise ValueError("Give height and width, or aspect_ratio and pixel_budget, not both.")

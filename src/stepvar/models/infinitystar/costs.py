@@ -11,6 +11,7 @@ from torch import nn
 from stepvar.generation.cache import Span
 from stepvar.generation.plan import GenerationPlan
 from stepvar.generation.report import MemoryPlan, ScaleCost
+from stepvar.models.common.costs import module_bytes
 from stepvar.models.infinitystar.schedules import VideoSchedule
 from stepvar.models.infinitystar.session import layer_windows
 from stepvar.models.infinitystar.tiling import spans
@@ -84,7 +85,7 @@ def memory_plan(
         Others: Parts of the pipeline, and what will run.
     """
     parts = {"text_encoder": text_encoder, "transformer": transformer, "vae": tokenizer}
-    weights = {name: _bytes(module) for name, module in parts.items() if module is not None}
+    weights = {name: module_bytes(module) for name, module in parts.items() if module is not None}
     working = {
         "text_encoder": 0,
         "transformer": _layer_bytes(transformer, plan, copies),
@@ -92,13 +93,8 @@ def memory_plan(
     }
     room = _room(_seen_by_layer(schedule, plan, prefix), len(schedule) - 1)
     cache = copies * room * _token_bytes(transformer)
-    largest = max(_bytes(block) for block in transformer.blocks)
+    largest = max(module_bytes(block) for block in transformer.blocks)
     return MemoryPlan(weights, cache, {name: working[name] for name in weights}, largest)
-
-
-def _bytes(module: nn.Module) -> int:
-    tensors = [*module.parameters(), *module.buffers()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _token_bytes(transformer: InfinityStarTransformer) -> int:

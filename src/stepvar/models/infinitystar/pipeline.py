@@ -46,7 +46,7 @@ from stepvar.models.infinitystar.text import format_prompt
 from stepvar.models.infinitystar.tiling import USUAL_TILE
 from stepvar.models.infinitystar.transformer import InfinityStarTransformer
 from stepvar.models.infinitystar.vae import DECODER_CHUNK, InfinityStarVAE
-from stepvar.models.output import CALLBACK_TENSORS, CallOptions, StageTimer, StepCallback
+from stepvar.models.output import CALLBACK_TENSORS, CallOptions, FrameProcessor, StageTimer, StepCallback
 from stepvar.models.request import Inputs, PerScale
 from stepvar.pruning.presets import Pruning
 
@@ -345,6 +345,16 @@ class InfinityStarPipeline(PlannedVideos):
             format_prompt(prompt, seconds, defaults.prompt_suffix, defaults.marks_duration)
             for prompt in prompts
         ]
+
+    def described(self, prompts: Sequence[str], seconds: float | None = None) -> list[str]:
+        """Prompts as the text encoder reads them, for a video of so many seconds; by default a call's."""
+        length = self.check(list(prompts), seconds=seconds).plan.seconds
+        return self._completed(prompts, length)
+
+    @property
+    def video_processor(self) -> FrameProcessor:
+        """Turns decoded frames into pictures, as in diffusers."""
+        return FrameProcessor(vae_scale_factor=self.vae_scale_factor)
 
     def check_prompts(
         self, prompts: Sequence[str], negatives: Sequence[str] = (), seconds: float | None = None

@@ -28,6 +28,7 @@ from stepvar.models.request import (
     PerScale,
     check_aspect_ratio,
     check_filters,
+    check_pixels,
     check_temperatures,
     numbers_per_scale,
     require_number,
@@ -290,6 +291,7 @@ def _template(
     sizes: VideoSizes, size: Size, conditioning: ConditioningFrames | None, continuation: Continuation | None
 ) -> float:
     height, width, aspect_ratio, budget = size
+    check_pixels(height, width)
     if budget is not None and budget != sizes.name:
         raise ValueError(f"This model draws one resolution, {sizes.name}, not {budget!r}: leave it out.")
     if height is not None or width is not None:

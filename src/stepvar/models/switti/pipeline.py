@@ -19,6 +19,7 @@ from stepvar.models.arguments import with_arguments_of
 from stepvar.models.codebook_pipeline import CodebookPipeline, CodebookRequest, even_progress
 from stepvar.models.common.prompt_embeds import PromptEmbeds, split_embeds
 from stepvar.models.common.vq_vae_checkpoints import check_pair
+from stepvar.models.encoded_prompts import EncodedPrompts, PooledPrompts, padded_prompts
 from stepvar.models.output import CALLBACK_TENSORS, CallOptions, ImageOutput, StageTimer, StepCallback
 from stepvar.models.request import Inputs, PerScale, check_filters, check_temperatures
 from stepvar.models.switti import SPEC
@@ -294,6 +295,16 @@ class SwittiPipeline(CodebookPipeline[CodebookRequest]):
         (tokenizer, encoder), (tokenizer_2, encoder_2) = self.text_parts(), self.text_parts("_2")
         tokenizers, encoders = (tokenizer, tokenizer_2), (encoder, encoder_2)
         return encode_prompts(tokenizers, encoders, prompts, self.text_length, self._execution_device)
+
+    def pack_encoded(
+        self, positive: TextFeatures, negative: TextFeatures | None, repeats: int
+    ) -> PooledPrompts:
+        other = None if negative is None else padded_prompts(negative.tokens)
+        texts = EncodedPrompts.of(padded_prompts(positive.tokens), other, repeats)
+        pooled = positive.pooled.repeat_interleave(repeats, 0)
+        return PooledPrompts(
+            *texts, pooled, None if negative is None else negative.pooled.repeat_interleave(repeats, 0)
+        )
 
     def prefill(self, request: CodebookRequest) -> SwittiSession:
         repeats = request.inputs.repeats

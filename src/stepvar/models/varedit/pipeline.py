@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -10,20 +11,24 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from stepvar.editing.pictures import Box
 from stepvar.generation.cascade import Cascade
 from stepvar.generation.plan import GenerationPlan
 from stepvar.generation.progress import Observer
 from stepvar.generation.report import PrefixCost, ScaleCost, Summary
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.media.pictures import Picture
-from stepvar.models.arguments import with_arguments_of
+from stepvar.models.arguments import known_arguments, with_arguments_of
 from stepvar.models.common.prompt_embeds import PromptEmbeds
+from stepvar.models.edit_request import EditSettings
+from stepvar.models.editing import EditOutput
 from stepvar.models.infinity.base_pipeline import BitsRequest, InfinityBasePipeline
 from stepvar.models.infinity.session import TextCondition
 from stepvar.models.output import CALLBACK_TENSORS, CallOptions, ImageOutput, StepCallback
 from stepvar.models.request import PerScale
 from stepvar.models.varedit import SPEC
-from stepvar.models.varedit.costs import scale_costs, source_cost
+from stepvar.models.varedit.costs import memory_plan, scale_costs, source_cost
+from stepvar.models.varedit.masked import call_arguments, check_instruction, run_instruction
 from stepvar.models.varedit.pictures import check_fit, crop_result, fit_to_canvas, read_sources
 from stepvar.models.varedit.presets import PRESETS
 from stepvar.models.varedit.published import check_schedule
@@ -186,6 +191,49 @@ class VAREditPipeline(InfinityBasePipeline[EditRequest]):
         """Edits pictures."""
         return self.draw(self.check(*args, **kwargs))
 
+    def edit(
+        self,
+        *subject: Any,
+        image: Picture | Sequence[Picture] | None = None,
+        mask: Picture | Sequence[Picture] | None = None,
+        box: Box | Sequence[Box] | None = None,
+        pruning: Pruning = None,
+        feather: int | None = None,
+        composited: bool = True,
+        fit: str = "pad",
+        **call: Any,
+    ) -> EditOutput:
+        """Edits a picture as an instruction says; with a mask, only what it covers is taken over.
+
+        The whole picture is drawn anew in either case, so a mask saves no time. Pixels outside of it are the
+        picture's, bit for bit.
+
+        Args:
+            subject: The instruction; one, or one a picture.
+            image: A picture or its file, or several.
+            mask: White may change; of the picture's size or shape; one, or one a picture.
+            box: Instead of a mask: left, top, width and height in pixels, or in shares of the sides; one, or
+                one a picture.
+            pruning: As in a call.
+            feather: Pixels inside of the mask's border in which old and new are blended; by default 1/64 of
+                the shorter side.
+            composited: Whether to put the picture's own pixels back outside of a mask.
+            fit: As in a call.
+            call: Further arguments of a call.
+
+        Returns:
+            The pictures, what they were made from, and a report.
+
+        Raises:
+            ValueError: When an argument is wrong; nothing has been drawn then. A new border, a strength, a
+                margin and late scales are for other models.
+        """
+        settings = EditSettings(mask, box, pruning=pruning, feather=feather, composited=composited, fit=fit)
+        known = {*inspect.signature(self.check).parameters, *EditSettings.__dataclass_fields__}
+        call = known_arguments(type(self).__name__, call, known)
+        with self.drawing():
+            return run_instruction(self, check_instruction(self, subject, settings, {"image": image, **call}))
+
     def check_trained(self, schedule: ScaleSchedule) -> None:
         """Refuses sizes whose positions the weights never saw; says so when the canvas is no square."""
         check_schedule(schedule, self.transformer.size_table, self.transformer.config.budgets)
@@ -201,7 +249,7 @@ class VAREditPipeline(InfinityBasePipeline[EditRequest]):
             source = self.encode_sources(request)
             condition = self.condition(request, texts)
             self.load_to_device(self.transformer)
-            return self.start(condition, request.schedule, source)
+            return self.start(condition, request.schedule, source, repeats=request.inputs.repeats)
 
     def encode_sources(self, request: EditRequest) -> Tensor:
         """Encoder features [B, d, H, W] of the pictures on their canvas, in float32."""
@@ -234,6 +282,7 @@ class VAREditPipeline(InfinityBasePipeline[EditRequest]):
         schedule: ScaleSchedule,
         source: Tensor,
         source_probe: SourceProbe | None = None,
+        repeats: int = 1,
     ) -> VAREditSession:
         """The model at work on encoded texts and pictures.
 
@@ -242,11 +291,12 @@ class VAREditPipeline(InfinityBasePipeline[EditRequest]):
             schedule: The scales.
             source: [B, d, H, W] encoder features of the pictures.
             source_probe: Sees hidden states of the source pass.
+            repeats: Pictures of each instruction, whose source runs once.
         """
         template = self.transformer.size_table.largest(schedule)
         patchify, device = self.vae.config.patchify, self._execution_device
         return VAREditSession(
-            self.transformer, condition, schedule, source, template, patchify, device, source_probe
+            self.transformer, condition, schedule, source, template, patchify, device, source_probe, repeats
         )
 
     def finish_pictures(self, pictures: list[Image.Image], request: EditRequest) -> list[Image.Image]:
@@ -268,7 +318,7 @@ class VAREditPipeline(InfinityBasePipeline[EditRequest]):
         text_tokens: int | None = None,
         **call: Any,
     ) -> Summary:
-        """As for other models, with the source pass; the picture may be left out, and changes nothing.
+        """As for other models, with the source pass; picture and mask may be left out, and change nothing.
 
         Args:
             pruning: As in a call.
@@ -279,24 +329,30 @@ class VAREditPipeline(InfinityBasePipeline[EditRequest]):
         Raises:
             ValueError: As the call would.
         """
+        call = call_arguments(type(self).__name__, call)
         if call.get("image") is None:
             call["image"] = Image.new("RGB", (64, 64), (255, 255, 255))
         return super().summary(pruning, images=images, text_tokens=text_tokens, **call)
 
     def summarise(self, request: EditRequest, images: int, text_tokens: int) -> Summary:
-        """As for other models, with the source pass; in a cascade each model runs its own."""
+        """As for other models, with the source pass and the memory; in a cascade each model runs its own."""
         whole = super().summarise(request, images, text_tokens)
         together = 1 if request.options.batch_invariant else images
-        copies = 2 if request.guidance.active else 1
+        copies, repeats = 2 if request.guidance.active else 1, request.inputs.repeats
+        # Pictures of one instruction share its source; `images` may be any other number.
+        repeats = repeats if together % repeats == 0 else 1
 
         def cost(pipeline: VAREditPipeline, plan: GenerationPlan | None = None) -> PrefixCost:
             plan = plan or GenerationPlan.dense(request.schedule, pipeline.depth)
-            one = source_cost(pipeline.transformer, plan, together, copies, text_tokens)
+            one = source_cost(pipeline.transformer, plan, together, copies, text_tokens, repeats)
             return replace(one, flops=images // together * one.flops)
 
         own = cost(self, whole.plan)
         if request.cascade is None:
-            return replace(whole, prefix=own, dense_prefix=cost(self))
+            whole = replace(whole, prefix=own, dense_prefix=cost(self))
+            parts = {"text_encoder": self.text_encoder, "transformer": self.transformer, "vae": self.vae}
+            there = {name: part for name, part in parts.items() if part is not None}
+            return replace(whole, memory=memory_plan(there, whole, self.pixels(request.schedule), together))
         draft = cost(request.cascade.drafter)
         # Only one of the two caches lives at a time.
         cache = max(own.cache_bytes, draft.cache_bytes)

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from stepvar.generation.cache import Cache, KVCache
+from stepvar.generation.cache import Cache, IsolatedMemory, KVCache, LayerCache
+from stepvar.generation.int8_cache import Int8LayerCache
 from stepvar.generation.plan import GenerationPlan
 from stepvar.generation.schedule import Scale, ScaleSchedule
 from stepvar.generation.tokens import Tokens
@@ -36,6 +37,7 @@ class VAREditSession(InfinitySession):
         patchify: Whether a token stands for 2 x 2 latent positions.
         device: Where it runs; by default where the transformer is.
         source_probe: Sees hidden states of the source pass.
+        repeats: Pictures of each instruction, one after the other; their source runs once.
 
     Raises:
         ValueError: When the source does not fit the schedule or the batch.
@@ -51,8 +53,10 @@ class VAREditSession(InfinitySession):
         patchify: bool = False,
         device: torch.device | None = None,
         source_probe: SourceProbe | None = None,
+        repeats: int = 1,
     ) -> None:
         super().__init__(transformer, condition, schedule, patchify, device)
+        self.repeats = repeats
         if source.shape != self.latent.shape:
             raise ValueError(
                 f"The source features are {list(source.shape)}, but the schedule and the batch need "
@@ -89,14 +93,20 @@ class VAREditSession(InfinitySession):
         return cache
 
     def prefill(self, cache: Cache) -> None:
-        """Sends the source tokens through all layers, where they see each other and their row's text."""
-        rows, final = slice(0, self.images * self.copies), self.schedule.final
-        hidden = self.transformer.embed_tokens(self.source_features, final)
+        """Sends the source tokens through all layers, where they see each other and their row's text.
+
+        Pictures of one instruction have the same source and the same text, so one row stands for them.
+        """
+        rows, final = slice(0, self.images * self.copies, self.repeats), self.schedule.final
+        hidden = self.transformer.embed_tokens(self.source_features[:: self.repeats], final)
         self._show_source("input", hidden)
         hidden = hidden.repeat(self.copies, 1, 1)
         tokens = Tokens(final, self.positions[:, : self.source_tokens])
         for layer in range(self.depth):
-            for _name, branch in self.branches(layer, cache[layer], rows):
+            memory = cache[layer]
+            assert isinstance(memory, (LayerCache, Int8LayerCache))
+            memory = IsolatedMemory(memory, self.repeats)
+            for _name, branch in self.branches(layer, memory, rows):
                 hidden = hidden + branch(hidden, tokens)
             self._show_source(f"layer {layer}", hidden)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch.nn.functional as functional
 from torch import Tensor
 
-from stepvar.generation.attention import attention
 from stepvar.generation.cache import LayerCache
 
 SpatialGrid = tuple[int, int]
@@ -48,15 +47,15 @@ class ScaleAlignedCache(LayerCache):
         for buffer, source in zip((self.keys, self.values), self.source, strict=True):
             buffer[:, :, self.first : self.source_tokens] = _area_averaged(source, self.grid, grid)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """The source pass comes first and sees itself; scales see averages and target tokens."""
         if self.source is None:
             self.source = (key.to(self.keys.dtype), value.to(self.values.dtype))
             self.length = self.source_tokens
-            return attention(query, key, value, scale)
+            return key, value
         if self.first > self.source_tokens:
             raise RuntimeError("A scale attends to a source that was not averaged to its grid.")
-        return super().attend(query, key, value, scale)
+        return super().extend(key, value)
 
 
 def _area_averaged(values: Tensor, grid: SpatialGrid, target: SpatialGrid) -> Tensor:
