@@ -11,6 +11,7 @@ from stepvar.models import MODELS
 if TYPE_CHECKING:
     from stepvar.embedded import load_embedded as load_embedded
     from stepvar.evaluation.calibration import calibrate as calibrate
+    from stepvar.evaluation.calibration import calibrate_recovery as calibrate_recovery
     from stepvar.generation.cascade import Cascade as Cascade
     from stepvar.generation.report import Report as Report
     from stepvar.generation.report import Summary as Summary
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from stepvar.models.infinitystar.pipeline import InfinityStarPipeline as InfinityStarPipeline
     from stepvar.models.infinitystar.transformer import InfinityStarTransformer as InfinityStarTransformer
     from stepvar.models.infinitystar.vae import InfinityStarVAE as InfinityStarVAE
+    from stepvar.models.plan_files import load_plan as load_plan
+    from stepvar.models.plan_files import save_plan as save_plan
     from stepvar.models.presets import PRESETS as PRESETS
     from stepvar.models.switti.pipeline import SwittiPipeline as SwittiPipeline
     from stepvar.models.switti.transformer import SwittiTransformer as SwittiTransformer
@@ -61,11 +64,14 @@ _NAMES = {
     "StepVAR": "stepvar.pruning.stepvar:StepVAR",
     "Summary": "stepvar.generation.report:Summary",
     "calibrate": "stepvar.evaluation.calibration:calibrate",
+    "calibrate_recovery": "stepvar.evaluation.calibration:calibrate_recovery",
     "convert": "stepvar.loading.conversion:convert",
     "from_official": "stepvar.loading.official_objects:from_official",
     "load": "stepvar.loading.opener:load",
     "load_embedded": "stepvar.embedded:load_embedded",
+    "load_plan": "stepvar.models.plan_files:load_plan",
     "reproduce": "stepvar.report.run:reproduce",
+    "save_plan": "stepvar.models.plan_files:save_plan",
     # Pipeline, transformer and VAE of every model.
     **{name: reference for spec in MODELS for name, reference in spec.public_classes.items()},
 }

@@ -47,6 +47,15 @@ def test_a_report_on_the_command_line(run, model_folder):
         (("calibrate", "--target-speedup", "2", "--method", "fastvr"), "Unknown pruning method 'fastvr'"),
         (("calibrate", "--target-psnr", "20", "--prompts", "absent"), "no prompts file 'absent'"),
         (("calibrate", "--target-psnr", "20", "--prompts", "gap.txt"), "Line 2 of 'gap.txt' is empty"),
+        (("calibrate", "--target-psnr", "20", "--ratios=-1=0.5"), "searched for: leave --ratios out"),
+        (("calibrate", "--target-psnr", "20", "-o", "absent/plan.json"), "is no place for a plan"),
+        (("calibrate", "--recovery", "calibrated", "--target-psnr", "20"), "one of the two"),
+        (("calibrate", "--recovery", "calibrated", "--ratios=-1=0.5"), "Name a .json file with -o"),
+        (("calibrate", "--recovery", "calibrated", "-o", "p.json"), "fitted to a plan: give --pruning, or"),
+        (
+            ("calibrate", "--recovery", "calibrated", "--pruning", "fastvar", "-o", "p.json"),
+            "for a plan of StepVAR, and this is FastVAR",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(run, model_folder, arguments, words):
@@ -70,6 +79,41 @@ def test_calibrating_on_the_command_line(run, model_folder):
         "generate", "a red star", "--model", model_folder, "-o", "x.png", *document["options"].split()
     )
     assert generated.code == 0 and Path("x.png").is_file()
+
+
+def test_a_recovery_is_fitted_and_used_on_the_command_line(run, model_folder):
+    arguments = ("calibrate", "--model", model_folder, "--recovery", "calibrated", "--ratios=-2=0.4,-1=0.6")
+    fitted = run(*arguments, "-n", 8, "-o", "plan.json")
+    assert fitted.code == 0, fitted.stderr
+    for words in ("less error", "8x8", "on 2 prompts that the fit did not see", "plan.safetensors"):
+        assert words in fitted.stdout
+    drawn = run(
+        "generate", "a red star", "--model", model_folder, "--pruning", "plan.json", "-o", "x.png", "--json"
+    )
+    assert drawn.json["settings"]["pruning"]["recovery"]["name"] == "calibrated"
+    summary = run("summary", "--model", model_folder, "--pruning", "plan.json").stdout
+    assert "maps fitted to these weights" in summary
+    compared = run("compare", "a red star", "--model", model_folder, "--pruning", "plan.json", "--repeats", 1)
+    assert compared.code == 0 and "plan: plan.json" in compared.stdout
+    # The plan with another score, and with another recovery.
+    for change in (("--score", "texture"), ("--recovery", "guided")):
+        assert run("summary", "--model", model_folder, "--pruning", "plan.json", *change).code == 0
+    Path("plan.safetensors").unlink()
+    for command in (("generate", "a red star"), ("bench",), ("evaluate", "scenes", "-n", 2)):
+        lost = run(*command, "--model", model_folder, "--pruning", "plan.json")
+        assert lost.code == 2 and "plan.safetensors' cannot be read" in lost.stderr
+    bare = run(
+        "generate", "a red star", "--model", model_folder, "--ratios=-1=0.5", "--recovery", "calibrated"
+    )
+    assert bare.code == 2 and "has to be fitted to the model" in bare.stderr
+
+
+def test_a_found_plan_is_stored(run, model_folder):
+    arguments = ("calibrate", "--model", model_folder, "--target-psnr", "9", "-n", 3, "-o", "found.json")
+    document = run(*arguments, "--json").json
+    assert document["files"] == ["found.json"]
+    summary = run("summary", "--model", model_folder, "--pruning", "found.json", "--json").json
+    assert summary == run("summary", "--model", model_folder, *document["options"].split(), "--json").json
 
 
 def test_a_missed_target_is_a_warning_on_the_command_line(run, model_folder):

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from stepvar import FasterVAR, FastVAR, Int8Cache, ScaleKV, SkipVAR, StepVAR
-from stepvar.pruning.recovery import RECOVERIES
+from stepvar.evaluation.recovery_fit import fit_recovery
+from stepvar.pruning.recovery import ready_recoveries
 from stepvar.pruning.scores import SCORERS
-from tiny_pipelines import MAKERS, needed
+from tiny_pipelines import MAKERS, made, needed
 
 RATIOS = {-2: 0.4, -1: 0.6}
 METHODS = {
@@ -23,7 +24,7 @@ METHODS = {
     "scalekv": ScaleKV(share=0.15, pruning=StepVAR(RATIOS)),
     "stages and a dense end": StepVAR(RATIOS, recovery="update", values="copied"),
     **{f"score {name}": StepVAR(RATIOS, score=name) for name in SCORERS},
-    **{f"recovery {name}": StepVAR(RATIOS, recovery=name, values="expected") for name in RECOVERIES},
+    **{f"recovery {name}": StepVAR(RATIOS, recovery=name, values="expected") for name in ready_recoveries()},
 }
 
 
@@ -55,6 +56,20 @@ def test_the_loop_never_waits_for_the_device(name, method):
         pytest.skip("keeps no keys and values that could be forgotten")
     drawn = draw(name, METHODS[method])
     assert all(latent.device.type == "meta" for latent in drawn)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_fitted_recovery_runs_on_every_model_and_never_waits(name):
+    pipeline, subjects = made(name), MAKERS[name][1]
+    plan = fit_recovery(pipeline, subjects * 2, StepVAR(RATIOS), settings=needed(pipeline))
+    assert all(0.0 < fitted.error < 2.0 for fitted in plan.recovery.maps)
+    drawn = [
+        pipeline(subjects[:1], seed=3, pruning=method, output_type="latent", **needed(pipeline))
+        for method in (plan, StepVAR(RATIOS))
+    ]
+    fitted, nearest = (output.frames if pipeline.draws_videos else output.images for output in drawn)
+    assert not torch.equal(fitted[0], nearest[0])
+    assert all(latent.device.type == "meta" for latent in draw(name, plan))
 
 
 def test_skipvar_waits_once():

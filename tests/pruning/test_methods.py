@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from random_maps import random_maps
 from stepvar.generation.plan import kept_tokens
 from stepvar.generation.pruner import LateScalePruning, PruningMethod
 from stepvar.generation.sampling import CodebookSampler, CodebookSettings
@@ -17,7 +18,7 @@ from stepvar.generation.tokens import put_choice
 from stepvar.pruning.fastvar import FastVAR
 from stepvar.pruning.interpolation import nearest_kept
 from stepvar.pruning.presets import METHODS, with_scales
-from stepvar.pruning.recovery import RECOVERIES
+from stepvar.pruning.recovery import ready_recoveries
 from stepvar.pruning.scores import SCORERS
 from stepvar.pruning.stepvar import VALUES, StepVAR
 from tiny_models import SMALL, bits, draw, make_text, make_transformer
@@ -27,8 +28,9 @@ LATE = {-2: 0.4, -1: 0.6}
 
 CHOICES: dict[str, LateScalePruning] = {
     **METHODS,
-    **{f"recovery {recovery}": StepVAR(recovery=recovery) for recovery in RECOVERIES},
+    **{f"recovery {recovery}": StepVAR(recovery=recovery) for recovery in ready_recoveries()},
     **{f"score {score}": StepVAR(score=score) for score in SCORERS},
+    "recovery calibrated": StepVAR(recovery=random_maps([(9, 7), (12, 10)], 64, (1, DEPTH))),
     "anchors under nearest": StepVAR(anchor_stride=4),
     "copied values": StepVAR(values="copied"),
     "copied values of anchors": StepVAR(values="copied", recovery="anchor"),
@@ -101,7 +103,7 @@ SCALES = st.dictionaries(st.integers(-3, -1), st.floats(0.05, 0.85), min_size=1)
 @given(
     SCALES,
     st.sampled_from(list(SCORERS)),
-    st.sampled_from(list(RECOVERIES)),
+    st.sampled_from(ready_recoveries()),
     st.sampled_from([None, 4]),
     st.sampled_from(VALUES),
     st.integers(1, 2),

@@ -146,9 +146,9 @@ class PlanOptions:
     pruning: Annotated[
         str | None,
         typer.Option(
-            metavar="PRESET",
+            metavar="PRESET|FILE",
             help="best (fastest at about equal quality), faithful (nearest to dense), paper, prune, skip, "
-            "another one that 'stepvar presets' lists, or none.",
+            "another one that 'stepvar presets' lists, none, or a plan of 'stepvar calibrate', a .json file.",
         ),
     ] = None
     method_name: Annotated[

@@ -42,12 +42,15 @@ def reproduce(
     lpips: Lpips = None,
     score: ScoreRule = None,
     recovery: RecoveryRule = None,
+    pruning: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A plan of 'stepvar calibrate -o', measured too.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Measure the paper's tables and figures.
 
     Writes index.html, numbers.json and raw numbers. An interrupted run continues when it is started again.
-    A --score or a --recovery of yours is measured beside the built-in ones.
+    A --score or a --recovery of yours is measured beside the built-in ones, and so is a plan by --pruning.
     """
     if quick and minutes is not None:
         raise InputError("--quick is a time of its own: give it, or --minutes, not both.")
@@ -63,6 +66,7 @@ def reproduce(
 
         # What can be refused at once is refused before a model is loaded.
         rules = _rules(register_rules(score, recovery))
+        plans = _plans(pruning)
         check_place(output)
         distance = None if lpips is None else load_lpips(lpips, model.resolve_device())
         pipeline = open_pipeline(model)
@@ -78,6 +82,7 @@ def reproduce(
                 lpips=distance,
                 cascade=second,
                 rules=rules,
+                plans=plans,
                 announce=progress.begin,
                 advance=progress.advance,
             )
@@ -95,6 +100,19 @@ def _rules(names: Mapping[str, Any]) -> dict[str, StepVAR]:
 
     rule = replace(StepVAR(), **names)
     return {" + ".join(names.values()): rule} if names else {}
+
+
+def _plans(file: Path | None) -> dict[str, StepVAR]:
+    """The plan of a file under the file's name."""
+    from stepvar.models.plan_files import load_plan
+    from stepvar.pruning.stepvar import StepVAR
+
+    if file is None:
+        return {}
+    plan = load_plan(file)
+    if not isinstance(plan, StepVAR):
+        raise InputError(f"'{file}' is a plan of {type(plan).__name__}, which a report measures anyway.")
+    return {file.stem: plan}
 
 
 class _Progress:

@@ -22,7 +22,7 @@ RecoveryRule = Annotated[
         "--recovery",
         metavar="NAME|MODULE:NAME",
         help="How pruned positions are filled: nearest, anchor, cache, bilinear, update, guided, or a "
-        "class of yours.",
+        "class of yours; calibrated comes with a plan of 'stepvar calibrate'.",
     ),
 ]
 

@@ -1,18 +1,26 @@
-"""Calibration: the plan that reaches a target speed-up, or a target PSNR to the dense run.
+"""Calibration: the plan that reaches a target speed-up or PSNR, and a recovery fitted to a model.
 
 The search sees a third of the prompts. The plan that it ends with is measured on another third; where that
-misses the target, the plan is corrected once, and measured on the last third.
+misses the target, the plan is corrected once, and measured on the last third. A recovery is fitted to three
+quarters of the prompts, and measured on the rest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from stepvar.evaluation.plan_search import PROMPT_SEED, Advance, Calibration, PlanSearch, Trial
+from stepvar.evaluation.plan_search import PROMPT_SEED, Advance, Calibration, PlanSearch, PromptSet, Trial
+from stepvar.evaluation.recovery_fit import HELD_BACK, fit_recovery
+from stepvar.metrics.statistics import Interval, mean_interval, paired_interval
 
 if TYPE_CHECKING:
     from stepvar.models.pipeline import NextScalePipeline
+    from stepvar.pruning.stepvar import StepVAR
+
+FEWEST_PROMPTS = 2 * HELD_BACK
+"""For a recovery: to fit it, and to measure it."""
 
 
 def calibrate(
@@ -62,4 +70,77 @@ def calibrate(
     return search.measure_chosen(search.for_psnr(target_psnr, skips), ("psnr", target_psnr))
 
 
-__all__ = ["PROMPT_SEED", "Calibration", "Trial", "calibrate"]
+@dataclass(frozen=True)
+class RecoveryCalibration:
+    """A plan with a recovery that was fitted to the model.
+
+    Attributes:
+        plan: What to pass as `pruning=`; `stepvar.save_plan` stores it.
+        prompts: How many it was fitted to.
+        before, after: PSNR to the dense pictures with the plan's own recovery, and with the fitted one, in
+            dB, on prompts that the fit did not see.
+        change: Their difference, paired by prompt and seed.
+    """
+
+    plan: StepVAR
+    prompts: int
+    before: Interval
+    after: Interval
+    change: Interval
+
+    def as_json(self) -> dict[str, Any]:
+        from stepvar.models.output import as_json_value
+
+        return {
+            "pruning": as_json_value(self.plan),
+            "prompts": self.prompts,
+            "before": self.before.as_json(),
+            "after": self.after.as_json(),
+            "change": self.change.as_json(),
+        }
+
+
+def calibrate_recovery(
+    pipeline: NextScalePipeline,
+    prompts: Sequence[str],
+    method: StepVAR,
+    *,
+    advance: Advance | None = None,
+    settings: dict[str, Any] | None = None,
+) -> RecoveryCalibration:
+    """Fits the recovery "calibrated" to a model and a plan, and measures what it changes.
+
+    Args:
+        pipeline: The model.
+        prompts: Three quarters are fitted on, the last quarter is held back to measure.
+        method: The plan; its recovery is what the fitted one is compared with.
+        advance: Called with the progress.
+        settings: Keyword arguments of the pipeline: size, guidance and so on.
+
+    Raises:
+        ValueError: When there are too few prompts, or nothing to fit; see `fit_recovery`.
+    """
+    if len(prompts) < FEWEST_PROMPTS:
+        raise ValueError(
+            f"Calibrating a recovery needs {FEWEST_PROMPTS} prompts or more; there are {len(prompts)}."
+        )
+    fitted_on = len(prompts) - len(prompts) // HELD_BACK
+    move = None if advance is None else lambda part, name: advance(0.8 * part, name)
+    plan = fit_recovery(pipeline, prompts[:fitted_on], method, advance=move, settings=settings)
+    held_back = PromptSet(pipeline, prompts[fitted_on:], PROMPT_SEED + fitted_on, settings or {})
+    before, after = held_back.decibels(method), held_back.decibels(plan)
+    if advance is not None:
+        advance(0.2, "measured")
+    return RecoveryCalibration(
+        plan, fitted_on, mean_interval(before), mean_interval(after), paired_interval(after, before)
+    )
+
+
+__all__ = [
+    "PROMPT_SEED",
+    "Calibration",
+    "RecoveryCalibration",
+    "Trial",
+    "calibrate",
+    "calibrate_recovery",
+]

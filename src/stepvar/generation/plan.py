@@ -8,6 +8,7 @@ from itertools import accumulate
 
 from stepvar.generation.guidance import CONDITIONAL
 from stepvar.generation.schedule import Scale, ScaleSchedule
+from stepvar.generation.weight_sketch import WeightSketch
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class GenerationPlan:
         int8_cache: Keys and values are held as 8-bit integers between two scales.
         decides: The method may leave out more while it runs, once it has seen the picture so far: what is
             planned is then the most that will run.
+        fitted_to: The weights that something in the method was fitted to; it runs on no others.
     """
 
     scales: tuple[ScalePlan, ...]
@@ -70,6 +72,7 @@ class GenerationPlan:
     retained: tuple[tuple[int, ...], ...] = ()
     int8_cache: bool = False
     decides: bool = False
+    fitted_to: WeightSketch | None = None
 
     @classmethod
     def dense(cls, schedule: ScaleSchedule, depth: int) -> GenerationPlan:

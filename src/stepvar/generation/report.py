@@ -174,6 +174,7 @@ class Summary:
             **({"memory": self.memory.as_json()} if self.memory else {}),
             **({"prefix": self.prefix.as_json()} if self.prefix else {}),
             "decides_per_picture": self.plan.decides,
+            **({"fitted_to": self.plan.fitted_to.digest} if self.plan.fitted_to else {}),
             "scales": [
                 {
                     "scale": str(entry.scale),
@@ -214,6 +215,10 @@ class Summary:
             lines.append(str(self.memory))
         if self.plan.decides:
             lines.append("The method decides picture by picture: this is the most that will run.")
+        if self.plan.fitted_to is not None:
+            lines.append(
+                f"Pruned positions are filled by maps fitted to these weights ({self.plan.fitted_to.digest})."
+            )
         return "\n".join(lines)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from os import PathLike
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -43,9 +44,10 @@ from stepvar.models.output import (
     to_output,
 )
 from stepvar.models.parts import TextPipeline, Transformer, VisualDecoder
+from stepvar.models.plan_files import is_plan_file, load_plan
 from stepvar.models.request import Request, as_negatives, as_prompts, check_guidance, check_plan
 from stepvar.models.spec import ModelSpec
-from stepvar.pruning.presets import Preset, Pruning, resolve_pruning
+from stepvar.pruning.presets import ChangedPreset, Preset, Pruning, changed, resolve_pruning
 
 _DEFAULTS = "_call_defaults"
 """Where a transformer's configuration keeps the defaults of the first pipeline that it was part of."""
@@ -561,7 +563,11 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
         return summarise_edit(self, edit, text_tokens or self.usual_text_tokens)
 
     def resolve_pruning(self, pruning: Pruning) -> PruningMethod | None:
-        """See `stepvar.pruning.presets.resolve_pruning`."""
+        """See `stepvar.pruning.presets.resolve_pruning`; the path of a plan file is read."""
+        if isinstance(pruning, ChangedPreset) and is_plan_file(pruning.name):
+            return changed(load_plan(pruning.name), pruning.changes, f"plan '{pruning.name}'")
+        if isinstance(pruning, str | PathLike) and is_plan_file(pruning):
+            return load_plan(pruning)
         return resolve_pruning(pruning, self.presets)
 
     def check_pruning(
@@ -590,6 +596,11 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
             raise ValueError(
                 f"The method cuts keys and values that all later scales would see, and {type(self).__name__} "
                 "keeps none of this kind: use a method that prunes tokens."
+            )
+        if plan.fitted_to is not None and not plan.fitted_to.describes(self.components["transformer"]):
+            raise ValueError(
+                "The plan's recovery was fitted for other weights than this transformer's: run 'stepvar "
+                "calibrate --recovery calibrated' on this model, or take another recovery."
             )
         return method
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from os import PathLike
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -71,8 +72,8 @@ class ChangedPreset:
         return changed(find_preset(self.name, presets).method, self.changes, f"preset {self.name!r}")
 
 
-Pruning: TypeAlias = PruningMethod | Preset | ChangedPreset | str | None
-"""What `pruning=` accepts; see `resolve_pruning`."""
+Pruning: TypeAlias = PruningMethod | Preset | ChangedPreset | str | PathLike[str] | None
+"""What `pruning=` accepts; see `resolve_pruning`. A path, or a text that ends with .json, is a plan file."""
 
 
 def changed(method: PruningMethod, changes: Mapping[str, Any], title: str) -> PruningMethod:

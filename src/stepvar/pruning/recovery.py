@@ -16,15 +16,20 @@ Shapes: R rows (conditional, then unconditional copies), N tokens, K kept ones, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from stepvar.generation.fields import require_fields
+from stepvar.generation.plan import GenerationPlan
 from stepvar.generation.schedule import Grid
 from stepvar.generation.tokens import gather_tokens
+from stepvar.generation.weight_sketch import WeightSketch
+from stepvar.pruning.calibrated import FittedMap, map_inputs, pruned_positions, require_maps
 from stepvar.pruning.guided import BANDWIDTH, RADIUS, guided_gains
 from stepvar.pruning.interpolation import (
     area_resized,
@@ -80,7 +85,10 @@ class Recovery:
 
     A recovery that wants to see all tokens before they are pruned has a method
     `before(features: Tensor, grid: Grid) -> Any`: it gets the hidden states [R, N, C] of all positions before
-    each narrowing, and what it returns is handed to `after` as `kept.entry`.
+    each narrowing, and what it returns is handed to `after` as `kept.entry`. One that cannot fill everything
+    has a method `check(plan: GenerationPlan) -> None` that raises ValueError, and one that holds tensors a
+    method `on(device: torch.device) -> Recovery`, the same on a device, called once a generation. What
+    `settings() -> dict` returns is written down of it; by default its fields, where it is a dataclass.
 
     Attributes:
         needs_full_scale: Whether it reads `KeptTokens.full_scale`; then the first scale that runs cannot be
@@ -88,11 +96,15 @@ class Recovery:
         needs_anchors: Whether it copies anchors only, which are then always kept.
         copies: Whether a pruned position belongs to one kept token, `KeptTokens.sources`, so that drawn
             values can be copied from there too.
+        needs_fit: Whether it has to be fitted to a model first, so that its name alone is not enough.
+        fitted_to: The weights that it was fitted to; None where it goes with any.
     """
 
     needs_full_scale: ClassVar[bool] = False
     needs_anchors: ClassVar[bool] = False
     copies: ClassVar[bool] = True
+    needs_fit: ClassVar[bool] = False
+    fitted_to: WeightSketch | None = None
 
     def after(self, kept: KeptTokens) -> Tensor:
         """Hidden states of all positions, [R, N, C]; kept ones should have their own."""
@@ -114,6 +126,11 @@ RECOVERIES: Registry[Any] = Registry("recovery", "stepvar.recoveries", _check_re
 
 recovery = RECOVERIES.register
 """Decorator that gives a recovery its name."""
+
+
+def ready_recoveries() -> list[str]:
+    """Names of the recoveries that work on any model as they are."""
+    return [name for name in RECOVERIES if not getattr(RECOVERIES[name], "needs_fit", False)]
 
 
 def make_recovery(rule: str | Recovery | type[Recovery]) -> Recovery:
@@ -235,3 +252,80 @@ class Guided(GainRecovery):
         return guided_gains(
             kept.entry, gains, kept.index, kept.sources, kept.grid, self.radius, self.bandwidth
         )
+
+
+@recovery("calibrated")
+@dataclass(frozen=True, repr=False)
+class Calibrated(GainRecovery):
+    """Predicts a position's hidden state by a linear map that was fitted to the model; see `map_inputs`.
+
+    `stepvar calibrate --recovery calibrated` fits it, and stores it with the plan that it is for.
+
+    Attributes:
+        maps: One a pruned scale, by grid.
+        fitted_to: The weights that they were fitted to; a transformer with others is refused.
+        score: Name of the score that chose the kept tokens where they were fitted.
+
+    Raises:
+        ValueError: When there are no maps.
+    """
+
+    maps: tuple[FittedMap, ...] = ()
+    fitted_to: WeightSketch | None = None
+    score: str = ""
+
+    needs_fit = True
+
+    def __post_init__(self) -> None:
+        if not self.maps:
+            raise ValueError(
+                "Recovery 'calibrated' has to be fitted to the model: run 'stepvar calibrate --recovery "
+                "calibrated -o plan.json', and pass pruning='plan.json'."
+            )
+
+    def __repr__(self) -> str:
+        return f"Calibrated({', '.join(fitted.name for fitted in self.maps)})"
+
+    @cached_property
+    def by_grid(self) -> Mapping[Grid, FittedMap]:
+        """The maps."""
+        return {fitted.grid: fitted for fitted in self.maps}
+
+    def settings(self) -> dict[str, Any]:
+        """What is written into settings: enough to tell two fits from each other, no weights."""
+        return {
+            "fitted_to": self.fitted_to.digest if self.fitted_to else None,
+            "layout": self.fitted_to.layout if self.fitted_to else None,
+            "score": self.score,
+            "maps": [fitted.settings() for fitted in self.maps],
+        }
+
+    def check(self, plan: GenerationPlan) -> None:
+        """Raises ValueError when a plan prunes what has no map."""
+        require_maps(self.by_grid, plan)
+
+    def on(self, device: torch.device) -> Calibrated:
+        """The same with its maps on a device; the last two are kept there."""
+        return _calibrated_on(self, device)
+
+    def after(self, kept: KeptTokens) -> Tensor:
+        fitted, channels = self.by_grid[kept.grid], kept.features.shape[2]
+        if len(fitted.bias) != channels:
+            raise ValueError(
+                f"The map of scale {fitted.name} is for a width of {len(fitted.bias)}, and this model's is "
+                f"{channels}: fit it to this model."
+            )
+        pruned = pruned_positions(kept.index, kept.sources.shape[1])
+        gains = kept.features - gather_tokens(kept.entry, kept.index)
+        inputs = map_inputs(kept.entry, gains, kept.index, kept.sources, kept.grid, pruned)
+        predicted = inputs @ fitted.weight.to(inputs) + fitted.bias.to(inputs)
+        known = scatter_tokens(kept.entry, kept.index, kept.features)
+        return scatter_tokens(known, pruned, predicted)
+
+
+@lru_cache(maxsize=2)
+def _calibrated_on(rule: Calibrated, device: torch.device) -> Calibrated:
+    maps = tuple(
+        replace(fitted, weight=fitted.weight.to(device), bias=fitted.bias.to(device)) for fitted in rule.maps
+    )
+    return replace(rule, maps=maps)

@@ -72,7 +72,7 @@ class Registry(Mapping[str, Rule], Generic[Rule]):
             return rule
         self.check(rule)
         for name, known in self._rules.items():
-            if rule is known or (isinstance(known, type) and type(rule) is known and rule == known()):
+            if rule is known or (isinstance(known, type) and type(rule) is known and rule == _default(known)):
                 return name
         return rule
 
@@ -172,6 +172,14 @@ def _load(kind: str, point: EntryPoint) -> Any:
         raise ValueError(
             f"The {kind} {point.name!r} of {package} cannot be loaded: {type(error).__name__}: {error}."
         ) from error
+
+
+def _default(kind: type) -> Any:
+    """An object of a class with its default settings; None where it has none."""
+    try:
+        return kind()
+    except (TypeError, ValueError):
+        return None
 
 
 def _origin(rule: Any) -> tuple[str, str]:

@@ -8,7 +8,7 @@ compared with: any score goes with any recovery.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -65,7 +65,8 @@ class StepVAR(LateScalePruning):
             "cache" takes the features of the last scale that ran in full, interpolated by area;
             "bilinear" averages the kept tokens next to it, and copies the nearest where there are none;
             "update" keeps its own features, and adds what the nearest kept token has gained;
-            "guided" adds what the kept tokens near it gained, most of those that it resembled before.
+            "guided" adds what the kept tokens near it gained, most of those that it resembled before;
+            "calibrated" predicts them by maps that were fitted to the model, and so is an object.
         anchor_stride: Distance of tokens on a uniform grid that are always kept, under any recovery;
             None for none, with "anchor" for 3.
         values: What pruned positions draw from the recovered features:
@@ -169,9 +170,12 @@ class StepVAR(LateScalePruning):
         shown = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         shown["score"] = SCORERS.name_of(self.score)
         shown["recovery"] = RECOVERIES.name_of(self.recovery)
-        if is_dataclass(self.recovery):
-            own = {entry.name: getattr(self.recovery, entry.name) for entry in fields(self.recovery)}
-            shown["recovery"] = {"name": shown["recovery"], **own}
+        own = getattr(self.recovery, "settings", None)
+        if callable(own):
+            shown["recovery"] = {"name": shown["recovery"], **own()}
+        elif is_dataclass(self.recovery):
+            values = {entry.name: getattr(self.recovery, entry.name) for entry in fields(self.recovery)}
+            shown["recovery"] = {"name": shown["recovery"], **values}
         return shown
 
     def make_scorer(self) -> BoundScorer:
@@ -190,8 +194,11 @@ class StepVAR(LateScalePruning):
                 f"dense_end may be 0 to {max(depth - first - 1, 0)}."
             )
         plan = in_stages(self.resolve(schedule, depth, first, depth - self.dense_end), self.stages)
+        recovery = make_recovery(self.recovery)
+        if (check := getattr(recovery, "check", None)) is not None:
+            check(plan)
         running = next((entry for entry in plan.scales if not entry.skipped), None)
-        needs_full_scale = needs(make_recovery(self.recovery), "full_scale")
+        needs_full_scale = needs(recovery, "full_scale")
         if needs_full_scale and running is not None and running.prunes:
             raise ValueError(
                 f"Scale {running.scale} cannot be pruned with "
@@ -207,7 +214,7 @@ class StepVAR(LateScalePruning):
                     f"{anchors} anchors {self.anchor_stride} tokens apart: lower its ratio, or raise "
                     "anchor_stride."
                 )
-        return plan
+        return replace(plan, fitted_to=getattr(recovery, "fitted_to", None))
 
     def start(self, plan: GenerationPlan, device: torch.device) -> Pruner:
         return StepVARPruner(self, plan, device)
@@ -258,7 +265,9 @@ class StepVARPruner(Pruner):
         super().__init__(plan)
         self.config = config
         self.scorer = config.make_scorer()
-        self.recovery = make_recovery(config.recovery)
+        recovery = make_recovery(config.recovery)
+        placed = getattr(recovery, "on", None)
+        self.recovery = recovery if placed is None else placed(device)
         # On the features' device, so that no score waits for a copy from the host.
         self.generator = seeded_generator(config.seed, device)
         self.latent: Tensor | None = None

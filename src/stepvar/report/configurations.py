@@ -17,7 +17,7 @@ from stepvar.generation.pruner import LateScalePruning, PruningMethod
 from stepvar.generation.schedule import ScaleSchedule
 from stepvar.pruning.fastervar import FasterVAR
 from stepvar.pruning.presets import METHODS, with_scales
-from stepvar.pruning.recovery import RECOVERIES
+from stepvar.pruning.recovery import ready_recoveries
 from stepvar.pruning.scalekv import ScaleKV
 from stepvar.pruning.scores import SCORERS
 from stepvar.pruning.skipvar import SkipVAR
@@ -256,7 +256,7 @@ class Configurations:
         ratios = WITHOUT_SKIPS[0]
         for score in SCORERS:
             self.add("selection", score, StepVAR(ratios=ratios, score=score))
-        for recovery in RECOVERIES:
+        for recovery in ready_recoveries():
             self.add("recovery", recovery, StepVAR(ratios=ratios, recovery=recovery))
         for name, rule in self.rules.items():
             # Registered rules have a row already.

@@ -76,6 +76,7 @@ def reproduce(
     lpips: PerceptualDistance | None = None,
     cascade: NextScalePipeline | None = None,
     rules: Mapping[str, StepVAR] | None = None,
+    plans: Mapping[str, StepVAR] | None = None,
     announce: Announce | None = None,
     advance: Advance | None = None,
 ) -> Outcome:
@@ -95,6 +96,8 @@ def reproduce(
         cascade: A second, smaller model of the same visual tokenizer: cascades are then compared too.
         rules: Methods with a score or a recovery of your own, such as `{"mine": StepVAR(score=function)}`;
             they stand under these names in every table of methods.
+        plans: Plans of your own, from `stepvar.load_plan` for example; they stand under these names beside
+            the plans that were searched for this model.
         announce: Called with the plan of the run before it starts.
         advance: Called with the progress.
 
@@ -111,7 +114,7 @@ def reproduce(
         models.schedule,
         models.depth,
         cascade is not None,
-        _searched_plans(models),
+        {**_searched_plans(models), **(plans or {})},
         rules,
         models.refusal,
     )
