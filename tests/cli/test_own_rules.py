@@ -25,6 +25,16 @@ def module(run):
     SCORERS._rules.pop("contrast", None)
 
 
+@pytest.mark.parametrize("score", ["json:loads", "math:sqrt", "my_rules:broken"])
+def test_a_function_that_is_no_score_is_one_sentence(run, model_folder, module, score):
+    Path("my_rules.py").write_text("def broken(tokens):\n    return tokens.colours\n")
+    result = run("generate", "a red star", "--model", model_folder, "--score", score, "-o", "x.png")
+    name = score.partition(":")[2]
+    SCORERS._rules.pop(name, None)
+    assert result.code == 2 and f"The score '{name}' failed on its tokens" in result.stderr
+    assert result.stderr.count("\n") == 1 and not Path("x.png").exists()
+
+
 def test_bench_compare_and_evaluate_name_the_rule(run, model_folder, module):
     model = ("--model", model_folder, "--score", module)
     bench = run("bench", *model, "--repeats", 1)

@@ -140,7 +140,7 @@ def edit(
     destination = Destination.parse(output)
     destination.check_names(number, (image, editing.mask))
     if sheet is not None:
-        check_sheet(sheet, (image, editing.mask))
+        check_sheet(sheet, (image, editing.mask), [(destination, number)])
     with quiet_libraries():
         _check_input(settings)
         pipeline = open_pipeline(model)

@@ -94,6 +94,11 @@ class Destination:
             if any(path.samefile(other) for other in read):
                 raise InputError(f"'{path}' is read by this command: name another file with -o.")
 
+    def holds(self, path: Path, number: int) -> bool:
+        """Whether one of so many asked-for names is that of a path, however it is written."""
+        named = self._numbered(number) if self.stem is not None else []
+        return path.resolve() in (name.resolve() for name in named)
+
     def names(self, suggestions: Sequence[str]) -> list[Path]:
         """One path a picture; asked-for names are used as they are, suggested ones never overwrite a file."""
         if self.stem is not None:
@@ -126,12 +131,20 @@ def encode_png(image: Image, settings: Mapping[str, Any]) -> bytes:
     return encoding.encode_png(image, {"stepvar": json.dumps(settings)})
 
 
-def check_sheet(sheet: Path, inputs: Iterable[Path | None] = ()) -> None:
+def check_sheet(
+    sheet: Path, inputs: Iterable[Path | None] = (), others: Sequence[tuple[Destination, int]] = ()
+) -> None:
     """Checks, before any work, where before, mask and after are to be shown.
 
+    Args:
+        others: Where else the command writes, and how many files.
+
     Raises:
-        InputError: When it cannot be written, or is an input.
+        InputError: When it cannot be written, is an input, or another output.
     """
+    for destination, number in others:
+        if destination.holds(sheet, number):
+            raise InputError(f"'{sheet}' is what -o names too: name another file with --sheet.")
     if not sheet.suffix:
         raise InputError(f"--sheet '{sheet}' has no ending: name a .png or .jpg file.")
     Destination.parse(sheet, _SHEET_SUFFIXES).check_names(1, inputs)

@@ -93,7 +93,7 @@ class RegionRule:
     late_scales: int = LATE_SCALES
 
     def __post_init__(self) -> None:
-        require_fields(self)
+        require_fields(self, "the edit")
         if self.margin < 0 or self.late_scales < 0:
             raise ValueError(
                 f"margin is {self.margin} and late_scales is {self.late_scales}; both are 0 or more."

@@ -21,8 +21,11 @@ _NAMES = {
 }
 
 
-def require_fields(config: Any) -> None:
+def require_fields(config: Any, title: str | None = None) -> None:
     """Checks the fields of a dataclass whose annotations are numbers, names, or collections of them.
+
+    Args:
+        title: What messages call it; by default its class.
 
     Raises:
         ValueError: Naming the first field that is something else, NaN or infinite.
@@ -34,7 +37,8 @@ def require_fields(config: Any) -> None:
     for entry in fields(config):
         value, hint = getattr(config, entry.name), hints[entry.name]
         if not _fits(value, hint):
-            raise ValueError(f"{entry.name} of {type(config).__name__} is {value!r}; give {_named(hint)}.")
+            title = title or type(config).__name__
+            raise ValueError(f"{entry.name} of {title} is {value!r}; give {_named(hint)}.")
 
 
 def _fits(value: Any, hint: Any) -> bool:

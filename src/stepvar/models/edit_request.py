@@ -54,7 +54,7 @@ class EditSettings:
 
     def require_valid(self) -> None:
         """Raises ValueError when a field is out of range, or of another kind."""
-        require_fields(self)
+        require_fields(self, "the edit")
         RegionRule(self.margin, self.late_scales)
         if self.feather is not None and self.feather < 0:
             raise ValueError(f"feather is {self.feather}; it is a width in pixels, 0 or more.")

@@ -38,6 +38,9 @@ DENSE_SHARE = 3 / 32
 
 VALUES = ("own", "copied", "expected")
 
+_MISTAKES = (TypeError, AttributeError, NameError, LookupError, ArithmeticError)
+"""What a mistake in a function raises, other than what a device does for want of memory."""
+
 _LARGEST_KERNEL, _MOST_ITERATIONS = 255, 1_000
 """Tokens, larger than any map's side; and steps, of which the published plan has 5."""
 
@@ -349,7 +352,14 @@ class StepVARPruner(Pruner):
             generator=self.generator,
             unconditional=hidden[images:] if guided else None,
         )
-        scores = self.scorer(inputs)
+        try:
+            scores = self.scorer(inputs)
+        except _MISTAKES as error:
+            # A score may be anyone's function, also one that was never meant to be a score.
+            raise ValueError(
+                f"The score {SCORERS.name_of(self.config.score)!r} failed on its tokens: "
+                f"{type(error).__name__}: {error}"
+            ) from error
         expected = (images, tokens.scale.tokens)
         if not isinstance(scores, Tensor) or scores.shape != expected:
             found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
