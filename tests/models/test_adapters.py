@@ -135,6 +135,52 @@ def test_a_lora_of_something_else_is_refused():
         make_infinity_pipeline().load_lora_weights({"unet.up.lora_A.weight": torch.zeros(2, 2)})
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_refused_and_not_loaded(value, tmp_path):
+    peft = pytest.importorskip("peft")
+    from safetensors.torch import load_file, save_file
+
+    trained, pipeline = make_infinity_pipeline(), make_infinity_pipeline()
+    before = pipeline("a red circle on grass", seed=1, output_type="pt").images
+    trained.transformer.add_adapter(peft.LoraConfig(r=2, target_modules=["output"]))
+    trained.save_lora_weights(tmp_path, peft.get_peft_model_state_dict(trained.transformer))
+    (file,) = tmp_path.glob("*.safetensors")
+    weights = load_file(file)
+    next(iter(weights.values()))[0, 0] = value
+    save_file(weights, file)
+    for source in (tmp_path, weights):
+        with pytest.raises(ValueError, match=r"LoRA in .* is not finite at .*lora_"):
+            pipeline.load_lora_weights(source)
+    word = {"zork": torch.full((pipeline.text_encoder.config.d_model,), value)}
+    with pytest.raises(ValueError, match="embedding of 'zork' is not finite"):
+        pipeline.load_textual_inversion(word)
+    assert torch.equal(pipeline("a red circle on grass", seed=1, output_type="pt").images, before)
+    assert "zork" not in pipeline.tokenizer.get_vocab() and not getattr(
+        pipeline.transformer, "peft_config", {}
+    )
+    trained.transformer.delete_adapters("default")
+    trained.transformer.add_adapter(peft.LoraConfig(r=2, target_modules=["output"]), adapter_name="good")
+    with pytest.raises(ValueError, match="give finite numbers"):
+        trained.set_adapters("good", value)
+
+
+def test_damaged_loras_are_one_sentence(tmp_path):
+    pytest.importorskip("peft")
+    from safetensors.torch import save_file
+
+    pipeline = make_infinity_pipeline()
+    (tmp_path / "text.safetensors").write_text("no weights")
+    layer = "transformer.blocks.0.self_attention.output"
+    save_file({f"{layer}.lora_A.weight": torch.zeros(7, 7)}, tmp_path / "half.safetensors")
+    shapes = {f"{layer}.lora_{side}.weight": torch.zeros(7, 7) for side in "AB"}
+    save_file(shapes, tmp_path / "shapes.safetensors")
+    for name in ("text", "half", "shapes"):
+        with pytest.raises(ValueError, match="holds no LoRA that fits this transformer") as caught:
+            pipeline.load_lora_weights(tmp_path / f"{name}.safetensors")
+        assert "\n" not in str(caught.value)
+    assert not getattr(pipeline.transformer, "peft_config", {})
+
+
 @each_model
 def test_an_attention_backend_acts_and_is_named(name, monkeypatch):
     pipeline, calls = MAKERS[name][0](), []

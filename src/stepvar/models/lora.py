@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.loaders.lora_base import LoraBaseMixin
+from safetensors import SafetensorError
 from torch import Tensor
 
+from stepvar.checkpoints.errors import first_line
 from stepvar.checkpoints.hub import refuse_missing_path
+from stepvar.generation.loop import NonFiniteError
 
 WEIGHT_NAME = "pytorch_lora_weights.safetensors"
 PREFIX = "transformer"
@@ -43,7 +47,8 @@ class LoraPipeline(LoraBaseMixin):
             kwargs: As for `load_lora_adapter` of a diffusers model: `weight_name`, `hotswap`, ...
 
         Raises:
-            ValueError: When there is no weight of the transformer in it.
+            ValueError: When there is no weight of the transformer in it, or it is damaged, of other shapes, or
+                not finite; then nothing is loaded.
         """
         source = pretrained_model_name_or_path_or_dict
         refuse_missing_path(source)
@@ -52,13 +57,29 @@ class LoraPipeline(LoraBaseMixin):
         # Nothing but safetensors: other files could run code.
         kwargs.setdefault("use_safetensors", True)
         before = set(getattr(self.transformer, "peft_config", {}))
-        self.transformer.load_lora_adapter(
-            source, prefix=PREFIX, adapter_name=adapter_name, _pipeline=self, **kwargs
-        )
+        try:
+            self.transformer.load_lora_adapter(
+                source, prefix=PREFIX, adapter_name=adapter_name, _pipeline=self, **kwargs
+            )
+            self._require_finite_adapters(_name(source))
+        except (SafetensorError, RuntimeError, LookupError, NonFiniteError) as error:
+            if added := set(getattr(self.transformer, "peft_config", {})) - before:
+                super().delete_adapters(sorted(added))
+            if isinstance(error, NonFiniteError):
+                raise
+            raise ValueError(
+                f"{_name(source)} holds no LoRA that fits this transformer: {first_line(error)}."
+            ) from error
         if not kwargs.get("hotswap") and set(getattr(self.transformer, "peft_config", {})) == before:
             raise ValueError(
                 f"There is no LoRA of the transformer in {_name(source)}: keys must begin with '{PREFIX}.'."
             )
+
+    def _require_finite_adapters(self, source: str) -> None:
+        """Raises NonFiniteError, naming the first weight of an adapter that is NaN or infinite."""
+        for name, weight in self.transformer.named_parameters():
+            if "lora_" in name and not weight.is_meta and not bool(torch.isfinite(weight).all()):
+                raise NonFiniteError(f"The LoRA in {source} is not finite at {name}; fetch it again.")
 
     @classmethod
     def save_lora_weights(  # type: ignore[override]  # as above
@@ -107,11 +128,13 @@ class LoraPipeline(LoraBaseMixin):
         """Activates adapters with weights; see diffusers.
 
         Raises:
-            ValueError: When there is no such adapter, or weights are given to another part.
+            ValueError: When there is no such adapter, a weight is not finite, or is given to another part.
         """
         self._require_adapters(adapter_names)
         several = adapter_weights if isinstance(adapter_weights, list) else [adapter_weights]
         for weights in several:
+            if isinstance(weights, float) and not math.isfinite(weights):
+                raise ValueError(f"adapter_weights has {weights}; give finite numbers.")
             other = set(weights) - {PREFIX} if isinstance(weights, dict) else set()
             if other:
                 raise ValueError(f"adapter_weights has {min(other)!r}; adapters are of the {PREFIX} alone.")

@@ -113,14 +113,26 @@ class TextPipeline(PlacedPipeline, TextualInversionLoaderMixin):
                 `text_encoder` where a pipeline has several.
 
         Raises:
-            ValueError: When there is no text encoder, or the word is known already.
+            ValueError: When there is no text encoder, the word is known already, or its embedding is not
+                finite; then nothing is added.
         """
         if "tokenizer" not in kwargs:
             self.text_parts()
+        tokenizer = kwargs.get("tokenizer") or getattr(self, "tokenizer", None)
+        known = set(tokenizer.get_vocab()) if tokenizer is not None else set()
         for source in args[:1]:
             refuse_missing_path(source)
         # Nothing but safetensors: other files could run code.
         super().load_textual_inversion(*args, **{"use_safetensors": True, **kwargs})
+        encoder = kwargs.get("text_encoder") or getattr(self, "text_encoder", None)
+        if encoder is None or tokenizer is None:
+            return
+        added = tokenizer.get_vocab().keys() - known
+        table = encoder.get_input_embeddings().weight
+        for word in sorted(added):
+            if not bool(torch.isfinite(table[tokenizer.get_vocab()[word]]).all()):
+                self.unload_textual_inversion(sorted(added), tokenizer, encoder)
+                raise ValueError(f"The embedding of {word!r} is not finite; fetch it again.")
 
     def unload_textual_inversion(self, *args: Any, **kwargs: Any) -> None:
         """Removes words that `load_textual_inversion` added, as in diffusers.
