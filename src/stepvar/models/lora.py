@@ -47,8 +47,8 @@ class LoraPipeline(LoraBaseMixin):
             kwargs: As for `load_lora_adapter` of a diffusers model: `weight_name`, `hotswap`, ...
 
         Raises:
-            ValueError: When there is no weight of the transformer in it, or it is damaged, of other shapes, or
-                not finite; then nothing is loaded.
+            ValueError: When there is no weight of the transformer in it, or it is damaged, of other shapes,
+                or not finite; then nothing is loaded.
         """
         source = pretrained_model_name_or_path_or_dict
         refuse_missing_path(source)
