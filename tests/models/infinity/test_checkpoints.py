@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stepvar.checkpoints.errors import CheckpointError
+from stepvar.checkpoints.layouts import mapped_weights
 from stepvar.models.infinity.checkpoints import (
     check_pair,
     from_official,
@@ -368,3 +369,23 @@ def test_wrong_pairs_are_refused_in_words():
         check_pair(small_transformer(bits=32, tokenizer_type="32"), small_tokenizer())
     with pytest.raises(CheckpointError, match=r"8 x 8 pixels, but the tokenizer has 16 bits .* 16 x 16"):
         check_pair(small_transformer(pixels_per_token=8), small_tokenizer())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_official_files_that_are_not_finite_are_named(tmp_path, value, suffix):
+    """Copied, converted to another number format, and left mapped as a conversion leaves them."""
+    states = {"transformer": official(small_transformer()), "vae": dict(small_tokenizer().state_dict())}
+    for part, load in (("transformer", load_transformer), ("vae", load_vae)):
+        name = next(key for key, weight in states[part].items() if weight.numel() > 100)
+        states[part][name].view(-1)[-1] = value
+        file = tmp_path / f"{part}{suffix}"
+        (torch.save if suffix == ".pth" else save_file)(states[part], file)
+        for dtype in (None, torch.bfloat16):
+            with pytest.raises(CheckpointError, match=r"The weight .* is (NaN|infinite) in places"):
+                load(file, dtype=dtype)
+            with (
+                pytest.raises(CheckpointError, match=r"The weight .* is (NaN|infinite) in places"),
+                mapped_weights(),
+            ):
+                load(file, dtype=dtype)
