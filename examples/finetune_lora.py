@@ -54,6 +54,9 @@ from stepvar.models.infinity.training import teacher_forced_logits
 
 logger = logging.getLogger("finetune_lora")
 
+FEWER = 4
+"""A step of all scales has so many times fewer pictures, to bound its memory."""
+
 WORD_FILE = "learned_embeds.safetensors"
 """What `load_textual_inversion` looks for in a folder."""
 
@@ -69,7 +72,7 @@ class Settings:
         word_rate: That of a new word's embedding, as a multiple.
         rank: Of the adapter. A small model needs one that is not far from its width.
         scales: How many scales most steps train, the coarse ones; None for all.
-        fine: Share of the steps that train the others too, on a part of their tokens.
+        fine: Share of the steps that train the others too, on a part of their tokens and fewer pictures.
         fine_tokens: That part.
         word_share: Share of the pictures of a step whose caption has the new word; the others are there so
             that what the model knows stays.
@@ -290,8 +293,9 @@ def train(
             break
         for group in optimizer.param_groups:
             group["lr"] = settings.rate * group["scale"] * rate_at(progress, step)
-        fine = float(torch.rand((), generator=turns)) < settings.fine
-        loss = loss_of(next(queue), len(schedule) if fine else whole, whole)
+        fine = whole < len(schedule) and float(torch.rand((), generator=turns)) < settings.fine
+        batch = next(queue)[:: FEWER if fine else 1]
+        loss = loss_of(batch, len(schedule) if fine else whole, whole)
         accelerator.backward(loss)
         optimizer.step()
         optimizer.zero_grad()
