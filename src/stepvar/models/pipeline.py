@@ -29,7 +29,6 @@ from stepvar.generation.tokens import Choice
 from stepvar.media.pictures import Picture
 from stepvar.models.arguments import known_arguments
 from stepvar.models.common.attention_backends import backend_title
-from stepvar.models.common.base import refuse_unused_forward
 from stepvar.models.edit_request import REGION, Edit, EditSettings, check_edit, edit_arguments
 from stepvar.models.editing import EditOutput, run_edit, summarise_edit
 from stepvar.models.encoded_prompts import EncodedPrompts, PooledPrompts, padded_prompts
@@ -273,7 +272,6 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
         """Runs the loop over scales, in a cascade where one was asked for."""
         cascade = request.cascade
         draft: Session | None = None if cascade is None else cascade.drafter.prefill(request)
-        refuse_unused_forward(self.transformer)
         self._num_timesteps, self._last_guidance = len(request.schedule), request.guidance
         _backend, kernel = self.transformer.attention_in_force()
         with (

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from stepvar.checkpoints.devices import count_devices, present_accelerators
 from stepvar.models.absent import ExplainedPipeline
 from stepvar.models.arguments import outside_of_training
+from stepvar.models.common.base import refuse_unused_forward
 from stepvar.models.lora import LoraPipeline
 
 _CALL: ContextVar[tuple[object, torch.device] | None] = ContextVar("pipeline_and_device", default=None)
@@ -35,6 +36,7 @@ class PlacedPipeline(ExplainedPipeline, LoraPipeline):
     streams_layers = False
 
     if TYPE_CHECKING:
+        transformer: Any
         vae: Any
 
     @property
@@ -99,7 +101,12 @@ class PlacedPipeline(ExplainedPipeline, LoraPipeline):
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
-        """What a call runs in: no gradients, no outer autocast, one device."""
+        """What a call runs in: no gradients, no outer autocast, one device.
+
+        Raises:
+            ValueError: When something has replaced the transformer's `forward`.
+        """
+        refuse_unused_forward(self.transformer)
         device = self._execution_device
         token = _CALL.set((self, device))
         try:
