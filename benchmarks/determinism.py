@@ -80,6 +80,16 @@ def operations(dtype: torch.dtype) -> dict[str, Callable[[int], Tensor]]:
     single = random(longest, 1, channels)
     query, key, value = (random(longest, heads, tokens, channels // heads) for _ in range(3))
     maps, kernel = random(longest, 32, 24, 24), random(32, 32, 3, 3)
+    words, longest_text = 7, 11
+
+    def attend_text(images: int) -> Tensor:
+        """The first picture's text is shorter than its neighbours', so that only beside them it is padded."""
+        width = words if images == 1 else longest_text
+        mask = torch.ones(images, 1, 1, width, dtype=torch.bool)
+        mask[0, ..., words:] = False
+        text = (part[:images, :, :width] for part in (key, value))
+        return functional.scaled_dot_product_attention(query[:images], *text, attn_mask=mask)[0]
+
     return {
         "linear, 64 tokens": lambda images: functional.linear(features[:images], weight)[0],
         "linear, 1 token": lambda images: functional.linear(single[:images], weight)[0],
@@ -87,6 +97,7 @@ def operations(dtype: torch.dtype) -> dict[str, Callable[[int], Tensor]]:
         "attention": lambda images: functional.scaled_dot_product_attention(
             query[:images], key[:images], value[:images]
         )[0],
+        "attention to a shorter text": attend_text,
         "layer norm": lambda images: functional.layer_norm(features[:images], (channels,))[0],
         "softmax": lambda images: features[:images].float().softmax(dim=-1)[0],
         "mean of tokens": lambda images: features[:images].mean(dim=1)[0],
