@@ -118,7 +118,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
     axes.set_ylabel("seconds of one edit")
     axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)
-    axes.legend()
+    figure.legend(loc="outside upper center", ncols=3)
     figure.savefig(path, dpi=120)
 
 

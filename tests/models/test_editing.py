@@ -163,6 +163,8 @@ def test_an_edit_takes_the_forms_of_a_call():
     assert len(repeated.images) == 2 and not np.array_equal(*map(np.asarray, repeated.images))
     assert edit("infinity", output_type="pt").images.shape == (1, 3, 64, 64)
     assert edit("infinity", output_type="np", composited=False).images.shape == (1, 64, 64, 3)
+    with pytest.raises(ValueError, match="The pictures differ in size"):
+        edit("infinity", 2, image=[image, image.resize((70, 64))], output_type="np")
     images, *_ = edit("infinity", return_dict=False)
     assert images[0].size == (64, 64)
     large = image.resize((200, 150))
@@ -180,10 +182,6 @@ def test_an_edit_takes_the_forms_of_a_call():
         ({"image": []}, "empty list"),
         ({"image": 7}, "give a PIL picture or the path of one"),
         ({"image": [noise("infinity")] * 3}, "1 prompts need one picture, or 1; got 3"),
-        (
-            {"image": [noise("infinity"), noise("infinity").resize((70, 64))], "output_type": "np"},
-            "The pictures differ in size",
-        ),
         ({"feather": -1}, "a width in pixels, 0 or more"),
         ({"margin": -1}, "both are 0 or more"),
         ({"height": 65, "width": 65}, "No scale schedule draws 65x65 pixels"),
