@@ -24,7 +24,6 @@ from stepvar.training.common.vae_trainer import (
 from stepvar.training.pictures.crops import PictureCrops, fixed_pictures
 from stepvar.training.pictures.sizes import BITS, SIZES
 
-_TRUNCATIONS = 5
 _EVALUATION_PICTURES = 16
 
 
@@ -34,11 +33,17 @@ class PictureVAETraining(VAETraining):
 
     Attributes:
         truncated_pixels: Pixels per token side of the target of a truncated picture, up to eight. Fewer
-            keep more detail for the last scales.
+            keep more detail for the last scales; none compares it with the whole picture, so that the
+            decoder learns to draw what scales that are left out would have told.
+        truncations: How many of the last scales may be missing from a truncated picture.
+        decoder_only: Whether the encoder stays as it is, so that a transformer trained on its codes
+            remains valid.
         size: Name of the pictures' size, see `stepvar.training.pictures.sizes.SIZES`.
     """
 
     truncated_pixels: int = 8
+    truncations: int = 5
+    decoder_only: bool = False
     size: str = "192"
 
 
@@ -67,7 +72,9 @@ class PictureVAETrainer(VAETrainer[PictureVAETraining, InfinityVAE]):
 
     def build(self) -> InfinityVAE:
         start = self.settings.start
-        return InfinityVAE.from_pretrained(start, torch_dtype=torch.float32) if start else build_vae()
+        vae = InfinityVAE.from_pretrained(start, torch_dtype=torch.float32) if start else build_vae()
+        vae.encoder.requires_grad_(not self.settings.decoder_only)
+        return vae
 
     def crops(self, batch: int, side: int, seed: int) -> Iterator[Tensor]:
         return stream(PictureCrops(batch, side, seed, self.canvas), self.settings.workers)
@@ -87,12 +94,13 @@ class PictureVAETrainer(VAETrainer[PictureVAETraining, InfinityVAE]):
         """Replaces the pictures after the first `whole` by their first scales, and their targets."""
         if whole == len(target):
             return code.latent, target
-        first = len(grids) - 1 - _TRUNCATIONS
-        last = first + int(torch.randint(_TRUNCATIONS, ()))
-        rows, columns = (cells * self.settings.truncated_pixels for cells in grids[last])
-        coarse = low_pass(target[whole:], (rows, columns))
+        first = len(grids) - 1 - self.settings.truncations
+        last = first + int(torch.randint(self.settings.truncations, ()))
         latent = torch.cat((code.latent[:whole], code.partial_latents[last][whole:]))
-        return latent, torch.cat((target[:whole], coarse))
+        if not self.settings.truncated_pixels:
+            return latent, target
+        rows, columns = (cells * self.settings.truncated_pixels for cells in grids[last])
+        return latent, torch.cat((target[:whole], low_pass(target[whole:], (rows, columns))))
 
     def evaluate(self) -> tuple[dict[str, Any], Tensor]:
         return measure_vae(
