@@ -310,3 +310,36 @@ def test_kinds_of_plans(pipeline):
     assert [label for label, kind in others.items() if kind != "other"] == [OURS]
     assert [label for label, _ in configurations.references("others")] == [DENSE, SKIP_ONLY, "prune and skip"]
     assert configurations.references("decomposition") == []
+
+
+def test_verdicts_of_another_report_stand_beside(finished, pipeline, tmp_path):
+    folder, outcome, _, _ = finished
+    document = json.loads((folder / "numbers.json").read_text())
+    document["run"]["identity"] |= {"model": "another", "size": "8 x 8"}
+    first, *_, last = document["claims"]
+    document["claims"] = [{**first, "verdict": "held", "evidence": "It did there <so>."}]
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "numbers.json").write_text(json.dumps(document))
+    before = {file.name: file.stat().st_mtime_ns for file in (folder / "raw").iterdir()}
+    again = reproduce(pipeline, folder, protocol=TINY, beside=other)
+    assert {file.name: file.stat().st_mtime_ns for file in (folder / "raw").iterdir()} == before
+    page = again.page.read_text("utf-8")
+    assert (
+        again.numbers == outcome.numbers and "another, 8 x 8" in page and "It did there &lt;so&gt;." in page
+    )
+    table = page[page.index('id="regimes"') : page.index('id="coverage"')]
+    assert html.escape(first["text"]) in table and html.escape(last["text"]) in table
+    assert 'id="regimes"' not in reproduce(pipeline, folder, protocol=TINY).page.read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [None, "[]", "{", '{"run": {"identity": {}}, "claims": []}', '{"run": 1, "claims": [{}]}', "9" * 5000],
+)
+def test_a_report_that_cannot_stand_beside(pipeline, tmp_path, text):
+    if text is not None:
+        (tmp_path / "numbers.json").write_text(text)
+    with pytest.raises(ValueError, match="name a report's folder"):
+        reproduce(pipeline, tmp_path / "new", protocol=TINY, beside=tmp_path)
+    assert not (tmp_path / "new").exists()

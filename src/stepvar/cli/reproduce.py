@@ -45,12 +45,17 @@ def reproduce(
     pruning: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A plan of 'stepvar calibrate -o', measured too.")
     ] = None,
+    beside: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A finished report of another model, whose verdicts stand beside."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Measure the paper's tables and figures.
 
     Writes index.html, numbers.json and raw numbers. An interrupted run continues when it is started again.
     A --score or a --recovery of yours is measured beside the built-in ones, and so is a plan by --pruning.
+    --beside tells where two models differ; a finished report is written anew without measuring again.
     """
     if quick and minutes is not None:
         raise InputError("--quick is a time of its own: give it, or --minutes, not both.")
@@ -63,11 +68,14 @@ def reproduce(
         require_matplotlib()
         from stepvar.metrics.perceptual import load_lpips
         from stepvar.report.folder import check_place
+        from stepvar.report.other_report import read_report
 
         # What can be refused at once is refused before a model is loaded.
         rules = _rules(register_rules(score, recovery))
         plans = _plans(pruning)
         check_place(output)
+        if beside is not None:
+            read_report(beside)
         distance = None if lpips is None else load_lpips(lpips, model.resolve_device())
         pipeline = open_pipeline(model)
         second = None if cascade is None else open_second(model, cascade)
@@ -83,6 +91,7 @@ def reproduce(
                 cascade=second,
                 rules=rules,
                 plans=plans,
+                beside=beside,
                 announce=progress.begin,
                 advance=progress.advance,
             )

@@ -16,6 +16,7 @@ from stepvar.report.claims.claim import FAILED, HELD, OPEN, Claim
 from stepvar.report.configurations import DENSE, OURS
 from stepvar.report.coverage import COVERAGE
 from stepvar.report.gallery import GAIN
+from stepvar.report.other_report import OtherReport
 from stepvar.report.published_costs import published_costs
 from stepvar.report.records import EqualTimeDifference, PairedDifference, PromptMeasures, Row
 from stepvar.report.results import Results
@@ -80,8 +81,8 @@ def numbers(results: Results) -> dict[str, Any]:
     }
 
 
-def render(results: Results) -> tuple[str, dict[str, Any]]:
-    """The page, and the numbers behind it."""
+def render(results: Results, other: OtherReport | None = None) -> tuple[str, dict[str, Any]]:
+    """The page, and the numbers behind it; verdicts of another report stand beside these."""
     document = numbers(results)
     claims = [Claim(**entry) for entry in document["claims"]]
     template = Template(files("stepvar.report").joinpath("report.html").read_text("utf-8"))
@@ -95,6 +96,8 @@ def render(results: Results) -> tuple[str, dict[str, Any]]:
         },
         "claims": str(len(claims)),
         "decomposition": _table(results, "decomposition"),
+        "contents_regimes": "" if other is None else '<a class="part" href="#regimes">Regime by regime</a>',
+        "regimes": "" if other is None else _regimes(results, claims, other),
         "coverage": _coverage(),
         "lpips": _lpips(results),
         "cascade": "" if "cascade" in results.folder.identity else _NO_CASCADE,
@@ -337,6 +340,22 @@ def _claims(claims: Sequence[Claim]) -> str:
         f"<p>{html.escape(claim.evidence)}</p></li>"
         for claim in claims
     )
+
+
+def _regimes(results: Results, claims: Sequence[Claim], other: OtherReport) -> str:
+    """The verdicts of two reports side by side: where the paper's claims hold, and where not."""
+    identity = results.folder.identity
+    here = f"{identity['model']}, {identity['size']}"
+    body = [
+        [html.escape(claim.text), _verdict(claim), _verdict(other.claims.get(claim.text))] for claim in claims
+    ]
+    caption = "The same claims on two models. Empty: not measured there, or asked in other words."
+    table = _html_table(caption, ["claim", here, other.title], body, text=True)
+    return f'<h3 id="regimes">Regime by regime</h3>{table}'
+
+
+def _verdict(claim: Claim | None) -> str:
+    return "" if claim is None else f"<b>{claim.verdict}</b><small>{html.escape(claim.evidence)}</small>"
 
 
 def _gallery(entry: dict[str, Any]) -> str:

@@ -117,6 +117,11 @@ class Results:
         stages = [turn[name]["stages"] for turn in self.rounds]
         return statistics.median(stage["text"] + stage["decode"] for stage in stages)
 
+    def transformer_speedup(self, name: str) -> Interval:
+        """Dense over a configuration, of the time that the scales take."""
+        dense, own = ([sum(turn[each]["scales"]) for turn in self.rounds] for each in (DENSE, name))
+        return median_ratio_interval(dense, own)
+
     def speedup(self, name: str) -> Interval:
         return median_ratio_interval(self.times(DENSE), self.times(name))
 

@@ -17,6 +17,7 @@ from stepvar.report.experiment import Experiment
 from stepvar.report.folder import NUMBERS, PAGE, ReportFolder
 from stepvar.report.metrics import Metrics
 from stepvar.report.models import Models
+from stepvar.report.other_report import read_report
 from stepvar.report.page import render
 from stepvar.report.protocol import DEFAULT_MINUTES, Protocol, protocol_for
 from stepvar.report.results import Results
@@ -77,6 +78,7 @@ def reproduce(
     cascade: NextScalePipeline | None = None,
     rules: Mapping[str, StepVAR] | None = None,
     plans: Mapping[str, StepVAR] | None = None,
+    beside: Path | None = None,
     announce: Announce | None = None,
     advance: Advance | None = None,
 ) -> Outcome:
@@ -98,6 +100,8 @@ def reproduce(
             they stand under these names in every table of methods.
         plans: Plans of your own, from `stepvar.load_plan` for example; they stand under these names beside
             the plans that were searched for this model.
+        beside: Folder of another finished report, such as that of another model: its verdicts stand beside
+            these. A finished run given again is only written anew.
         announce: Called with the plan of the run before it starts.
         advance: Called with the progress.
 
@@ -109,6 +113,7 @@ def reproduce(
     if not minutes > 0:
         raise ValueError(f"minutes is {minutes:g}; a report needs some time.")
     pipeline.require_prompts_alone("A report")
+    other = None if beside is None else read_report(beside)
     models = Models(pipeline, Metrics.for_pipeline(pipeline, extractor, lpips), cascade)
     configurations = Configurations(
         models.schedule,
@@ -132,7 +137,7 @@ def reproduce(
         estimate = None if seconds_per_weight is None else weight * seconds_per_weight
         announce(RunPlan(protocol, len(steps), done, weight, estimate))
     run_steps(store, left, advance)
-    page, document = render(Results(store, configurations, protocol))
+    page, document = render(Results(store, configurations, protocol), other)
     store.write_text(NUMBERS, json.dumps(document, indent=1, allow_nan=False))
     return Outcome(store.write_text(PAGE, page), document, done, len(steps))
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from stepvar.report.claims import analysis, rivals, tables
 from stepvar.report.claims.claim import Claim
-from stepvar.report.configurations import OURS
+from stepvar.report.configurations import BEST, OURS
 from stepvar.report.results import Results
 
 
@@ -28,6 +28,9 @@ def evaluate_claims(results: Results) -> list[Claim]:
             for entry in results.differences("table 1", OURS)
         ),
         rivals.best_is_fast_and_good,
+        rivals.faithful_is_fast_and_near,
+        rivals.flops_are_turned_into_time("decomposition", "prune only"),
+        rivals.flops_are_turned_into_time("decomposition", BEST),
         rivals.skipvar_is_fast_and_close,
         rivals.scalekv_saves_memory,
         tables.real_pictures_are_as_near,

@@ -9,13 +9,18 @@ from stepvar.report.claims.claim import (
     OPEN,
     TOLERATED_POINTS,
     Claim,
+    at_least,
     verdict_of,
 )
 from stepvar.report.configurations import BEST, FAITHFUL, Configuration
 from stepvar.report.records import Row
 from stepvar.report.results import Results
 
-WANTED_OF_BEST = 3.0
+WANTED_OF_BEST = 3.5
+WANTED_OF_FAITHFUL, DECIBELS_OF_FAITHFUL = 2.0, 32.0
+
+PROMISE_KEPT = 0.85
+"""Of the speed-up that FLOPs promise for the transformer."""
 
 SKIPVAR_SPEEDUP, SKIPVAR_SSIM = 1.8, 0.88
 SCALEKV_SHARE = 0.15
@@ -69,6 +74,43 @@ def best_is_fast_and_good(results: Results) -> Claim | None:
         ),
         f"It is {speedup.format(2, ' x')} as fast, and the scene score changes by {change.format(1)} points.",
     )
+
+
+def faithful_is_fast_and_near(results: Results) -> Claim | None:
+    row = _row(results, "decomposition", FAITHFUL)
+    if row is None:
+        return None
+    return Claim(
+        f"A plan of our own that leaves nothing out (preset {FAITHFUL!r}) is {WANTED_OF_FAITHFUL:g} times as "
+        f"fast as dense at {DECIBELS_OF_FAITHFUL:g} dB to it.",
+        "our aim",
+        verdict_of(
+            row.speedup.low >= WANTED_OF_FAITHFUL and row.psnr.low >= DECIBELS_OF_FAITHFUL,
+            row.speedup.high < WANTED_OF_FAITHFUL or row.psnr.high < DECIBELS_OF_FAITHFUL,
+            row.psnr.n if row.speedup.n >= LEAST_ROUNDS else 0,
+        ),
+        f"It is {row.speedup.format(2, ' x')} as fast, at {row.psnr.format(1, ' dB')}.",
+    )
+
+
+def flops_are_turned_into_time(table: str, label: str) -> Callable[[Results], Claim | None]:
+    """The claim that the transformer's time falls nearly as its FLOPs do."""
+
+    def check(results: Results) -> Claim | None:
+        row = _row(results, table, label)
+        if row is None:
+            return None
+        name = dict(results.configurations.table(table))[label].name
+        speedup, promise = results.transformer_speedup(name), 1.0 / row.flops
+        return Claim(
+            f"The transformer's speed-up by {label!r} is at least {PROMISE_KEPT:.0%} of what its FLOPs "
+            "promise.",
+            "our aim",
+            at_least(speedup.scaled(1 / promise), PROMISE_KEPT, LEAST_ROUNDS),
+            f"It is {speedup.format(2, ' x')} of {promise:.2f} x promised.",
+        )
+
+    return check
 
 
 def skipvar_is_fast_and_close(results: Results) -> Claim | None:

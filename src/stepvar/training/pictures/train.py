@@ -34,8 +34,14 @@ FROM_SCRATCH = (
     Phase(0.5, (FINE, COARSE)),
     Phase(0.15, (WHOLE, COARSE)),
 )
-FINE_TUNING = (Phase(0.85, (BatchSpec(None, 10, share=0.3), COARSE)), Phase(0.15, (WHOLE, COARSE)))
+SPARSE, MIDDLE = BatchSpec(None, 8, share=0.15), BatchSpec(9, 12, share=0.6)
+"""A few tokens of every scale, and the scales that decide outlines: half the cost of `FINE` a picture."""
+
+FINE_TUNING = (Phase(1.0, (SPARSE, MIDDLE, COARSE)),)
 """For a model that was trained on these scales already, or on all but the finest."""
+
+FINE_TUNING_RATE, FINE_TUNING_AVERAGE = 6e-4, 0.99
+"""Half the learning rate of a fresh model; the averaged weights are those of fewer steps."""
 
 
 _TOKENS_IN_MEMORY = 16_000
@@ -82,12 +88,19 @@ class PictureTraining(ModelTraining):
         return PictureModel(SIZES[self.size])
 
     def transformer_settings(self, minutes: float) -> TransformerTraining:
-        curriculum = FROM_SCRATCH if self.start is None else FINE_TUNING
-        return TransformerTraining(
-            curriculum=bound_memory(curriculum, SIZES[self.size]),
+        usual = TransformerTraining(
+            curriculum=bound_memory(FROM_SCRATCH, SIZES[self.size]),
             minutes=minutes,
             batch_factor=self.batch_factor,
             compiled=self.compiled,
+        )
+        if self.start is None:
+            return usual
+        return replace(
+            usual,
+            curriculum=bound_memory(FINE_TUNING, SIZES[self.size]),
+            learning_rate=FINE_TUNING_RATE,
+            average=FINE_TUNING_AVERAGE,
         )
 
     def assemble(self, vae: Path, model: PromptedModel) -> InfinityPipeline:
