@@ -6,10 +6,10 @@ import torch
 from comfy_api.latest import io
 
 import stepvar
+from stepvar.embedded import EMBEDDED_NAMES
 
 from .sockets import CATEGORY, Pipeline, PruningPlan
 
-_EMBEDDED = {"embedded": "pictures", "embedded-video": "video"}
 _AUTO = "auto"
 _SCALES = ("last", "second_last", "third_last", "fourth_last")
 _SKIPPED = 1.0
@@ -30,7 +30,7 @@ class LoadModel(io.ComfyNode):
                 io.String.Input(
                     "model",
                     default="embedded",
-                    tooltip="embedded, embedded-video, a folder, an official file, or owner/name on the hub.",
+                    tooltip=f"{', '.join(EMBEDDED_NAMES)}, a folder, a file, or owner/name on the hub.",
                 ),
                 io.Combo.Input("dtype", options=[_AUTO, "float32", "bfloat16", "float16"], default=_AUTO),
                 io.Combo.Input("device", options=[_AUTO, "cpu", "cuda"], default=_AUTO),
@@ -44,10 +44,10 @@ class LoadModel(io.ComfyNode):
         name = model.strip()
         place = device if device != _AUTO else "cuda" if torch.cuda.is_available() else "cpu"
         # Embedded models stay in float32 everywhere, so that their pictures are the same everywhere.
-        usual = "bfloat16" if place == "cuda" and name not in _EMBEDDED else "float32"
+        usual = "bfloat16" if place == "cuda" and name not in EMBEDDED_NAMES else "float32"
         kind = getattr(torch, usual if dtype == _AUTO else dtype)
-        if name in _EMBEDDED:
-            pipeline = stepvar.load_embedded(_EMBEDDED[name], kind)
+        if name in EMBEDDED_NAMES:
+            pipeline = stepvar.load_embedded(EMBEDDED_NAMES[name], kind)
         else:
             pipeline = stepvar.load(name, dtype=kind)
         pipeline.set_progress_bar_config(disable=True)

@@ -19,7 +19,7 @@ from stepvar.training.common.transformer_trainer import TransformerTrainer, Tran
 from stepvar.training.pictures.features import PictureFeatures, encode_pictures
 from stepvar.training.pictures.model import PictureModel
 from stepvar.training.pictures.sizes import SIZES
-from stepvar.training.pictures.train import FINE_TUNING, assemble, bound_memory
+from stepvar.training.pictures.train import FROM_SCRATCH, assemble, bound_memory
 from stepvar.training.pictures.vae import PictureVAETrainer, PictureVAETraining, build_vae
 
 SIZE = SIZES["192"]
@@ -85,6 +85,20 @@ def test_the_vae_trains_and_resumes(tmp_path):
     assert len(lines[-1]["evaluation_entropy"]) == len(SIZE.sides)
     again = PictureVAETrainer(settings)
     assert again.step == trainer.step and again.progress == 1.0
+
+
+def test_a_decoder_trained_alone_leaves_the_codes(tmp_path):
+    settings = PictureVAETraining(
+        output=tmp_path, minutes=0.02, threads=1, workers=0, batch=4, crop=32, full_share=0,
+        truncated_share=0.5, truncated_pixels=0, truncations=2, decoder_only=True,
+    )  # fmt: skip
+    trainer = PictureVAETrainer(settings)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.run()
+    changed = {
+        name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])
+    }
+    assert changed and all(name.startswith("decoder.") for name in changed)
 
 
 def test_training_follows_its_budget_and_resumes(run, store):
@@ -244,9 +258,9 @@ def test_passes_add_up_to_one_batch(store, tmp_path):
 
 def test_large_batches_run_in_passes():
     for name, most in (("192", 1), ("256", 1), ("384", 3)):
-        bounded = bound_memory(FINE_TUNING, SIZES[name])
+        bounded = bound_memory(FROM_SCRATCH, SIZES[name])
         assert max(batch.passes for phase in bounded for batch in phase.batches) == most
-        assert [phase.share for phase in bounded] == [phase.share for phase in FINE_TUNING]
+        assert [phase.share for phase in bounded] == [phase.share for phase in FROM_SCRATCH]
 
 
 def test_a_run_killed_between_two_renames_resumes(run, store):

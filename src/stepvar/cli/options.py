@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,14 +18,12 @@ from stepvar.cli.errors import InputError
 from stepvar.cli.groups import CallOptions, Parsed
 from stepvar.cli.rules import RecoveryRule, ScoreRule, register_rules
 from stepvar.cli.values import parse_aspect, parse_numbers, parse_ratios, parse_scales, parse_size, parse_text
+from stepvar.embedded import EMBEDDED_NAMES
 
 if TYPE_CHECKING:
     import torch
 
     from stepvar.pruning.presets import Pruning
-
-EMBEDDED_VIDEO = "embedded-video"
-"""What --model calls the video model inside the package."""
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -62,7 +60,7 @@ class ModelOptions:
         typer.Option(
             metavar="MODEL",
             help="A folder that 'stepvar convert' wrote, owner/name on the hub, an official file, or "
-            f"{EMBEDDED_VIDEO}. Default: embedded.",
+            f"{', '.join(EMBEDDED_NAMES)} for a model inside the package. Default: embedded.",
         ),
     ] = None
     vae: Annotated[
@@ -91,11 +89,9 @@ class ModelOptions:
     ] = False
 
     @property
-    def embedded(self) -> Literal["pictures", "video"] | None:
+    def embedded(self) -> str | None:
         """Name of the embedded model that is asked for; None where a folder is."""
-        if self.model is None:
-            return "pictures"
-        return "video" if str(self.model) == EMBEDDED_VIDEO else None
+        return "pictures" if self.model is None else EMBEDDED_NAMES.get(str(self.model))
 
     @property
     def companions(self) -> dict[str, Any]:

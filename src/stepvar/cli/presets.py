@@ -9,7 +9,8 @@ import typer
 
 from stepvar.cli import display
 from stepvar.cli.errors import InputError, report_errors
-from stepvar.cli.options import EMBEDDED_VIDEO, Json
+from stepvar.cli.options import Json
+from stepvar.embedded import EMBEDDED_NAMES
 
 if TYPE_CHECKING:
     from stepvar.models.spec import ModelSpec
@@ -20,7 +21,8 @@ def presets(
     model: Annotated[
         str | None,
         typer.Option(
-            metavar="MODEL|DIR", help=f"infinity, hart, ..., embedded, {EMBEDDED_VIDEO}, or a model's folder."
+            metavar="MODEL|DIR",
+            help=f"infinity, hart, ..., {', '.join(EMBEDDED_NAMES)}, or a model's folder.",
         ),
     ] = None,
     json: Json = False,
@@ -62,7 +64,10 @@ def _find(model: str) -> ModelSpec:
     from stepvar.models import MODELS
 
     named = {spec.key: spec for spec in MODELS}
-    named |= {"embedded": named["infinity"], EMBEDDED_VIDEO: named["infinitystar"]}
+    named |= {
+        name: named["infinitystar" if embedded == "video" else "infinity"]
+        for name, embedded in EMBEDDED_NAMES.items()
+    }
     if model in named:
         return named[model]
     if not Path(model).exists():

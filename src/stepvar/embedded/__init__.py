@@ -15,18 +15,29 @@ if TYPE_CHECKING:
 
 WEIGHTS = Path(__file__).parent / "weights"
 
-MODELS: dict[str, Path] = {"pictures": WEIGHTS / "pictures", "video": WEIGHTS / "video"}
+MODELS: dict[str, Path] = {name: WEIGHTS / name for name in ("pictures", "pictures-384", "video")}
 """Folders of the embedded models."""
+
+EMBEDDED_NAMES: dict[str, str] = {
+    "embedded": "pictures",
+    "embedded-384": "pictures-384",
+    "embedded-video": "video",
+}
+"""What `--model` calls them."""
 
 
 @overload
 def load_embedded(
-    name: Literal["pictures"] = "pictures", dtype: torch.dtype | None = None
+    name: Literal["pictures", "pictures-384"] = "pictures", dtype: torch.dtype | None = None
 ) -> InfinityPipeline: ...
 
 
 @overload
 def load_embedded(name: Literal["video"], dtype: torch.dtype | None = None) -> InfinityStarPipeline: ...
+
+
+@overload
+def load_embedded(name: str, dtype: torch.dtype | None = None) -> InfinityPipeline | InfinityStarPipeline: ...
 
 
 def load_embedded(
@@ -35,7 +46,8 @@ def load_embedded(
     """Loads an embedded model; needs no file but the package's own.
 
     Args:
-        name: "pictures", or "video" for the one that draws moving scenes.
+        name: "pictures" of 256 x 256 pixels; "pictures-384", twelve scales as fine as those of large
+            models; or "video" for the one that draws moving scenes.
         dtype: Number format, float32 by default: the weights ship as bfloat16, which keeps them
             small, and compute in float32, which keeps pictures equal on all machines.
 

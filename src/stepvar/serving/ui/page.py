@@ -19,13 +19,15 @@ from stepvar.serving.ui.plans import SLIDERS_ONLY, LatePlans
 
 STYLE = Path(__file__).with_name("style.css")
 
+_PICTURE_EXAMPLES = [
+    "two yellow stars above a striped blue ring on sand",
+    "a checked red cross on grass",
+    "three dotted pink rings on water",
+    "a large green triangle left of a small white circle on snow",
+]
 _EXAMPLES = {
-    "embedded": [
-        "two yellow stars above a striped blue ring on sand",
-        "a checked red cross on grass",
-        "three dotted pink rings on water",
-        "a large green triangle left of a small white circle on snow",
-    ],
+    "embedded": _PICTURE_EXAMPLES,
+    "embedded-384": _PICTURE_EXAMPLES,
     "embedded-video": [
         "a red star moves to the left on grass",
         "a blue circle moves to the right on sand",
