@@ -33,8 +33,9 @@ def decibels(first, second):
     return float(-10 * torch.log10((first - second).square().mean()))
 
 
-def test_it_is_small():
-    assert sum(file.stat().st_size for file in WEIGHTS.rglob("*") if file.is_file()) <= 24e6
+@pytest.mark.parametrize("name", ["pictures", "pictures-384"])
+def test_it_is_small(name):
+    assert sum(file.stat().st_size for file in MODELS[name].rglob("*") if file.is_file()) <= 24e6
 
 
 def test_a_seed_is_a_picture(pipe, dense):
@@ -81,3 +82,13 @@ def test_the_command_needs_no_file_but_the_package(tmp_path):
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, check=True)
     assert json.loads(run.stdout)["tokens"] == {"kept": 2240, "total": 2240}
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_larger_model_is_in_the_regime_of_the_paper():
+    """Twelve scales whose last four lie close together: what they are skipped and pruned by hardly shows."""
+    pipe = stepvar.load_embedded("pictures-384")
+    summary = pipe.summary("paper")
+    assert [scale.height for scale in pipe.schedule()][-4:] == [24, 32, 40, 48]
+    assert summary.dense_flops > 8 * summary.flops
+    dense, paper = (pipe(PROMPT, seed=7, output_type="pt", pruning=plan).images for plan in (None, "paper"))
+    assert dense.shape[-2:] == (384, 384) and decibels(paper, dense) > 20.0
