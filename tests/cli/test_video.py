@@ -284,5 +284,5 @@ def test_an_installation_without_the_video_model_says_so(run, monkeypatch, tmp_p
     assert result.code == 2 and "weights are missing" in result.stderr
     with pytest.raises(FileNotFoundError, match="lacks the weights"):
         stepvar.load_embedded("video")
-    with pytest.raises(ValueError, match="pictures, video"):
+    with pytest.raises(ValueError, match="pictures, pictures-384, video"):
         stepvar.load_embedded("music")

@@ -267,7 +267,7 @@ def test_weights_that_come_layer_by_layer_give_the_same(pipeline):
         ({"image": 7}, "image is a int"),
         ({"video": "nowhere.mp4"}, "There is no video file 'nowhere.mp4'"),
         ({"video": []}, "video is no list of PIL pictures"),
-        ({"negative_prompt": ["a", "b"]}, "1 prompts need one negative prompt, or 1; got 2"),
+        ({"negative_prompt": ["a", "b"]}, "One prompt needs one negative prompt; got 2"),
     ],
 )
 def test_wrong_inputs_are_told_before_anything_runs(pipeline, arguments, message):

@@ -127,7 +127,7 @@ def test_features_stand_for_prompts(pipeline):
         ({"prompt": "a", "guidance_start": -1}, r"guidance_start is -1"),
         ({"prompt": "a", "late_temperature": 0.0}, r"late_temperature is 0"),
         ({"prompt": "a", "top_k": -1}, r"top_k is -1"),
-        ({"prompt": "a", "negative_prompt": ["b", "c"]}, r"1 prompts need one negative prompt"),
+        ({"prompt": "a", "negative_prompt": ["b", "c"]}, r"One prompt needs one negative prompt; got 2"),
         ({"prompt": "a", "pruning": "fast"}, r"Unknown pruning preset"),
         ({"prompt": "a", "num_images_per_prompt": 0}, r"num_images_per_prompt is 0"),
         ({"prompt": "a", "output_type": "jpeg"}, r"Unknown output_type"),
