@@ -256,7 +256,7 @@ def test_an_observer_may_stop_a_call_and_nothing_stays(pipeline):
         ({"prompt": "a ring", "seed": [1, 2]}, r"1 images need 1 seeds; got 2"),
         ({"prompt": "a ring", "seed": -1}, r"The seed -1 is out of range"),
         ({"prompt": "a ring", "num_images_per_prompt": 0}, r"num_images_per_prompt is 0"),
-        ({"prompt": "a ring", "negative_prompt": ["big", "red"]}, r"One prompt needs one negative prompt; got 2"),
+        ({"prompt": "a ring", "negative_prompt": ["big", "red"]}, r"One prompt needs one negative prompt"),
         ({"prompt": "a ring", "negative_prompt": " "}, r"negative prompt is empty"),
         ({"prompt": "a ring", "output_type": "jpeg"}, r"Unknown output_type 'jpeg'"),
         (
