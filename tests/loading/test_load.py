@@ -157,6 +157,15 @@ def test_a_variant_of_the_weights(copy):
         stepvar.load(copy, variant="int8")
 
 
+def test_weights_as_pickles_of_tensors(copy, tiny_folder):
+    """As older folders have them; nothing but tensors is read from them."""
+    for file in copy.rglob("*.safetensors"):
+        stem = "pytorch_model" if file.parent.name == "text_encoder" else "diffusion_pytorch_model"
+        torch.save(load_file(file), file.with_name(f"{stem}.bin"))
+        file.unlink()
+    assert same_weights(stepvar.load(copy), stepvar.load(tiny_folder))
+
+
 def test_number_formats(tiny_folder):
     assert stepvar.load(tiny_folder).transformer.head.weight.dtype == torch.float32
     kind = stepvar.InfinityPipeline
