@@ -100,3 +100,21 @@ def test_costs_add_up():
     plan = plan_generation(None, SMALL, 1)
     costs = tuple(ScaleCost(10, 3, 1) for _ in SMALL)
     assert (Summary(plan, costs, costs).flops, Summary(plan, costs, costs).cache_bytes) == (60, 18)
+
+
+@pytest.mark.parametrize("grid", [(0, 3), (3, -1), (-2, -2)])
+def test_an_empty_token_map_is_refused(grid):
+    with pytest.raises(ValueError, match="every side must be 1 or more"):
+        ScaleSchedule.from_grids([grid])
+    with pytest.raises(ValueError, match="every side must be 1 or more"):
+        Scale(0, 3, 3, frames=0)
+
+
+@pytest.mark.parametrize("grids", [[(1, 1), (4, 4), (1, 1)], [(1, 1), (2, 4), (4, 3)], [(2, 2), (0, 0)]])
+def test_scales_go_from_coarse_to_fine(grids):
+    with pytest.raises(ValueError, match="scales go from coarse to fine"):
+        ScaleSchedule.from_grids(grids)
+
+
+def test_scales_may_repeat():
+    assert ScaleSchedule.from_grids([(1, 1), (1, 1), (2, 3)]).tokens == 8

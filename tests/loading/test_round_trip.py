@@ -17,6 +17,7 @@ import tiny_star
 import tiny_switti
 import tiny_var
 import tiny_varedit
+from stepvar.checkpoints.errors import CheckpointError
 from stepvar.models import MODELS
 
 LABELS = ["a", "b", "c", "d", "e", "f"]
@@ -135,3 +136,23 @@ def test_folders_of_earlier_versions_load(saved):
     finally:
         (folder / "model_index.json").write_text(json.dumps(index))
         (folder / "vae" / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("key", "setting", "value"),
+    [
+        ("infinity", "temperature", [None, None]),
+        ("infinitystar", "picture_temperature", "warm"),
+        ("infinitystar", "marks_duration", [1]),
+        ("var", "smooth", "yes"),
+        ("hart", "top_k", {}),
+        ("switti", "late_temperature", True),
+        ("varedit", "guidance_scale", {"first": 3}),
+    ],
+)
+def test_saved_settings_of_another_kind_are_refused(tmp_path, key, setting, value):
+    make(key)[0].save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    (tmp_path / "model_index.json").write_text(json.dumps({**index, setting: value}))
+    with pytest.raises(CheckpointError, match=f"{setting} is "):
+        stepvar.load(tmp_path)

@@ -41,6 +41,21 @@ def require_fields(config: Any, title: str | None = None) -> None:
             raise ValueError(f"{entry.name} of {title} is {value!r}; give {_named(hint)}.")
 
 
+def require_arguments(function: Any, given: Mapping[str, Any]) -> None:
+    """Checks arguments against the annotations of a function, as `require_fields` does; None is not given.
+
+    Raises:
+        ValueError: Naming the first argument that is something else, NaN or infinite.
+    """
+    try:
+        hints = get_type_hints(function)
+    except NameError:  # of a class of one's own, whose annotations are imported for type checkers alone
+        return
+    for name, value in given.items():
+        if value is not None and name in hints and not _fits(value, hints[name]):
+            raise ValueError(f"{name} is {value!r}; give {_named(hints[name])}.")
+
+
 def _fits(value: Any, hint: Any) -> bool:
     origin, parts = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):

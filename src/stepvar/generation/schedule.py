@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 Grid = tuple[int, int, int]
 """Frames, rows and columns of a token map: (t, h, w); a picture has t = 1."""
@@ -24,6 +25,10 @@ class Scale:
     width: int
     frames: int = 1
     part: int | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.grid) < 1:
+            raise ValueError(f"Scale {self.index} has a token map of {self}: every side must be 1 or more.")
 
     @property
     def grid(self) -> Grid:
@@ -61,7 +66,17 @@ class ScaleSchedule(Sequence[Scale]):
     def from_grids(
         cls, grids: Sequence[tuple[int, int]], position_grid: tuple[int, int] = (0, 0)
     ) -> ScaleSchedule:
-        """Builds a schedule of pictures from (rows, columns) pairs."""
+        """Builds a schedule of pictures from (rows, columns) pairs.
+
+        Raises:
+            ValueError: When a side is below 1, or below that of the scale before.
+        """
+        for index, (coarse, fine) in enumerate(pairwise(grids), start=1):
+            if fine[0] < coarse[0] or fine[1] < coarse[1]:
+                raise ValueError(
+                    f"Scale {index} of the schedule has {fine[0]}x{fine[1]} tokens, fewer a side than the one "
+                    f"before ({coarse[0]}x{coarse[1]}): scales go from coarse to fine."
+                )
         scales = tuple(Scale(index, height, width) for index, (height, width) in enumerate(grids))
         return cls(scales, position_grid)
 

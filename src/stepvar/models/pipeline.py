@@ -16,6 +16,7 @@ from stepvar.editing.masks import LATE_SCALES, MARGIN
 from stepvar.editing.pictures import Box
 from stepvar.generation.attention import attention_kernel
 from stepvar.generation.cascade import generate_in_cascade
+from stepvar.generation.fields import require_arguments
 from stepvar.generation.guidance import Guidance
 from stepvar.generation.joining import join_generations
 from stepvar.generation.loop import Generation, Sampler, ScaleCallback, Session, generate
@@ -204,7 +205,11 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
 
         That is what was given (not None), else what the transformer was first used with, else what is
         published. So a second pipeline of the same components draws the same pictures.
+
+        Raises:
+            ValueError: When what was given, by a saved folder for example, is of another kind.
         """
+        require_arguments(type(self).__init__, given)
         remembered: Mapping[str, Any] = self.transformer.config.get(_DEFAULTS, {})
         defaults = {**published, **remembered}
         defaults |= {name: value for name, value in given.items() if value is not None}
