@@ -74,8 +74,8 @@ class ScaleSchedule(Sequence[Scale]):
         for index, (coarse, fine) in enumerate(pairwise(grids), start=1):
             if fine[0] < coarse[0] or fine[1] < coarse[1]:
                 raise ValueError(
-                    f"Scale {index} of the schedule has {fine[0]}x{fine[1]} tokens, fewer a side than the one "
-                    f"before ({coarse[0]}x{coarse[1]}): scales go from coarse to fine."
+                    f"Scale {index} of the schedule has {fine[0]}x{fine[1]} tokens, fewer a side than the "
+                    f"one before ({coarse[0]}x{coarse[1]}): scales go from coarse to fine."
                 )
         scales = tuple(Scale(index, height, width) for index, (height, width) in enumerate(grids))
         return cls(scales, position_grid)
