@@ -1,4 +1,4 @@
-"""What looking at every weight adds to loading: a folder loaded with and without it, in turn.
+"""Cost of looking at every weight while loading: a folder loaded with and without it, in turn.
 
     python benchmarks/finite_scan.py                    # 256 MiB of float32, medians of 9
 

@@ -1,4 +1,4 @@
-"""What number formats of the weights do to the embedded model: memory, likeness to float32, time.
+"""Number formats of the weights of the embedded model: memory, likeness to float32, time.
 
     pip install torchao optimum-quanto          # what is not installed is left out, and named
     python benchmarks/number_formats.py

@@ -1,4 +1,4 @@
-"""What pipelines of diffusers have and these have not, with what to use instead."""
+"""Names of diffusers' pipelines that these lack, with what to use instead."""
 
 from __future__ import annotations
 

@@ -207,12 +207,12 @@ class NextScalePipeline(TextPipeline, Generic[Asked]):
         published. So a second pipeline of the same components draws the same pictures.
 
         Raises:
-            ValueError: When what was given, by a saved folder for example, is of another kind.
+            ValueError: When one is of another kind, in a saved folder for example.
         """
-        require_arguments(type(self).__init__, given)
         remembered: Mapping[str, Any] = self.transformer.config.get(_DEFAULTS, {})
         defaults = {**published, **remembered}
         defaults |= {name: value for name, value in given.items() if value is not None}
+        require_arguments(type(self).__init__, defaults)
         self.register_to_config(**defaults)
         if not remembered:
             self.transformer.register_to_config(**{_DEFAULTS: defaults})

@@ -1,4 +1,4 @@
-"""What the visual tokenizers of all models share: decoding as in diffusers, whole or part by part."""
+"""Base of the visual tokenizers of all models: decoding as in diffusers, whole or part by part."""
 
 from __future__ import annotations
 

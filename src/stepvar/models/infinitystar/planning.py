@@ -330,8 +330,7 @@ def _sampling(
         values = numbers_per_scale(temperature, len(schedule), "temperature")
         check_temperatures(values)
         return SamplingSettings(values, *filters)
-    picture = require_number(defaults.picture_temperature, "picture_temperature")
-    clip = require_number(defaults.temperature, "temperature")
+    picture, clip = defaults.picture_temperature, defaults.temperature
     check_temperatures((picture,), "picture_temperature")
     check_temperatures((clip,))
     usual = tuple(clip if scale.clip or not schedule.continues else picture for scale in schedule)
